@@ -1,0 +1,48 @@
+# One door to everything: make setup | demo | test | lint | bench | cuda-check
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.the_mask_installed
+# Requirements of torch alone first: building the kernels needs the torch they will run with.
+TORCH ?= torch
+KERNELS := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
+
+.PHONY: setup demo test test-slow lint format bench cuda-check clean
+
+setup: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml $(KERNELS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m the_mask.env
+	touch $@
+
+demo: setup
+	$(BIN)/python tools/run_demo.py
+
+# Two processes of one thread each use two cores better than one of two.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+test-slow: setup
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy the_mask tools datasets benchmarks
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/run_all.py
+
+cuda-check: setup
+	$(BIN)/python csrc/cuda_check.py
+
+clean:
+	rm -rf build *.egg-info output .pytest_cache .mypy_cache .ruff_cache
