@@ -1,0 +1,8 @@
+"""Backbones: each is a function in Detectron2's ``BACKBONE_REGISTRY`` that returns features ``res2`` ... ``res5``.
+
+Importing this package registers them; ``MODEL.BACKBONE.NAME`` chooses one.
+"""
+
+from the_mask.modeling.backbones.mit import MixTransformer, build_mit_backbone
+
+__all__ = ["MixTransformer", "build_mit_backbone"]
