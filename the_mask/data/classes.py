@@ -1,0 +1,148 @@
+"""Class lists: names, colours and the table from raw PNG label values to train ids.
+
+A label table is a list indexed by the raw value stored in a mask PNG. Its entries are train ids ``0..K-1``, the
+ignore label, or :data:`ILLEGAL` for a value that must not occur. Values past its end are illegal too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+CATEGORIES_DIR = Path(__file__).resolve().parent / "categories"
+ILLEGAL = -1
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """K classes of a dataset.
+
+    Attributes:
+        names: K names, index = train id.
+        colors: K colours (r, g, b), 0..255.
+        label_table: raw PNG value -> train id, ``ignore_label`` or :data:`ILLEGAL`.
+        ignore_label: the train id that stands for "no class"; 255, or 65535 when K > 255.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    label_table: tuple[int, ...]
+    ignore_label: int = 255
+
+    def __post_init__(self) -> None:
+        num = len(self.names)
+        if not num or len(set(self.names)) != num:
+            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise ValueError(f"a class list needs distinct names, got {num} names, repeated: {twice}")
+        if len(self.colors) != num:
+            raise ValueError(f"{num} classes need {num} colours, got {len(self.colors)}")
+        if not num <= self.ignore_label <= 65535:
+            raise ValueError(f"ignore_label {self.ignore_label} must lie in {num}..65535, outside the train ids")
+        bad = sorted({t for t in self.label_table if t not in (ILLEGAL, self.ignore_label) and not 0 <= t < num})
+        if bad:
+            raise ValueError(
+                f"label_table maps to train ids {bad}; allowed: 0..{num - 1}, {self.ignore_label}, {ILLEGAL}"
+            )
+
+    @property
+    def legal_values(self) -> list[int]:
+        """Raw PNG values that may occur."""
+        return [raw for raw, train_id in enumerate(self.label_table) if train_id != ILLEGAL]
+
+
+def load_class_list(name: str) -> ClassList:
+    """Read ``categories/<name>.json``.
+
+    Raises:
+        ValueError: no such file; the message lists the known names.
+    """
+    path = CATEGORIES_DIR / f"{name}.json"
+    if not path.is_file():
+        known = sorted(p.stem for p in CATEGORIES_DIR.glob("*.json"))
+        raise ValueError(f"no class list {name!r}; known: {', '.join(known)}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    categories = sorted(content["categories"], key=lambda c: c["train_id"])
+    return make_class_list(
+        [c["name"] for c in categories],
+        raw_values=[c["label_png"] for c in categories],
+        void_values=content["void_label_png"],
+        colors=[tuple(c["color"]) for c in categories],
+    )
+
+
+def make_class_list(
+    names: Sequence[str],
+    raw_values: Sequence[int] | None = None,
+    void_values: Sequence[int] = (255,),
+    colors: Sequence[tuple[int, int, int]] | None = None,
+) -> ClassList:
+    """Build a class list from names and the PNG value of each class.
+
+    Args:
+        names: K class names; their order gives the train ids.
+        raw_values: PNG value of each class; ``None`` means value = train id.
+        void_values: PNG values that are ignored.
+        colors: K colours; ``None`` draws :func:`distinct_colors`.
+
+    Raises:
+        ValueError: a PNG value is used twice or lies outside 0..65535.
+    """
+    num = len(names)
+    ignore_label = 255 if num <= 255 else 65535
+    raw_values = list(range(num)) if raw_values is None else list(raw_values)
+    if len(raw_values) != num:
+        raise ValueError(f"{num} classes need {num} PNG values, got {len(raw_values)}")
+    used = [*raw_values, *void_values]
+    if len(set(used)) != len(used) or min(used) < 0 or max(used) > 65535:
+        raise ValueError(
+            f"PNG values must be distinct and lie in 0..65535, got classes {raw_values}, void {void_values}"
+        )
+    table = [ILLEGAL] * (max(used) + 1)
+    for train_id, raw in enumerate(raw_values):
+        table[raw] = train_id
+    for raw in void_values:
+        table[raw] = ignore_label
+    return ClassList(
+        names=tuple(names),
+        colors=tuple(distinct_colors(num) if colors is None else colors),
+        label_table=tuple(table),
+        ignore_label=ignore_label,
+    )
+
+
+@lru_cache(maxsize=16)
+def distinct_colors(num: int) -> tuple[tuple[int, int, int], ...]:
+    """``num`` colours far from each other, the same on every call; the first n of a longer list are the shorter list.
+
+    Greedy farthest-point choice in CIE L*a*b* (D65) over a grid of RGB values, away from black and white, which
+    overlays and void regions use.
+    """
+    levels = np.linspace(0, 255, 12)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    if num > len(rgb):
+        raise ValueError(f"at most {len(rgb)} distinct colours, asked for {num}")
+    lab = _rgb_to_lab(rgb)
+    distance = np.minimum(
+        *(((lab - _rgb_to_lab(np.array(anchor, float))) ** 2).sum(-1) for anchor in ([0] * 3, [255] * 3))
+    )
+    chosen = []
+    for _ in range(num):
+        best = int(distance.argmax())
+        chosen.append(tuple(int(round(v)) for v in rgb[best]))
+        distance = np.minimum(distance, ((lab - lab[best]) ** 2).sum(-1))
+    return tuple(chosen)  # type: ignore[arg-type]
+
+
+def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB 0..255 [..., 3] to CIE L*a*b* (D65)."""
+    value = rgb / 255.0
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
