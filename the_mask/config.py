@@ -227,6 +227,10 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.STREAMING = False
     # Window lengths of video consistency.
     cfg.TEST.VC_WINDOWS = [8, 16]
+    # Weights of torchvision's RAFT for temporal consistency (TC); "" leaves TC out.
+    cfg.TEST.TC_FLOW_WEIGHTS = ""
+    # TC over the first this many videos (the official VSPW script: 100); 0 takes all.
+    cfg.TEST.TC_MAX_VIDEOS = 0
     # Folder for predictions as VSPW-style PNGs; "" saves none.
     cfg.TEST.SAVE_PREDICTIONS = ""
 

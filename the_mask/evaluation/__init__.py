@@ -1,0 +1,22 @@
+"""Metrics as pure functions on label maps, and the evaluators that feed them."""
+
+from the_mask.evaluation.metrics import best_constant_class, confusion_matrix, iou_from_confusion
+from the_mask.evaluation.temporal_consistency import (
+    TemporalConsistency,
+    raft_flow,
+    temporal_consistency,
+    warp_labels,
+)
+from the_mask.evaluation.video_consistency import VideoConsistency, video_consistency
+
+__all__ = [
+    "TemporalConsistency",
+    "VideoConsistency",
+    "best_constant_class",
+    "confusion_matrix",
+    "iou_from_confusion",
+    "raft_flow",
+    "temporal_consistency",
+    "video_consistency",
+    "warp_labels",
+]

@@ -1,0 +1,163 @@
+"""Metrics of a confusion matrix, as pure functions on label maps.
+
+Axes: ``K`` classes, ``H W`` frame size. Label maps may be NumPy arrays or CPU tensors of any integer type and shape.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+LabelMap = NDArray[np.integer] | torch.Tensor
+
+
+class IoUReport(TypedDict):
+    """What :func:`iou_from_confusion` returns. Fractions in 0..1; NaN where there is nothing to divide by."""
+
+    mIoU: float
+    """Mean IoU over the classes that occur in the ground truth (Detectron2's definition)."""
+    mIoU_union: float
+    """Mean IoU over the classes that occur in the ground truth or in the predictions (non-zero union)."""
+    fwIoU: float
+    """IoU weighted by each class's share of the ground truth (VSPW's "weighted IoU")."""
+    pACC: float
+    """Share of labelled pixels predicted correctly."""
+    mACC: float
+    """Mean recall over the classes that occur in the ground truth."""
+    IoU: NDArray[np.float64]
+    """[K]; NaN for a class with an empty union."""
+    ACC: NDArray[np.float64]
+    """[K] recall; NaN for a class without ground truth."""
+    gt_pixels: NDArray[np.int64]
+    pred_pixels: NDArray[np.int64]
+
+
+def as_label_array(labels: LabelMap, what: str = "label map") -> NDArray[np.integer]:
+    """Return ``labels`` as a NumPy integer array without copying where that is possible.
+
+    Raises:
+        ValueError: the values are not integers.
+    """
+    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if array.dtype == np.bool_ or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{what} holds {array.dtype} values; expected integer class ids")
+    return array
+
+
+def confusion_matrix(
+    pred: LabelMap, gt: LabelMap, num_classes: int, ignore_label: int = 255, source: str = ""
+) -> NDArray[np.int64]:
+    """Count pixels by (ground truth, prediction).
+
+    Pixels whose ground truth is ``ignore_label`` are not counted, whatever is predicted there.
+
+    Args:
+        pred: class ids, any shape.
+        gt: class ids of the same shape.
+        num_classes: K.
+        ignore_label: ground-truth value that is left out; may lie outside 0..255.
+        source: file name put into error messages.
+
+    Returns:
+        int64 [K, K], rows = ground truth, columns = prediction.
+
+    Raises:
+        ValueError: different shapes, or values outside 0..K-1 (each illegal value and its pixel count is named).
+    """
+    pred_array, gt_array = as_label_array(pred, "prediction"), as_label_array(gt, "ground truth")
+    if pred_array.shape != gt_array.shape:
+        raise ValueError(
+            f"{_prefix(source)}prediction has shape {pred_array.shape}, ground truth {gt_array.shape}; must be equal"
+        )
+    labelled = gt_array != ignore_label
+    gt_flat, pred_flat = gt_array[labelled], pred_array[labelled]
+    check_labels(gt_flat, num_classes, what="ground truth", source=source, ignore_label=ignore_label)
+    check_labels(pred_flat, num_classes, what="prediction", source=source)
+    index = gt_flat.astype(np.int64) * num_classes + pred_flat.astype(np.int64)
+    return np.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64, copy=False)
+
+
+def check_labels(
+    labels: NDArray[np.integer],
+    num_classes: int,
+    what: str = "label map",
+    source: str = "",
+    ignore_label: int | None = None,
+) -> None:
+    """Raise when a value is neither in 0..K-1 nor ``ignore_label``, naming each such value.
+
+    Detectron2's evaluator counts such pixels in a wrong cell of its matrix without a word.
+    """
+    if labels.size == 0 or (labels.min() >= 0 and labels.max() < num_classes):
+        return
+    values, counts = np.unique(labels, return_counts=True)
+    illegal = [
+        f"{value} ({count} px)"
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+        if not 0 <= value < num_classes and value != ignore_label
+    ]
+    if illegal:
+        allowed = f"0..{num_classes - 1}" + ("" if ignore_label is None else f" and {ignore_label} (ignored)")
+        raise ValueError(f"{_prefix(source)}{what} holds illegal class ids {', '.join(illegal)}; allowed: {allowed}")
+
+
+def iou_from_confusion(confusion: NDArray[np.integer] | torch.Tensor) -> IoUReport:
+    """Turn a confusion matrix [K, K] (rows = ground truth) into IoU and accuracy figures.
+
+    Both common definitions of the class mean are given: ``mIoU`` leaves out classes without ground truth, even when
+    they are predicted; ``mIoU_union`` counts such a class as 0. See ``docs/metrics.md``.
+
+    Raises:
+        ValueError: not a square matrix, or a negative count.
+    """
+    matrix = as_label_array(confusion, "confusion matrix").astype(np.int64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"a confusion matrix is square, got shape {matrix.shape}")
+    if matrix.size and matrix.min() < 0:
+        raise ValueError("a confusion matrix holds pixel counts, got a negative one")
+    hits = np.diag(matrix)
+    gt_pixels, pred_pixels = matrix.sum(axis=1), matrix.sum(axis=0)
+    union = gt_pixels + pred_pixels - hits
+    iou, recall = _divide(hits, union), _divide(hits, gt_pixels)
+    in_gt, in_union = gt_pixels > 0, union > 0
+    total = int(gt_pixels.sum())
+    return {
+        "mIoU": _mean(iou[in_gt]),
+        "mIoU_union": _mean(iou[in_union]),
+        "fwIoU": float((gt_pixels[in_gt] / total * iou[in_gt]).sum()) if total else float("nan"),
+        "pACC": int(hits.sum()) / total if total else float("nan"),
+        "mACC": _mean(recall[in_gt]),
+        "IoU": iou,
+        "ACC": recall,
+        "gt_pixels": gt_pixels,
+        "pred_pixels": pred_pixels,
+    }
+
+
+def best_constant_class(confusion: NDArray[np.integer]) -> tuple[int, IoUReport]:
+    """The class whose constant prediction has the highest mIoU on the ground truth of ``confusion``, and its figures.
+
+    Every class has the mIoU ``share_c / (classes in the ground truth)`` as a constant prediction, so it is the most
+    frequent one: the baseline that any trained model has to beat.
+    """
+    gt_pixels = np.asarray(confusion, dtype=np.int64).sum(axis=1)
+    best = int(gt_pixels.argmax())
+    constant = np.zeros((len(gt_pixels), len(gt_pixels)), dtype=np.int64)
+    constant[:, best] = gt_pixels
+    return best, iou_from_confusion(constant)
+
+
+def _divide(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
+    result = np.full(numerator.shape, np.nan, dtype=np.float64)
+    return np.divide(numerator, denominator, out=result, where=denominator > 0)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _prefix(source: str) -> str:
+    return f"{source}: " if source else ""

@@ -1,0 +1,179 @@
+"""Temporal consistency (TC): how well does the next prediction, moved along the optical flow, agree with this one?
+
+Used for VSPW by Miao et al. (CVPR 2021), after Liu et al., "Efficient semantic video segmentation" (ECCV 2020).
+
+Axes: ``L`` frames of a video, ``K`` classes, ``H W`` frame size.
+
+For each pair (t, t+1) the prediction of t+1 is warped to t by the flow t -> t+1 with nearest sampling; a confusion
+matrix with prediction t as the reference is pooled over all pairs, and TC is its mean IoU over classes of non-zero
+union. Ground truth takes no part. Deliberate differences from the official script: pixels whose flow leaves the frame
+are left out (it counts them as class 0), sampling positions are pixel centres (it normalises by W-1 and samples with
+align_corners=False, a shift of up to half a pixel), and the caller says which videos count (it reads the first 100).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from the_mask.evaluation.metrics import LabelMap, as_label_array, confusion_matrix, iou_from_confusion
+
+FlowFunction = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.floating]]
+"""(frame t, frame t+1), uint8 RGB [H, W, 3] each -> flow [H, W, 2] in pixels, (x, y): x_{t+1} = x_t + flow."""
+
+# RAFT looks at features of 1/8 resolution over four pyramid levels; smaller inputs vanish on the way.
+_RAFT_MULTIPLE, _RAFT_MIN_SIDE = 8, 128
+
+
+def warp_labels(labels: LabelMap, flow: NDArray[np.floating]) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+    """Bring a label map of frame t+1 to frame t.
+
+    Args:
+        labels: class ids of frame t+1, [H, W].
+        flow: [H, W, 2], pixels (x, y), from t to t+1.
+
+    Returns:
+        ``(warped, valid)``, both [H, W]: the label at the nearest pixel of ``x + flow(x)`` (halves round up), and
+        whether that pixel lies inside the frame. ``warped`` is meaningless where ``valid`` is False.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    array = as_label_array(labels)
+    if array.ndim != 2 or flow.shape != (*array.shape, 2):
+        raise ValueError(f"labels [H, W] and flow [H, W, 2] expected, got {array.shape} and {flow.shape}")
+    height, width = array.shape
+    rows, columns = np.mgrid[:height, :width]
+    # A flow that is not finite points nowhere: outside the frame.
+    target = np.where(np.isfinite(flow), flow, -2.0 * max(height, width))
+    x = np.floor(columns + target[..., 0] + 0.5)
+    y = np.floor(rows + target[..., 1] + 0.5)
+    valid = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x, y = np.clip(x, 0, width - 1).astype(np.intp), np.clip(y, 0, height - 1).astype(np.intp)
+    return array[y, x], valid
+
+
+class TemporalConsistency:
+    """Streaming TC; feed frames in time order. Keeps the last frame, its prediction and one matrix.
+
+    Args:
+        num_classes: K.
+        flow: optical flow, see :data:`FlowFunction`; ``raft_flow`` makes one from a weight file.
+    """
+
+    def __init__(self, num_classes: int, flow: FlowFunction) -> None:
+        self.num_classes = num_classes
+        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.pairs = 0
+        self._flow = flow
+        self._last: tuple[NDArray[np.uint8], NDArray[np.integer]] | None = None
+
+    def update(self, frame: NDArray[np.uint8], pred: LabelMap) -> None:
+        """Add the next frame of the current video.
+
+        Args:
+            frame: uint8 RGB [H, W, 3].
+            pred: class ids [H, W] in 0..K-1.
+
+        Raises:
+            ValueError: frame and prediction differ in size from each other or from the frame before; illegal ids.
+        """
+        labels = as_label_array(pred, "prediction").copy()
+        if frame.shape != (*labels.shape, 3):
+            raise ValueError(f"frame [H, W, 3] of the prediction's size {labels.shape} expected, got {frame.shape}")
+        if self._last is not None:
+            last_frame, last_labels = self._last
+            if last_frame.shape != frame.shape:
+                raise ValueError(f"frame size changes inside a video from {last_frame.shape} to {frame.shape}")
+            warped, valid = warp_labels(labels, self._flow(last_frame, frame))
+            self.confusion += confusion_matrix(warped[valid], last_labels[valid], self.num_classes, ignore_label=-1)
+            self.pairs += 1
+        self._last = (frame, labels)
+
+    def end_video(self) -> None:
+        """Close the current video; pairs never cross a video's end."""
+        self._last = None
+
+    def result(self) -> float:
+        """TC in 0..1; NaN without a single pair."""
+        return iou_from_confusion(self.confusion)["mIoU_union"]
+
+
+def temporal_consistency(frames: NDArray[np.uint8], pred: LabelMap, num_classes: int, flow: FlowFunction) -> float:
+    """TC of one video: ``frames`` uint8 RGB [L, H, W, 3], ``pred`` class ids [L, H, W]. See the module's docstring."""
+    labels = as_label_array(pred, "prediction")
+    meter = TemporalConsistency(num_classes, flow)
+    for frame, labels_t in zip(frames, labels, strict=True):
+        meter.update(frame, labels_t)
+    meter.end_video()
+    return meter.result()
+
+
+def raft_flow(weights: str | Path, device: str | torch.device = "cpu", updates: int = 20) -> FlowFunction:
+    """Optical flow by torchvision's RAFT (large or small, whichever the file holds). Never downloads anything.
+
+    Args:
+        weights: a state dict of ``torchvision.models.optical_flow.raft_large`` or ``raft_small``.
+        device: where to run.
+        updates: recurrent refinements (20 in the official VSPW script).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file does not hold weights of torchvision's RAFT.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"RAFT weights {path} do not exist; pass a torchvision RAFT file, or none to leave TC out"
+        )
+    model = _load_raft(path).to(device).eval()
+
+    @torch.no_grad()
+    def flow(frame: NDArray[np.uint8], following: NDArray[np.uint8]) -> NDArray[np.floating]:
+        height, width = frame.shape[:2]
+        pair = [_raft_input(image).to(device) for image in (frame, following)]
+        field: Tensor = model(*pair, num_flow_updates=updates)[-1]
+        return field[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
+
+    return flow
+
+
+def _load_raft(path: Path) -> nn.Module:
+    # Here, not above: torchvision's models take a second to import and most runs have no flow weights.
+    from torchvision.models.optical_flow import raft_large, raft_small
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"RAFT weights {path} cannot be read: {error}") from error
+    candidates = {"raft_large": raft_large, "raft_small": raft_small}
+    for build in candidates.values():
+        model = build(weights=None)
+        expected = model.state_dict()
+        if (
+            isinstance(state, dict)
+            and state.keys() == expected.keys()
+            and all(state[key].shape == value.shape for key, value in expected.items())
+        ):
+            model.load_state_dict(state)
+            return model
+    first = next(iter(state), "nothing") if isinstance(state, dict) else type(state).__name__
+    raise ValueError(
+        f"RAFT weights {path} fit neither of torchvision's {' and '.join(candidates)} (first key: {first}); the "
+        "original princeton-vl files use other names, torchvision's converted ones are needed"
+    )
+
+
+def _raft_input(image: NDArray[np.uint8]) -> Tensor:
+    """uint8 RGB [H, W, 3] -> float [1, 3, H', W'] in -1..1, padded at the bottom and right by its border pixels."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+    height, width = tensor.shape[-2:]
+    padding = [max(_RAFT_MIN_SIDE, -(-side // _RAFT_MULTIPLE) * _RAFT_MULTIPLE) - side for side in (height, width)]
+    return functional.pad(tensor, (0, padding[1], 0, padding[0]), mode="replicate")
