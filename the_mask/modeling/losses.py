@@ -1,0 +1,171 @@
+"""Costs of matching and losses of masks and classes, as pure functions in float32.
+
+Axes: Q queries, N targets, K classes, M maps, P points (or pixels, or cells; every "point" may carry a weight). Mask
+arguments are logits. ``valid`` weighs points: 0 leaves a point out, 1 counts it, and a bilinear sample that is partly
+ignored has the share that is not. Targets never exceed ``valid``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+# Points per block of the pairwise sums: a block of 100 queries stays in a core's cache.
+_POINTS_PER_BLOCK = 4096
+_TINY = 1e-6
+
+
+class MaskSums(NamedTuple):
+    """Sums over points from which all pairwise mask costs follow; sums of parts of the points add up.
+
+    Attributes:
+        softplus: [Q], sum of valid * softplus(x).
+        logit: [Q, N], sum of x * t.
+        overlap: [Q, N], sum of sigmoid(x) * t.
+        area: [Q], sum of valid * sigmoid(x).
+        target: [N], sum of t.
+        total: [], sum of valid.
+    """
+
+    softplus: Tensor
+    logit: Tensor
+    overlap: Tensor
+    area: Tensor
+    target: Tensor
+    total: Tensor
+
+    def plus(self, other: MaskSums) -> MaskSums:
+        """Sums over the points of both."""
+        return MaskSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def pairwise_mask_sums(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> MaskSums:
+    """`MaskSums` of every query with every target.
+
+    Everything pairwise is a matrix product; softplus and sigmoid are taken once per query and point:
+    t * softplus(-x) + (v - t) * softplus(x) = v * softplus(x) - t * x.
+
+    Args:
+        logits: [Q, P].
+        targets: [N, P] in 0..1.
+        valid: [P] or None (all 1).
+    """
+    num_points = logits.shape[1]
+    result: MaskSums | None = None
+    for start in range(0, max(num_points, 1), _POINTS_PER_BLOCK):
+        block = slice(start, start + _POINTS_PER_BLOCK)
+        x, t = logits[:, block].float(), targets[:, block].float()
+        v = torch.ones_like(x[0]) if valid is None else valid[block].float()
+        probability = x.sigmoid()
+        weights = torch.cat([t, v[None]]).t()
+        overlap = probability @ weights
+        sums = MaskSums(
+            softplus=F.softplus(x) @ v,
+            logit=x @ weights[:, :-1],
+            overlap=overlap[:, :-1],
+            area=overlap[:, -1],
+            target=t.sum(1),
+            total=v.sum(),
+        )
+        result = sums if result is None else result.plus(sums)
+    assert result is not None
+    return result
+
+
+def bce_cost(sums: MaskSums) -> Tensor:
+    """Mean binary cross-entropy over valid points, [Q, N]."""
+    return (sums.softplus[:, None] - sums.logit) / sums.total.clamp(min=_TINY)
+
+
+def dice_cost(sums: MaskSums) -> Tensor:
+    """1 - (2 * overlap + 1) / (areas + 1), [Q, N] (V-Net dice with smoothing 1; released Mask2Former)."""
+    return 1 - (2 * sums.overlap + 1) / (sums.area[:, None] + sums.target[None] + 1)
+
+
+def pairwise_bce_cost(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """`bce_cost` of logits [Q, P] and targets [N, P]: [Q, N]."""
+    return bce_cost(pairwise_mask_sums(logits, targets, valid))
+
+
+def pairwise_dice_cost(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """`dice_cost` of logits [Q, P] and targets [N, P]: [Q, N]."""
+    return dice_cost(pairwise_mask_sums(logits, targets, valid))
+
+
+def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the probability of each target's class.
+
+    Args:
+        logits: [Q, K + 1].
+        labels: int64 [N].
+
+    Returns:
+        [Q, N].
+    """
+    return -logits.float().softmax(-1)[:, labels]
+
+
+def mask_bce_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy over the valid points of each map.
+
+    Args:
+        logits: [M, P].
+        targets: [M, P] in 0..1.
+        valid: [M, P] weights, or None (all 1).
+
+    Returns:
+        [M]; 0 for a map without valid points.
+    """
+    logits = logits.float()
+    if valid is None:
+        return (F.softplus(logits) - targets * logits).mean(1)
+    return (valid * F.softplus(logits) - targets * logits).sum(1) / valid.sum(1).clamp(min=_TINY)
+
+
+def mask_dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Dice loss with smoothing 1 of each map; arguments as `mask_bce_loss`. Returns [M]."""
+    probability = logits.float().sigmoid()
+    overlap = (probability * targets).sum(1)
+    area = probability.sum(1) if valid is None else (probability * valid).sum(1)
+    return 1 - (2 * overlap + 1) / (area + targets.sum(1) + 1)
+
+
+def pseudo_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Targets of the secondary loss: ground truth where the prediction already is foreground (released THE-Mask code).
+
+    Logits and targets have one shape; the targets may be counts. sigmoid(x) > 0.5 is x > 0. No gradient.
+    """
+    return targets * (logits.detach() > 0)
+
+
+def classification_loss(logits: Tensor, classes: Tensor, weights: Tensor, normaliser: Tensor) -> Tensor:
+    """Weighted cross-entropy: sum of weight * -log p over all queries, over ``normaliser``.
+
+    Args:
+        logits: [S, R, K + 1], S independent sets of R queries.
+        classes: int64 [S, R], K is no-object.
+        weights: [S, R]; 0 leaves a query out.
+        normaliser: [S], usually the sum of the weights over all ranks.
+
+    Returns:
+        [S].
+    """
+    log_p = logits.float().log_softmax(-1).gather(-1, classes.unsqueeze(-1)).squeeze(-1)
+    return -(weights * log_p).sum(1) / normaliser.clamp(min=_TINY)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Sum over ranks / number of ranks; the values themselves with one process.
+
+    Gradients are averaged over ranks, so a loss divided by the mean of its normaliser is the loss of all ranks together
+    divided by the sum.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()

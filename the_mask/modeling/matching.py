@@ -1,0 +1,99 @@
+"""Hungarian matching of queries to targets, in one or more rounds.
+
+Axes: Q queries, N targets. Round one is Mask2Former's; THE-Mask's second round gives each target one more query among
+those that are left (spec: "two-round hierarchical matching").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+# One round: (query_idx, target_idx), int64 CPU tensors of one length, sorted by target.
+Pairs = tuple[Tensor, Tensor]
+
+# Beyond any real cost, small enough that sums of it stay exact enough in float64.
+_WORST_COST = 1e10
+
+
+def assign(cost: Tensor | np.ndarray, rounds: int = 2, later_cost: Tensor | np.ndarray | None = None) -> list[Pairs]:
+    """Assign queries to targets, each round an optimal one-to-one assignment of the queries that are still free.
+
+    Rows of assigned queries are dropped from the matrix and the indices mapped back. A round makes
+    min(N, free queries) pairs, so with ``rounds * N > Q`` the last rounds are short or empty. Non-finite costs count as
+    the worst (NaN, +inf) or best (-inf) there is.
+
+    Args:
+        cost: [Q, N].
+        rounds: number of rounds, >= 1.
+        later_cost: [Q, N], the cost of every round after the first; default ``cost``.
+
+    Returns:
+        One pair (query_idx, target_idx) of int64 CPU tensors per round, sorted by target.
+
+    Raises:
+        ValueError: ``rounds < 1``, or a cost that is not a matrix, or two costs of different shape.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds of matching must be >= 1, got {rounds}")
+    first = _finite(cost)
+    later = first if later_cost is None else _finite(later_cost)
+    if first.ndim != 2 or first.shape != later.shape:
+        raise ValueError(f"costs must be one [Q, N] shape, got {first.shape} and {later.shape}")
+    free = np.arange(first.shape[0])
+    result = []
+    for r in range(rounds):
+        rows, targets = linear_sum_assignment((first if r == 0 else later)[free])
+        order = np.argsort(targets)
+        queries = free[rows[order]]
+        result.append((torch.from_numpy(queries.astype(np.int64)), torch.from_numpy(targets[order].astype(np.int64))))
+        free = np.delete(free, rows)
+    return result
+
+
+def _finite(cost: Tensor | np.ndarray) -> np.ndarray:
+    """Float64 matrix with every entry within +-_WORST_COST."""
+    matrix = cost.detach().cpu().double().numpy() if isinstance(cost, Tensor) else np.asarray(cost, dtype=np.float64)
+    return np.clip(np.nan_to_num(matrix, nan=_WORST_COST), -_WORST_COST, _WORST_COST)
+
+
+def match_all(
+    costs: Sequence[Tensor],
+    rounds: int,
+    later_costs: Sequence[Tensor] | None = None,
+    names: Sequence[str] | None = None,
+    on_nonfinite: Callable[[str], None] | None = None,
+) -> list[list[Pairs]]:
+    """`assign` for many matrices (all prediction sets and clips of a step) after one device-to-host copy.
+
+    Args:
+        costs: matrices [Q, N], N may differ.
+        rounds: as in `assign`.
+        later_costs: one per cost, or None.
+        names: what each matrix belongs to, for messages.
+        on_nonfinite: called with a message for each matrix with NaN or infinite entries; the matching goes on.
+
+    Returns:
+        The rounds of each matrix.
+    """
+    blocks = [c.detach() for c in costs]
+    if later_costs is not None and rounds > 1:
+        blocks += [c.detach() for c in later_costs]
+    if not blocks:
+        return []
+    flat = torch.cat([b.reshape(-1) for b in blocks]).float().cpu().numpy()
+    ends = np.cumsum([b.numel() for b in blocks])
+    host = [flat[end - b.numel() : end].reshape(b.shape) for b, end in zip(blocks, ends, strict=True)]
+    result = []
+    for i in range(len(costs)):
+        later = host[len(costs) + i] if len(host) > len(costs) else None
+        bad = int((~np.isfinite(host[i])).sum())
+        if bad and on_nonfinite is not None:
+            where = names[i] if names is not None else f"cost matrix {i}"
+            on_nonfinite(f"{where}: {bad} of {host[i].size} matching costs are NaN or infinite")
+        result.append(assign(host[i], rounds, later))
+    return result
