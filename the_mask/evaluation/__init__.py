@@ -1,5 +1,6 @@
 """Metrics as pure functions on label maps, and the evaluators that feed them."""
 
+from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.metrics import best_constant_class, confusion_matrix, iou_from_confusion
 from the_mask.evaluation.temporal_consistency import (
     TemporalConsistency,
@@ -12,6 +13,7 @@ from the_mask.evaluation.video_consistency import VideoConsistency, video_consis
 __all__ = [
     "TemporalConsistency",
     "VideoConsistency",
+    "VideoSemSegEvaluator",
     "best_constant_class",
     "confusion_matrix",
     "iou_from_confusion",

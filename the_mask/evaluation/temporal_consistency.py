@@ -75,6 +75,11 @@ class TemporalConsistency:
         self._flow = flow
         self._last: tuple[NDArray[np.uint8], NDArray[np.integer]] | None = None
 
+    @property
+    def last_shape(self) -> tuple[int, ...] | None:
+        """(H, W) of the current video's last frame; None before its first."""
+        return None if self._last is None else self._last[1].shape
+
     def update(self, frame: NDArray[np.uint8], pred: LabelMap) -> None:
         """Add the next frame of the current video.
 

@@ -1,0 +1,319 @@
+"""Video evaluator with constant memory: label maps go in clip by clip, sums come out.
+
+Axes: ``T`` frames of a clip, ``K`` classes, ``H W`` original frame size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from numpy.typing import NDArray
+
+from the_mask.evaluation.images import raw_values_of_classes, read_rgb, save_label_map
+from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
+from the_mask.evaluation.report import class_table, summary_table
+from the_mask.evaluation.temporal_consistency import FlowFunction, TemporalConsistency
+from the_mask.evaluation.video_consistency import COMPAT_MIN_FRAMES, MODES, Mode, VideoConsistency
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Counts:
+    """What went through an evaluator."""
+
+    videos: int = 0
+    frames: int = 0
+    frames_without_labels: int = 0
+    frames_without_labelled_pixels: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass
+class Totals:
+    """Sums over finished videos, of one process or of all: everything the figures are made of."""
+
+    confusion: NDArray[np.int64]
+    consistency: dict[Mode, VideoConsistency]
+    temporal_confusion: NDArray[np.int64] | None
+    counts: Counts
+
+    def merge(self, other: Totals) -> None:
+        """Add the sums of another process."""
+        self.confusion = self.confusion + other.confusion
+        for mode, meter in other.consistency.items():
+            self.consistency[mode].merge(meter)
+        if self.temporal_confusion is not None and other.temporal_confusion is not None:
+            self.temporal_confusion = self.temporal_confusion + other.temporal_confusion
+        self.counts = self.counts + other.counts
+
+
+@dataclass
+class _Frame:
+    """A predicted frame: class ids [H, W], ground truth [H, W] or None, and where it came from."""
+
+    pred: NDArray[np.integer]
+    gt: NDArray[np.integer] | None
+    frame_id: str
+    file_name: str
+
+
+@dataclass
+class _Video:
+    """The video in progress: the next frame wanted and the frames that came early."""
+
+    video_id: str
+    next_index: int = 0
+    early: dict[int, _Frame] = field(default_factory=dict)
+    gt_shape: tuple[int, ...] | None = None
+
+
+class VideoSemSegEvaluator:
+    """mIoU and its relatives, VC_n in both modes, and TC, pooled over a data set of videos.
+
+    Clips of one video must follow one another, but their frames need not come in time order: early ones wait in a
+    buffer of at most ``max_pending`` frames. So memory depends on the frame size and the tiling, not on the data set.
+    With several processes each one sees whole videos; :meth:`evaluate` adds their sums up and returns the same
+    bits on every process, however the videos were split.
+
+    Args:
+        dataset_name: name in ``MetadataCatalog``; its ``stuff_classes``, ``ignore_label``, ``label_table`` are used.
+        windows: window lengths n of VC_n.
+        max_pending: frames that may wait for an earlier one; ``CLIP_LENGTH * CLIP_STRIDE`` of the tiling suffices.
+        save_dir: write every prediction to ``<save_dir>/<video>/<frame>.png`` with the data set's raw label values.
+        flow: optical flow for TC (see ``raft_flow``); ``None`` leaves TC out of the results.
+        tc_videos: ids of the videos that count for TC; ``None`` takes all.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        windows: Sequence[int] = (8, 16),
+        max_pending: int = 256,
+        save_dir: str | Path | None = None,
+        flow: FlowFunction | None = None,
+        tc_videos: set[str] | None = None,
+    ) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self.class_names: list[str] = list(metadata.stuff_classes)
+        self.ignore_label: int = metadata.ignore_label
+        self.num_classes = len(self.class_names)
+        self.windows = tuple(windows)
+        self.max_pending = max_pending
+        self.save_dir = Path(save_dir) if save_dir else None
+        self._raw_values = raw_values_of_classes(metadata.label_table, self.num_classes) if save_dir else None
+        self._flow = flow
+        self._tc_videos = tc_videos
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was processed."""
+        self.confusion = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        self.counts = Counts()
+        self._consistency = {mode: VideoConsistency(self.windows, mode, self.ignore_label) for mode in MODES}
+        self._temporal = TemporalConsistency(self.num_classes, self._flow) if self._flow else None
+        self._video: _Video | None = None
+        self.totals: Totals | None = None
+
+    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Any]) -> None:
+        """Add predicted clips.
+
+        Args:
+            clips: test items: ``video_id``, ``frame_ids``, ``file_names``, ``frame_indices`` (positions in the video),
+                ``labels`` (T maps [H, W] or None each), ``is_last``.
+            predictions: per clip T label maps [H, W], or ``{"sem_seg": T score maps [K, H, W]}``.
+
+        Raises:
+            ValueError: wrong number of maps, wrong size, illegal class ids, a frame predicted twice, or one that never
+                came; the frame is named.
+        """
+        if len(clips) != len(predictions):
+            raise ValueError(f"{len(clips)} clips, but predictions for {len(predictions)}")
+        for clip, prediction in zip(clips, predictions, strict=True):
+            maps = _label_maps(prediction)
+            if len(maps) != len(clip["frame_ids"]):
+                raise ValueError(
+                    f"video {clip['video_id']}: {len(maps)} label maps for a clip of {len(clip['frame_ids'])} frames"
+                )
+            video = self._current_video(clip["video_id"])
+            for position, index in enumerate(clip["frame_indices"]):
+                labels = clip["labels"][position]
+                frame = _Frame(
+                    maps[position],
+                    None if labels is None else as_label_array(labels, "ground truth"),
+                    clip["frame_ids"][position],
+                    clip["file_names"][position],
+                )
+                self._place(video, int(index), frame)
+            if clip.get("is_last"):
+                self.end_video()
+
+    def _current_video(self, video_id: str) -> _Video:
+        if self._video is not None and self._video.video_id != video_id:
+            self.end_video()
+        if self._video is None:
+            self._video = _Video(video_id)
+        return self._video
+
+    def _place(self, video: _Video, index: int, frame: _Frame) -> None:
+        """Put a frame at its position and take in all that are now in order."""
+        if index < video.next_index or index in video.early:
+            raise ValueError(f"video {video.video_id}: frame {index} ({frame.frame_id}) is predicted twice")
+        video.early[index] = frame
+        while video.next_index in video.early:
+            self._add_frame(video, video.early.pop(video.next_index))
+            video.next_index += 1
+        if len(video.early) > self.max_pending:
+            raise ValueError(
+                f"video {video.video_id}: frame {video.next_index} is still missing while {len(video.early)} later "
+                f"ones wait; the clips of a video must tile it within {self.max_pending} frames"
+            )
+
+    def _add_frame(self, video: _Video, frame: _Frame) -> None:
+        source = f"video {video.video_id}, frame {frame.frame_id} ({frame.file_name})"
+        self.counts.frames += 1
+        if self.save_dir is not None:
+            assert self._raw_values is not None
+            save_label_map(self.save_dir / video.video_id / f"{frame.frame_id}.png", frame.pred, self._raw_values)
+        self._add_temporal(video, frame)
+        if frame.gt is None:
+            # No window can cross a frame whose truth is unknown.
+            self.counts.frames_without_labels += 1
+            self._cut_windows(video)
+            return
+        frame_confusion = confusion_matrix(frame.pred, frame.gt, self.num_classes, self.ignore_label, source)
+        self.confusion += frame_confusion
+        self.counts.frames_without_labelled_pixels += not frame_confusion.any()
+        if video.gt_shape not in (None, frame.gt.shape):
+            logger.warning(f"{source}: the size changes to {frame.gt.shape}; consistency windows start anew")
+            self._cut_windows(video)
+        video.gt_shape = frame.gt.shape
+        for meter in self._consistency.values():
+            meter.update(frame.pred, frame.gt)
+
+    def _add_temporal(self, video: _Video, frame: _Frame) -> None:
+        if self._temporal is None or not (self._tc_videos is None or video.video_id in self._tc_videos):
+            return
+        image = read_rgb(frame.file_name)
+        if image.shape[:2] != self._temporal.last_shape:
+            self._temporal.end_video()
+        self._temporal.update(image, frame.pred)
+
+    def _cut_windows(self, video: _Video) -> None:
+        for meter in self._consistency.values():
+            meter.end_video()
+        video.gt_shape = None
+
+    def end_video(self) -> None:
+        """Close the video in progress (also done by ``is_last`` and by the first clip of another video).
+
+        Raises:
+            ValueError: a frame before the last one was never predicted.
+        """
+        video = self._video
+        if video is None:
+            return
+        if video.early:
+            missing = sorted(set(range(max(video.early))) - set(video.early) - set(range(video.next_index)))
+            raise ValueError(f"video {video.video_id} ended without a prediction for frames {missing}")
+        self._cut_windows(video)
+        if self._temporal is not None:
+            self._temporal.end_video()
+        self.counts.videos += 1
+        self._video = None
+
+    def evaluate(self, expected_frames: int | None = None) -> OrderedDict[str, dict[str, float]]:
+        """Add the sums of all processes up and compute the figures.
+
+        Args:
+            expected_frames: frames of the data set; another number of processed frames is an error.
+
+        Returns:
+            ``{"sem_seg": {...}}`` in percent, on every process: ``mIoU`` (classes with ground truth), ``mIoU_union``
+            (classes with non-zero union), ``fwIoU``, ``pACC``, ``mACC``, ``VC<n>`` (strict), ``VC<n>_compat``
+            (official script), ``TC`` when there is a flow, and ``IoU-<class>``. NaN where nothing was counted.
+            After the call :attr:`totals` holds the sums.
+
+        Raises:
+            ValueError: frames were lost, or predicted more than once.
+        """
+        self.end_video()
+        parts = comm.all_gather(self.local_totals())
+        totals = parts[0]
+        for part in parts[1:]:
+            totals.merge(part)
+        if expected_frames is not None and totals.counts.frames != expected_frames:
+            raise ValueError(
+                f"{self.dataset_name} has {expected_frames} frames, but {totals.counts.frames} were predicted; "
+                "videos must be split over processes without loss or overlap"
+            )
+        results = self.results(totals)
+        self.totals = totals
+        if comm.is_main_process():
+            logger.info(self._report(totals, results))
+        return OrderedDict(sem_seg=results)
+
+    def local_totals(self) -> Totals:
+        """A copy of the sums over the videos this process has finished."""
+        return Totals(
+            self.confusion.copy(),
+            {mode: meter.finished() for mode, meter in self._consistency.items()},
+            None if self._temporal is None else self._temporal.confusion.copy(),
+            replace(self.counts),
+        )
+
+    def results(self, totals: Totals) -> dict[str, float]:
+        """The figures of :meth:`evaluate` for given sums."""
+        report = iou_from_confusion(totals.confusion)
+        figures = {
+            "mIoU": report["mIoU"],
+            "mIoU_union": report["mIoU_union"],
+            "fwIoU": report["fwIoU"],
+            "pACC": report["pACC"],
+            "mACC": report["mACC"],
+        }
+        for mode, meter in totals.consistency.items():
+            suffix = "" if mode == "strict" else f"_{mode}"
+            figures.update({f"VC{window}{suffix}": value for window, value in meter.result().items()})
+        if totals.temporal_confusion is not None:
+            figures["TC"] = iou_from_confusion(totals.temporal_confusion)["mIoU_union"]
+        figures.update({f"IoU-{name}": float(iou) for name, iou in zip(self.class_names, report["IoU"], strict=True)})
+        return {name: 100 * value for name, value in figures.items()}
+
+    def _report(self, totals: Totals, results: dict[str, float]) -> str:
+        counts = totals.counts
+        parts = [
+            f"{self.dataset_name}: {counts.videos} videos, {counts.frames} frames, of them "
+            f"{counts.frames_without_labels} without labels, {counts.frames_without_labelled_pixels} all void",
+            class_table(iou_from_confusion(totals.confusion), self.class_names),
+            summary_table(results),
+        ]
+        skipped = totals.consistency["compat"].skipped_videos
+        if skipped:
+            parts.append(
+                f"VC_compat leaves out {skipped} videos of fewer than {COMPAT_MIN_FRAMES} frames, as the official "
+                "script does"
+            )
+        if totals.temporal_confusion is None:
+            parts.append("TC: not computed (give flow weights by TEST.TC_FLOW_WEIGHTS)")
+        return "\n\n".join(parts)
+
+
+def _label_maps(prediction: Any) -> list[NDArray[np.integer]]:
+    """T label maps out of what a segmentor returns for a clip: label maps, or ``{"sem_seg": T score maps}``."""
+    if isinstance(prediction, Mapping):
+        prediction = [torch.as_tensor(scores).argmax(dim=0) for scores in prediction["sem_seg"]]
+    return [as_label_array(labels, "prediction") for labels in prediction]
