@@ -1,0 +1,1 @@
+"""DCNv3: operator, paths and module."""

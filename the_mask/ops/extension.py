@@ -1,0 +1,88 @@
+"""Loading of the compiled extension ``the_mask/ops/_C*.so``; importing this module never fails because of it.
+
+The library has no Python binding of its own: it registers operators in the private namespace ``the_mask_kernels``.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+_FOLDER = Path(__file__).resolve().parent
+# Compiled into the library (csrc/bindings.cpp), so that it can be read before the library is loaded: one that was
+# built for another torch may crash the process instead of failing to load.
+_STAMP = re.compile(rb"THE_MASK_BUILT_FOR torch=([^;]+);cuda=([^;]*);")
+_REBUILD = "rebuild it with `python setup.py build_ext --inplace` or `pip install --no-build-isolation -e .`"
+
+
+class Extension(NamedTuple):
+    """State of the compiled extension: ``problem`` is None when it is loaded."""
+
+    path: Path | None
+    problem: str | None
+
+
+def _find() -> Path | None:
+    found = sorted(_FOLDER.glob("_C*.so")) + sorted(_FOLDER.glob("_C*.pyd")) + sorted(_FOLDER.glob("_C*.dylib"))
+    return found[0] if found else None
+
+
+def read_stamp(path: Path) -> tuple[str, str] | None:
+    """(torch version, CUDA version or "") that the library at ``path`` was built for; None without a stamp."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        match = _STAMP.search(content)
+        return (match[1].decode(), match[2].decode()) if match else None
+
+
+def _load(path: Path | None) -> Extension:
+    if path is None:
+        return Extension(None, "the extension is not built (THE_MASK_BUILD=off, or no compiler at install time)")
+    try:
+        stamp = read_stamp(path)
+        here = torch.__version__.split("+")[0]
+        if stamp is None:
+            return Extension(path, f"{path.name} is not a library of this project or is damaged; {_REBUILD}")
+        if stamp[0] != here:
+            return Extension(path, f"{path.name} was built for torch {stamp[0]} and this is torch {here}; {_REBUILD}")
+        torch.ops.load_library(str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        return Extension(path, f"{path.name} cannot be loaded ({error}); {_REBUILD}")
+    return Extension(path, None)
+
+
+@functools.cache
+def load() -> Extension:
+    """Load the extension once."""
+    return _load(_find())
+
+
+@functools.cache
+def missing_for(device_type: str) -> str | None:
+    """Why there is no kernel for ``device_type``, or None if there is one."""
+    state = load()
+    if state.problem is not None:
+        return state.problem
+    if device_type == "cpu":
+        return None
+    if device_type == "cuda":
+        built = torch.ops.the_mask_kernels.built_with_cuda()
+        return None if built else f"the extension was built without CUDA; {_REBUILD} (THE_MASK_BUILD=cuda)"
+    return f"there are no kernels for {device_type}"
+
+
+def describe() -> str:
+    """One line on the extension: what it is, or why it is not there."""
+    state = load()
+    if state.problem is not None:
+        return state.problem
+    assert state.path is not None
+    cuda = "with CUDA" if torch.ops.the_mask_kernels.built_with_cuda() else "CPU only"
+    return f"{state.path.name}, {cuda}, CPU code for {torch.ops.the_mask_kernels.cpu_capability()}"
+
+
+load()

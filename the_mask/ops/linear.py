@@ -1,0 +1,20 @@
+"""The linear layer that predicts sampling offsets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply ``layer`` in float32 (float64 if it is), under autocast and with half-precision parameters too.
+
+    Offsets are pixels: bfloat16 rounds an offset of 8 pixels to a 16th of a pixel, which is visible in the result.
+    """
+    work = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+    if layer.weight.dtype == x.dtype == work and not torch.is_autocast_enabled(x.device.type):
+        return layer(x)
+    with torch.autocast(x.device.type, enabled=False):
+        bias = None if layer.bias is None else layer.bias.to(work)
+        return F.linear(x.to(work), layer.weight.to(work), bias)

@@ -1,0 +1,106 @@
+"""Which implementation of an operator runs, and why.
+
+Paths, best first: ``compiled`` (csrc, CPU and CUDA), ``portable`` (PyTorch, built on ``grid_sample``), ``reference``
+(explicit corner gathers in float64). ``auto`` takes the compiled path wherever a kernel exists for the device and the
+portable one elsewhere. ``THE_MASK_OPS=auto|reference|portable|compiled`` forces a path for the process,
+:func:`use` for a block of code. An error inside a path is never answered by trying another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from the_mask.ops import extension
+
+MODES = ("auto", "reference", "portable", "compiled")
+OPERATORS = ("ms_deform_attn", "dcnv3")
+_ENVIRONMENT = "THE_MASK_OPS"
+_logger = logging.getLogger("the_mask.ops")
+
+
+class Choice(NamedTuple):
+    """A path and the reason for it."""
+
+    path: str
+    reason: str
+
+
+def _check_mode(mode: str, source: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f"{source}={mode!r}: expected one of {', '.join(MODES)}")
+    return mode
+
+
+_mode = _check_mode(os.environ.get(_ENVIRONMENT) or "auto", _ENVIRONMENT)
+_noticed = False
+
+
+@contextlib.contextmanager
+def use(mode: str) -> Iterator[None]:
+    """Force a path inside a ``with`` block (all threads of the process), as ``THE_MASK_OPS`` does for a whole run.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    global _mode
+    previous, _mode = _mode, _check_mode(mode, "mode")
+    try:
+        yield
+    finally:
+        _mode = previous
+
+
+def decomposed() -> contextlib.AbstractContextManager[None]:
+    """Inside the block both operators run as standard PyTorch operators (``grid_sample``), so that exporters see those.
+
+    ``torch.export.export``, ``torch.onnx.export``, ``torch.func`` transforms and double backward work there; values
+    equal the kernels'.
+    """
+    return use("portable")
+
+
+def choose(device: torch.device) -> Choice:
+    """The path that an operator takes for tensors on ``device`` now.
+
+    Raises:
+        RuntimeError: the compiled path was asked for and there is none.
+    """
+    if _mode in ("reference", "portable"):
+        return Choice(_mode, f"{_ENVIRONMENT} or use() asks for it")
+    if device.type == "meta":
+        return Choice("compiled", "the meta device needs shapes only")
+    missing = extension.missing_for(device.type)
+    if missing is None:
+        return Choice("compiled", f"the extension has {device.type} kernels")
+    if _mode == "compiled":
+        raise RuntimeError(f"{_ENVIRONMENT}=compiled, but there is no compiled path for {device.type}: {missing}")
+    _notice(missing)
+    return Choice("portable", missing)
+
+
+def _notice(missing: str) -> None:
+    global _noticed
+    if not _noticed and not torch.compiler.is_compiling():
+        _noticed = True
+        _logger.warning("the_mask.ops runs on the portable PyTorch path: %s", missing)
+
+
+def explain() -> str:
+    """What runs for each kind of device of this machine, and why; one line per device, for people to read."""
+    lines = [f"the_mask.ops: mode {_mode}; extension: {extension.describe()}"]
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for name in devices:
+        try:
+            choice = choose(torch.device(name))
+            lines.append(f"  {', '.join(OPERATORS)} on {name}: {choice.path} ({choice.reason})")
+        except RuntimeError as error:
+            lines.append(f"  {', '.join(OPERATORS)} on {name}: error: {error}")
+    if "cuda" not in devices:
+        lines.append("  cuda: no device here")
+    return "\n".join(lines)
