@@ -1,17 +1,28 @@
 """Data: registration, class lists, clip sampling, clip mapper, loaders. Importing it registers the known data sets."""
 
+from the_mask.data.build import build_test_loader, build_train_loader
 from the_mask.data.classes import ClassList, load_class_list, make_class_list
+from the_mask.data.clips import clip_indices, tile_video
 from the_mask.data.datasets import dataset_root, register_all
+from the_mask.data.io import read_image, read_label
+from the_mask.data.mapper import ClipMapper
 from the_mask.data.video_tree import get_records, register_video_tree
 
 register_all()
 
 __all__ = [
     "ClassList",
+    "ClipMapper",
+    "build_test_loader",
+    "build_train_loader",
+    "clip_indices",
     "dataset_root",
     "get_records",
     "load_class_list",
     "make_class_list",
+    "read_image",
+    "read_label",
     "register_all",
     "register_video_tree",
+    "tile_video",
 ]

@@ -45,9 +45,7 @@ class ClassList:
             raise ValueError(f"ignore_label {self.ignore_label} must lie in {num}..65535, outside the train ids")
         bad = sorted({t for t in self.label_table if t not in (ILLEGAL, self.ignore_label) and not 0 <= t < num})
         if bad:
-            raise ValueError(
-                f"label_table maps to train ids {bad}; allowed: 0..{num - 1}, {self.ignore_label}, {ILLEGAL}"
-            )
+            raise ValueError(f"label_table maps to {bad}; allowed: 0..{num - 1}, {self.ignore_label}, {ILLEGAL}")
 
     @property
     def legal_values(self) -> list[int]:
@@ -127,15 +125,14 @@ def distinct_colors(num: int) -> tuple[tuple[int, int, int], ...]:
     if num > len(rgb):
         raise ValueError(f"at most {len(rgb)} distinct colours, asked for {num}")
     lab = _rgb_to_lab(rgb)
-    distance = np.minimum(
-        *(((lab - _rgb_to_lab(np.array(anchor, float))) ** 2).sum(-1) for anchor in ([0] * 3, [255] * 3))
-    )
+    anchors = _rgb_to_lab(np.array([[0.0, 0, 0], [255, 255, 255]]))
+    distance = ((lab[:, None] - anchors) ** 2).sum(-1).min(1)
     chosen = []
     for _ in range(num):
         best = int(distance.argmax())
-        chosen.append(tuple(int(round(v)) for v in rgb[best]))
+        chosen.append(tuple(round(v) for v in rgb[best]))
         distance = np.minimum(distance, ((lab - lab[best]) ** 2).sum(-1))
-    return tuple(chosen)  # type: ignore[arg-type]
+    return tuple(chosen)
 
 
 def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:

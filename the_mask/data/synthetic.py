@@ -151,7 +151,8 @@ def _draw_frame(
         across = (-np.sin(angle) * du + np.cos(angle) * dv) / radius
         alpha = shape_alpha(shape.kind, along, across, radius)
         patch = image[y0:y1, x0:x1]
-        patch += alpha[..., None].astype(np.float32) * (shape_color(shape, along, across) - patch)
+        cover = alpha[..., None].astype(np.float32)
+        patch[...] = patch + cover * (shape_color(shape, along, across) - patch)
         region = label[y0:y1, x0:x1]
         region[alpha > 0.3] = 0  # a border pixel half covered belongs to nobody
         region[alpha > 0.6] = FIRST_SHAPE_VALUE + shape.kind
@@ -196,7 +197,7 @@ def make_moving_shapes(
     seed: int = 0,
     train_videos: int = 48,
     val_videos: int = 16,
-    size: SceneSize = SceneSize(),  # noqa: B008 - frozen
+    size: SceneSize = SceneSize(),
     force: bool = False,
 ) -> bool:
     """Write the data set as a VSPW tree: ``{train,val}.txt`` and ``data/<video>/{origin/*.jpg,mask/*.png}``.

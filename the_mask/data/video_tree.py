@@ -129,15 +129,21 @@ def get_records(name: str) -> list[Record]:
         ValueError: unknown name (the known ones are listed), or a defect of the tree.
         FileNotFoundError: the tree is missing; the message says how to make it.
     """
-    known = list(DatasetCatalog.list())
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(sorted(known))}")
+    require_known(name)
     records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"data set {name} holds no video")
     return records
+
+
+def require_known(name: str) -> None:
+    """Raise ValueError when no data set of this name is registered; the video data sets that are get listed."""
+    known = list(DatasetCatalog.list())
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        videos = [n for n in known if MetadataCatalog.get(n).get("evaluator_type") == "video_sem_seg"]
+        raise ValueError(f"unknown data set {name!r}{hint}; known video data sets: {', '.join(sorted(videos))}")
 
 
 def load_video_tree(tree: VideoTree) -> list[Record]:

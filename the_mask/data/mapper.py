@@ -1,0 +1,244 @@
+"""ClipMapper: a video record and the choice of frames become a clip of tensors.
+
+Axes: T frames of a clip, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from the_mask.data import augmentation as aug
+from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, valid_references
+from the_mask.data.io import check_same_size, read_image, read_label
+from the_mask.data.samplers import derive_seed
+from the_mask.data.video_tree import Record
+
+COLOR_MODES = ("per_frame", "shared", "none")
+Clip = dict[str, Any]
+
+
+class ClipMapper:
+    """Reads, augments and packs clips.
+
+    Training: ``mapper(record, seed)`` or ``mapper(record, seed, reference)`` gives a random clip. Everything random
+    depends on ``seed`` alone. Test: ``mapper.test_clip(record, indices)``.
+
+    A clip is a dict: ``dataset``, ``video_id`` (str); ``frame_ids``, ``file_names`` (list of T str);
+    ``frame_indices`` (list of T int, positions in the video); ``frames`` (list of T uint8 [3,H,W] RGB, oldest first);
+    ``labels`` (list of T int64 [H,W] train ids, None for a frame without mask); ``padding`` (H, W of the content before
+    bottom/right padding); ``seed`` (int); training: ``reference`` (position of the reference frame in the clip); test:
+    ``height``, ``width`` (original size, which is also that of the labels), ``is_first``, ``is_last`` (of the video).
+    """
+
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        label_tables: Mapping[str, Sequence[int]],
+        ignore_label: int = 255,
+        dilations: Sequence[int] = (0,),
+        boundary: str = "clamp",
+        reverse_prob: float = 0.0,
+        ranges: aug.GeometryRange | None = None,
+        color_jitter: str = "none",
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        test_box: tuple[int, int] = (0, 0),
+        size_multiple: int = 32,
+    ) -> None:
+        """
+        Args:
+            is_train: training or test clips.
+            label_tables: raw PNG value -> train id, per data set name.
+            ignore_label: label of padding.
+            dilations, boundary, reverse_prob: see :mod:`the_mask.data.clips`.
+            ranges: geometry to draw from (training).
+            color_jitter: ``per_frame``, ``shared`` or ``none`` (training).
+            pixel_mean: RGB, 0..255; its rounded value is the colour of padding.
+            test_box: (long edge, short edge) that test frames are scaled to fit, 0 for no limit.
+            size_multiple: test frames are stretched up to a multiple of this.
+
+        Raises:
+            ValueError: unknown boundary or colour mode, bad dilations.
+        """
+        if boundary not in BOUNDARIES:
+            raise ValueError(f"INPUT.CLIP.BOUNDARY {boundary!r}: expected one of {', '.join(BOUNDARIES)}")
+        if color_jitter not in COLOR_MODES:
+            raise ValueError(f"INPUT.COLOR_JITTER {color_jitter!r}: expected one of {', '.join(COLOR_MODES)}")
+        self.offsets = clip_offsets(dilations)
+        self.is_train = is_train
+        self.label_tables = {name: tuple(table) for name, table in label_tables.items()}
+        self.ignore_label = ignore_label
+        self.dilations = tuple(dilations)
+        self.boundary = boundary
+        self.reverse_prob = reverse_prob
+        self.ranges = ranges or aug.GeometryRange(box=(0, 0))
+        self.color_jitter = color_jitter
+        self.fill = tuple(round(value) for value in pixel_mean)
+        self.test_box = test_box
+        self.size_multiple = size_multiple
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool, dataset_names: Sequence[str]) -> ClipMapper:
+        """Mapper for some registered data sets, with the keys of ``cfg.INPUT``."""
+        resize, crop = cfg.INPUT.RESIZE, cfg.INPUT.CROP
+        if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+            raise ValueError(f"INPUT.RANDOM_FLIP {cfg.INPUT.RANDOM_FLIP!r}: expected horizontal or none")
+        if crop.ENABLED and crop.TYPE != "absolute":
+            raise ValueError(f"INPUT.CROP.TYPE {crop.TYPE!r}: only absolute pixels are supported")
+        return cls(
+            is_train=is_train,
+            label_tables={name: MetadataCatalog.get(name).label_table for name in dataset_names},
+            ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            dilations=cfg.INPUT.CLIP.DILATIONS,
+            boundary=cfg.INPUT.CLIP.BOUNDARY,
+            reverse_prob=cfg.INPUT.CLIP.REVERSE_PROB,
+            ranges=aug.GeometryRange(
+                box=(resize.LONG_EDGE, resize.SHORT_EDGE),
+                scale=(resize.MIN_SCALE, resize.MAX_SCALE),
+                crop=tuple(crop.SIZE) if crop.ENABLED else None,
+                max_category_share=crop.SINGLE_CATEGORY_MAX_AREA,
+                flip_prob=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
+            ),
+            color_jitter=cfg.INPUT.COLOR_JITTER,
+            pixel_mean=cfg.MODEL.PIXEL_MEAN,
+            test_box=(cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE),
+            size_multiple=cfg.INPUT.TEST.SIZE_MULTIPLE,
+        )
+
+    def references(self, record: Record, reverse: bool = False) -> list[int]:
+        """Labelled frames that may be the reference of a training clip, played forwards or backwards.
+
+        Under ``drop`` only those whose whole clip exists. Otherwise these are preferred too, as in the released code,
+        and every labelled frame is allowed when there is none.
+        """
+        labelled = [i for i, frame in enumerate(record["frames"]) if frame["sem_seg_file_name"] is not None]
+        whole = self._whole(record, reverse)
+        inside = [i for i in labelled if i in whole]
+        return inside if inside or self.boundary == "drop" else labelled
+
+    def _whole(self, record: Record, reverse: bool) -> range:
+        """References whose whole clip exists in this direction of play."""
+        dilations = [-d for d in self.dilations] if reverse else self.dilations
+        return valid_references(dilations, len(record["frames"]))
+
+    def __call__(self, record: Record, seed: int, reference: int | None = None) -> Clip | None:
+        """A training clip.
+
+        Args:
+            record: one video.
+            seed: source of everything random.
+            reference: index of the reference frame; None draws one of :meth:`references`.
+
+        Returns:
+            The clip, or None when every label of it is ignored after cropping.
+
+        Raises:
+            ValueError, FileNotFoundError: unreadable or mismatching files, illegal labels, a video that is too short.
+        """
+        rng = np.random.default_rng(derive_seed(seed, 0))
+        length = len(record["frames"])
+        reverse = bool(rng.random() < self.reverse_prob)
+        if reverse and self.boundary == "drop":
+            # A given reference, or sparse labels, may allow a whole clip in one direction only.
+            whole = self._whole(record, True)
+            reverse = reference in whole if reference is not None else bool(self.references(record, True))
+        if reference is None:
+            choices = self.references(record, reverse)
+            if not choices:
+                raise ValueError(
+                    f"video {record['video_id']} of {record['dataset']} ({length} frames) has no labelled frame whose "
+                    f"whole clip (offsets {self.offsets}) exists; set INPUT.CLIP.BOUNDARY to clamp"
+                )
+            reference = choices[int(rng.integers(len(choices)))]
+        indices = clip_indices(reference, self.dilations, length, self.boundary, reverse)
+        clip = self._describe(record, indices)
+        images, labels = self._read(record, indices)
+
+        position = self.offsets.index(0)
+        geometry = aug.sample_geometry(rng, labels[position], images[0].shape[:2], self.ranges, self.ignore_label)
+        labels = [None if x is None else aug.transform_label(x, geometry, self.ignore_label) for x in labels]
+        if all(x is None or (x == self.ignore_label).all() for x in labels):
+            return None
+        frames = [aug.transform_image(x, geometry, self.fill) for x in images]
+        if self.color_jitter != "none":
+            shared = self.color_jitter == "shared"
+            for t in range(len(frames)):
+                color_rng = np.random.default_rng(derive_seed(seed, 1, 0 if shared else t))
+                frames[t] = aug.apply_color_jitter(frames[t], aug.sample_color_jitter(color_rng))
+        clip.update(
+            frames=[_image_tensor(x) for x in frames],
+            labels=[None if x is None else _label_tensor(x) for x in labels],
+            padding=geometry.valid,
+            seed=seed,
+            reference=position,
+        )
+        return clip
+
+    def test_clip(self, record: Record, indices: Sequence[int], is_first: bool = True, is_last: bool = True) -> Clip:
+        """A test clip: frames at network size, labels at original size.
+
+        Frames are scaled once, straight to the fitted size rounded up to ``size_multiple``.
+        """
+        clip = self._describe(record, indices)
+        images, labels = self._read(record, indices)
+        height, width = images[0].shape[:2]
+        size = aug.round_up(aug.fit_size(height, width, self.test_box), self.size_multiple)
+        clip.update(
+            frames=[_image_tensor(aug.resize_image(x, size)) for x in images],
+            labels=[None if x is None else _label_tensor(x) for x in labels],
+            padding=size,
+            seed=0,
+            height=height,
+            width=width,
+            is_first=is_first,
+            is_last=is_last,
+        )
+        return clip
+
+    def _describe(self, record: Record, indices: Sequence[int]) -> Clip:
+        frames = [record["frames"][i] for i in indices]
+        return {
+            "dataset": record["dataset"],
+            "video_id": record["video_id"],
+            "frame_ids": [f["frame_id"] for f in frames],
+            "file_names": [f["file_name"] for f in frames],
+            "frame_indices": list(indices),
+        }
+
+    def _read(self, record: Record, indices: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        """Images uint8 [H,W,3] and labels [H,W] of some frames; a frame that occurs twice is read once."""
+        images: dict[int, np.ndarray] = {}
+        labels: dict[int, np.ndarray | None] = {}
+        for index in indices:
+            if index in images:
+                continue
+            frame = record["frames"][index]
+            images[index] = read_image(frame["file_name"])
+            labels[index] = None
+            if frame["sem_seg_file_name"] is not None:
+                label = read_label(frame["sem_seg_file_name"], self.label_tables[record["dataset"]])
+                check_same_size(images[index], label, frame["file_name"], frame["sem_seg_file_name"])
+                labels[index] = label
+            first = images[indices[0]]
+            if images[index].shape != first.shape:
+                raise ValueError(
+                    f"frames of one video differ in size: {record['frames'][indices[0]]['file_name']} is "
+                    f"{first.shape[0]}x{first.shape[1]}, {frame['file_name']} is "
+                    f"{images[index].shape[0]}x{images[index].shape[1]}"
+                )
+        return [images[i] for i in indices], [labels[i] for i in indices]
+
+
+def _image_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 [H,W,3] -> uint8 [3,H,W], memory of its own."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _label_tensor(label: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(label.astype(np.int64))
