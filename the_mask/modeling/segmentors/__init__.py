@@ -1,0 +1,7 @@
+"""Segmentors: clips of frames in, losses or score maps out."""
+
+from the_mask.modeling.segmentors.head import MaskClassificationHead
+from the_mask.modeling.segmentors.mask_classifier import MaskClassifier
+from the_mask.modeling.segmentors.scores import label_map, resize_scores, semantic_scores
+
+__all__ = ["MaskClassificationHead", "MaskClassifier", "label_map", "resize_scores", "semantic_scores"]

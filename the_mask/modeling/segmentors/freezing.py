@@ -1,0 +1,38 @@
+"""Which parameters train, and modules without any in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def freeze_except(model: nn.Module, trainable: Sequence[str]) -> None:
+    """Freeze every parameter whose name has none of the substrings ``trainable``; an empty list freezes nothing.
+
+    Parameters that are frozen already stay so.
+
+    Raises:
+        ValueError: a substring that is in no parameter's name.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for part in trainable:
+        if not any(part in name for name in names):
+            raise ValueError(
+                f"MODEL.THE_MASK.TRAINABLE has {part!r}, which is in no parameter's name;"
+                f" names start with {', '.join(sorted({name.split('.')[0] for name in names}))}"
+            )
+    if trainable:
+        for name, parameter in model.named_parameters():
+            if not any(part in name for part in trainable):
+                parameter.requires_grad_(False)
+
+
+def eval_frozen(module: nn.Module) -> None:
+    """Put every module that has parameters, but none that trains, in eval mode (dropout, drop path, batch norm)."""
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        eval_frozen(child)
