@@ -6,7 +6,7 @@ from the_mask.data.clips import clip_indices, tile_video
 from the_mask.data.datasets import dataset_root, register_all
 from the_mask.data.io import read_image, read_label
 from the_mask.data.mapper import ClipMapper
-from the_mask.data.video_tree import get_records, register_video_tree
+from the_mask.data.video_tree import get_class_names, get_records, register_video_tree
 
 register_all()
 
@@ -17,6 +17,7 @@ __all__ = [
     "build_train_loader",
     "clip_indices",
     "dataset_root",
+    "get_class_names",
     "get_records",
     "load_class_list",
     "make_class_list",

@@ -136,6 +136,16 @@ def get_records(name: str) -> list[Record]:
     return records
 
 
+def get_class_names(name: str) -> list[str]:
+    """Class names of a registered data set, index = train id.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    require_known(name)
+    return list(MetadataCatalog.get(name).stuff_classes)
+
+
 def require_known(name: str) -> None:
     """Raise ValueError when no data set of this name is registered; the video data sets that are get listed."""
     known = list(DatasetCatalog.list())

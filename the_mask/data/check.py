@@ -1,0 +1,167 @@
+"""Verification of a data set: structure first, then the content of every file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+
+from the_mask.data.io import apply_label_table, check_same_size, illegal_values, read_image, read_label_raw
+from the_mask.data.video_tree import Problem, Record, get_records, registered_tree, require_known, scan_video_tree
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass
+class FrameCheck:
+    """What one frame's files hold: (height, width) of the image, pixels per train id, problems."""
+
+    file: str
+    size: tuple[int, int] | None = None
+    pixels: dict[int, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class CheckReport:
+    """Result of :func:`check_dataset`.
+
+    Attributes:
+        name: data set.
+        videos, frames, masks: how many there are.
+        frames_checked: frames whose files were read.
+        sizes: frames per (height, width).
+        class_pixels: pixels per class, int64 [K].
+        ignored_pixels: pixels that carry the ignore label.
+        problems: everything found.
+    """
+
+    name: str
+    videos: int
+    frames: int
+    masks: int
+    frames_checked: int
+    sizes: Counter[tuple[int, int]]
+    class_pixels: np.ndarray
+    ignored_pixels: int
+    problems: list[Problem]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def check_frame(frame: dict[str, str | None], label_table: Sequence[int]) -> FrameCheck:
+    """Read one frame's image and mask and collect what is wrong with them."""
+    image_path, label_path = str(frame["file_name"]), frame["sem_seg_file_name"]
+    result = FrameCheck(image_path)
+    image = raw = None
+    try:
+        image = read_image(image_path)
+        result.size = (image.shape[0], image.shape[1])
+    except (ValueError, FileNotFoundError) as error:
+        result.problems.append(Problem("unreadable image", image_path, str(error)))
+    if label_path is None:
+        return result
+    try:
+        raw = read_label_raw(label_path)
+    except (ValueError, FileNotFoundError) as error:
+        result.problems.append(Problem("unreadable mask", label_path, str(error)))
+        return result
+    if image is not None:
+        try:
+            check_same_size(image, raw, image_path, label_path)
+        except ValueError as error:
+            result.problems.append(Problem("size mismatch", label_path, str(error)))
+    illegal = illegal_values(raw, label_table)
+    if illegal:
+        share = np.isin(raw, illegal).mean()
+        text = f"label values {illegal} are not declared ({share:.1%} of the pixels)"
+        result.problems.append(Problem("label value", label_path, text))
+    else:
+        ids, counts = np.unique(apply_label_table(raw, label_table, label_path), return_counts=True)
+        result.pixels = dict(zip(ids.tolist(), counts.tolist()))
+    return result
+
+
+def check_dataset(
+    name: str, max_files: int | None = None, jobs: int = 1, progress: Progress = lambda items, total: items
+) -> CheckReport:
+    """Verify a registered data set.
+
+    Args:
+        name: catalogue name.
+        max_files: read at most this many frames, spread evenly; None reads all. The structure is always checked whole.
+        jobs: processes that read files.
+        progress: wraps the iteration over frames, e.g. a progress bar.
+
+    Raises:
+        ValueError: unknown name, or registered without classes or label table.
+        FileNotFoundError: the data set is missing altogether.
+    """
+    require_known(name)
+    metadata = MetadataCatalog.get(name)
+    classes, table = metadata.get("stuff_classes"), metadata.get("label_table")
+    if classes is None or table is None:
+        raise ValueError(f"data set {name} has no stuff_classes and label_table; register it by register_video_tree")
+    tree = registered_tree(name)
+    if tree is None:
+        records, problems = get_records(name), []
+    else:
+        scan = scan_video_tree(tree)
+        records, problems = scan.records, list(scan.problems)
+    frames = [frame for record in records for frame in record["frames"]]
+    chosen = frames
+    if max_files is not None and max_files < len(frames):
+        chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, max(1, max_files)).round().astype(int)]
+
+    report = CheckReport(
+        name=name,
+        videos=len(records),
+        frames=len(frames),
+        masks=sum(frame["sem_seg_file_name"] is not None for frame in frames),
+        frames_checked=len(chosen),
+        sizes=Counter(),
+        class_pixels=np.zeros(len(classes), np.int64),
+        ignored_pixels=0,
+        problems=problems,
+    )
+    sizes: dict[str, tuple[int, int]] = {}
+    for result in progress(_map(partial(check_frame, label_table=tuple(table)), chosen, jobs), len(chosen)):
+        report.problems += result.problems
+        if result.size is not None:
+            report.sizes[result.size] += 1
+            sizes[result.file] = result.size
+        for train_id, count in result.pixels.items():
+            if train_id == metadata.ignore_label:
+                report.ignored_pixels += count
+            else:
+                report.class_pixels[train_id] += count
+    report.problems += _changing_sizes(records, sizes)
+    return report
+
+
+def _map(function: Callable[..., FrameCheck], frames: Sequence[Any], jobs: int) -> Iterable[FrameCheck]:
+    if jobs <= 1:
+        yield from map(function, frames)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(function, frames, chunksize=16)
+
+
+def _changing_sizes(records: Sequence[Record], sizes: dict[str, tuple[int, int]]) -> list[Problem]:
+    """Frames that differ in size from the first readable frame of their video."""
+    problems = []
+    for record in records:
+        known = [(f["file_name"], sizes[f["file_name"]]) for f in record["frames"] if f["file_name"] in sizes]
+        for file, size in known[1:]:
+            if size != known[0][1]:
+                text = f"is {size[0]}x{size[1]}, but the video starts with {known[0][1][0]}x{known[0][1][1]}"
+                problems.append(Problem("size changes in video", file, text))
+    return problems
