@@ -3,6 +3,7 @@
 Importing this package registers them; ``MODEL.BACKBONE.NAME`` chooses one.
 """
 
+from the_mask.modeling.backbones.internimage import InternImage, build_internimage_backbone
 from the_mask.modeling.backbones.mit import MixTransformer, build_mit_backbone
 
-__all__ = ["MixTransformer", "build_mit_backbone"]
+__all__ = ["InternImage", "MixTransformer", "build_internimage_backbone", "build_mit_backbone"]

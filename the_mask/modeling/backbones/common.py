@@ -81,8 +81,6 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"DROP_PATH={rate}: must be in [0,1)")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +91,13 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(depths: Sequence[int], rate: float) -> list[list[float]]:
-    """Rates of all blocks, rising linearly from 0 (first block) to ``rate`` (last block), split by stage."""
+    """Rates of all blocks, rising linearly from 0 (first block) to ``rate`` (last block), split by stage.
+
+    Raises:
+        ValueError: ``rate`` outside [0,1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"DROP_PATH={rate}: must be in [0,1)")
     total = sum(depths)
     rates = [rate * i / max(1, total - 1) for i in range(total)]
     starts = [sum(depths[:i]) for i in range(len(depths))]
