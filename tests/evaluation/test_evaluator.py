@@ -10,8 +10,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
+from the_mask.data.io import apply_label_table, read_label_raw
 from the_mask.evaluation import VideoSemSegEvaluator, confusion_matrix, iou_from_confusion, temporal_consistency
-from the_mask.evaluation.images import decode_labels, read_label_image
 from the_mask.evaluation.video_consistency import VideoConsistency
 
 NAMES = ["sky", "road", "car", "tree"]
@@ -146,10 +146,10 @@ def test_saved_predictions_hold_raw_values(dataset, sixteen_videos, tmp_path):
     files = sorted((tmp_path / "v08").iterdir())
     assert [file.name for file in files] == [f"f{i:04d}.png" for i in range(17)]
     for file, labels in zip(files, pred, strict=True):
-        raw = read_label_image(file)
+        raw = read_label_raw(file)
         assert Image.open(file).mode == "L"
         assert (raw == labels + 1).all()
-        assert (decode_labels(raw, TABLE) == labels).all()
+        assert (apply_label_table(raw, TABLE) == labels).all()
 
 
 def test_more_than_256_raw_values_are_saved_in_16_bits(tmp_path):
@@ -160,7 +160,7 @@ def test_more_than_256_raw_values_are_saved_in_16_bits(tmp_path):
     pred = np.full((1, 2, 2), 299, dtype=np.int32)
     gt = np.array([[[299, 65535], [255, 299]]], dtype=np.int32)
     run(evaluator, {"v": (pred, gt)})
-    assert (read_label_image(tmp_path / "v" / "f0000.png") == 299).all()
+    assert (read_label_raw(tmp_path / "v" / "f0000.png") == 299).all()
     assert evaluator.evaluate()["sem_seg"]["pACC"] == pytest.approx(200 / 3)
 
 

@@ -2,6 +2,7 @@
 
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.metrics import best_constant_class, confusion_matrix, iou_from_confusion
+from the_mask.evaluation.predictions import PredictionErrors, evaluate_predictions
 from the_mask.evaluation.temporal_consistency import (
     TemporalConsistency,
     raft_flow,
@@ -11,11 +12,13 @@ from the_mask.evaluation.temporal_consistency import (
 from the_mask.evaluation.video_consistency import VideoConsistency, video_consistency
 
 __all__ = [
+    "PredictionErrors",
     "TemporalConsistency",
     "VideoConsistency",
     "VideoSemSegEvaluator",
     "best_constant_class",
     "confusion_matrix",
+    "evaluate_predictions",
     "iou_from_confusion",
     "raft_flow",
     "temporal_consistency",

@@ -18,7 +18,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from numpy.typing import NDArray
 
-from the_mask.evaluation.images import raw_values_of_classes, read_rgb, save_label_map
+from the_mask.data.io import read_image
+from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
 from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
 from the_mask.evaluation.report import class_table, summary_table
 from the_mask.evaluation.temporal_consistency import FlowFunction, TemporalConsistency
@@ -124,7 +125,7 @@ class VideoSemSegEvaluator:
         self.confusion = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
         self.counts = Counts()
         self._consistency = {mode: VideoConsistency(self.windows, mode, self.ignore_label) for mode in MODES}
-        self._temporal = TemporalConsistency(self.num_classes, self._flow) if self._flow else None
+        self._temporal = TemporalConsistency(self.num_classes, self._flow, self.ignore_label) if self._flow else None
         self._video: _Video | None = None
         self.totals: Totals | None = None
 
@@ -207,7 +208,7 @@ class VideoSemSegEvaluator:
     def _add_temporal(self, video: _Video, frame: _Frame) -> None:
         if self._temporal is None or not (self._tc_videos is None or video.video_id in self._tc_videos):
             return
-        image = read_rgb(frame.file_name)
+        image = read_image(frame.file_name)
         if image.shape[:2] != self._temporal.last_shape:
             self._temporal.end_video()
         self._temporal.update(image, frame.pred)
@@ -304,8 +305,8 @@ class VideoSemSegEvaluator:
         skipped = totals.consistency["compat"].skipped_videos
         if skipped:
             parts.append(
-                f"VC_compat leaves out {skipped} videos of fewer than {COMPAT_MIN_FRAMES} frames, as the official "
-                "script does"
+                f"VC_compat leaves out {skipped} videos (or labelled parts of one) of fewer than {COMPAT_MIN_FRAMES} "
+                "frames, as the official script does"
             )
         if totals.temporal_confusion is None:
             parts.append("TC: not computed (give flow weights by TEST.TC_FLOW_WEIGHTS)")

@@ -66,10 +66,12 @@ class TemporalConsistency:
     Args:
         num_classes: K.
         flow: optical flow, see :data:`FlowFunction`; ``raft_flow`` makes one from a weight file.
+        ignore_label: a pixel is left out where either prediction has this value.
     """
 
-    def __init__(self, num_classes: int, flow: FlowFunction) -> None:
+    def __init__(self, num_classes: int, flow: FlowFunction, ignore_label: int = 255) -> None:
         self.num_classes = num_classes
+        self.ignore_label = ignore_label
         self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         self.pairs = 0
         self._flow = flow
@@ -98,7 +100,8 @@ class TemporalConsistency:
             if last_frame.shape != frame.shape:
                 raise ValueError(f"frame size changes inside a video from {last_frame.shape} to {frame.shape}")
             warped, valid = warp_labels(labels, self._flow(last_frame, frame))
-            self.confusion += confusion_matrix(warped[valid], last_labels[valid], self.num_classes, ignore_label=-1)
+            valid &= warped != self.ignore_label
+            self.confusion += confusion_matrix(warped[valid], last_labels[valid], self.num_classes, self.ignore_label)
             self.pairs += 1
         self._last = (frame, labels)
 

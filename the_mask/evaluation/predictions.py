@@ -1,0 +1,153 @@
+"""Scoring of label maps that any program has written to disk.
+
+Expected tree: ``<pred_dir>/<video>/<frame>.png``, one per frame of the data set, one channel, original frame size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from the_mask.data import get_records
+from the_mask.data.io import apply_label_table, read_label, read_label_raw
+from the_mask.evaluation.evaluator import VideoSemSegEvaluator
+from the_mask.evaluation.metrics import check_labels
+from the_mask.evaluation.temporal_consistency import FlowFunction
+
+logger = logging.getLogger(__name__)
+Frame = Mapping[str, Any]
+
+
+class PredictionErrors(ValueError):
+    """Something is wrong with a folder of predictions; :attr:`problems` has one line per file, none left out."""
+
+    def __init__(self, folder: Path, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__(
+            f"{len(self.problems)} problems with the predictions in {folder}:\n" + "\n".join(self.problems)
+        )
+
+
+def evaluate_predictions(
+    pred_dir: str | Path,
+    dataset_name: str,
+    *,
+    train_ids: bool = False,
+    windows: Sequence[int] = (8, 16),
+    flow: FlowFunction | None = None,
+    tc_videos: int = 0,
+    progress: bool = True,
+) -> OrderedDict[str, dict[str, float]]:
+    """Score ``<pred_dir>/<video>/<frame>.png`` against a registered data set.
+
+    Args:
+        pred_dir: folder of predictions.
+        dataset_name: name of the data set; frames without ground truth are not scored, but their prediction must exist.
+        train_ids: the PNGs hold train ids 0..K-1. Otherwise they hold the data set's raw values (VSPW: 1..124). Either
+            way "ignored" is legal only where the ground truth is ignored too: every labelled pixel needs a class.
+        windows, flow: as :class:`VideoSemSegEvaluator`.
+        tc_videos: TC over the first this many videos; 0 takes all.
+        progress: show a bar on the terminal.
+
+    Returns:
+        As :meth:`VideoSemSegEvaluator.evaluate`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        PredictionErrors: missing files; or, when all are there, unreadable ones, wrong sizes and illegal values. All
+            are listed.
+        ValueError: the data set has no ground truth at all.
+    """
+    folder = Path(pred_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder of predictions {folder} does not exist; expected {folder}/<video>/<frame>.png")
+    records = get_records(dataset_name)
+    if not any(frame["sem_seg_file_name"] for record in records for frame in record["frames"]):
+        raise ValueError(f"data set {dataset_name} has no ground truth to score against")
+    wanted = [_prediction_path(folder, record["video_id"], f) for record in records for f in record["frames"]]
+    missing = [f"{path}: missing" for path in wanted if not path.is_file()]
+    if missing:
+        raise PredictionErrors(folder, missing)
+    extra = len(set(folder.rglob("*.png")) - set(wanted))
+    if extra:
+        logger.warning(f"{folder} holds {extra} PNGs that belong to no frame of {dataset_name}; they are not scored")
+
+    evaluator = VideoSemSegEvaluator(
+        dataset_name,
+        windows=windows,
+        flow=flow,
+        tc_videos={record["video_id"] for record in records[:tc_videos]} if tc_videos else None,
+    )
+    metadata = MetadataCatalog.get(dataset_name)
+    problems: list[str] = []
+    with tqdm(total=len(wanted), unit="frame", disable=None if progress else True) as bar:
+        for clip, path in _single_frames(records, folder):
+            try:
+                labels = _read_prediction(path, metadata, train_ids)
+                _check_against_truth(labels, clip["labels"][0], metadata.ignore_label, path)
+                # After a problem nothing can be scored any more; go on only to list all of them.
+                if not problems:
+                    evaluator.process([clip], [[labels]])
+            except ValueError as error:
+                problems.append(str(error))
+            bar.update()
+    if problems:
+        raise PredictionErrors(folder, problems)
+    return evaluator.evaluate(expected_frames=len(wanted))
+
+
+def _prediction_path(folder: Path, video_id: str, frame: Frame) -> Path:
+    return folder / video_id / f"{frame['frame_id']}.png"
+
+
+def _single_frames(records: Sequence[Frame], folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Clips of one frame each, in order, with the path of their prediction."""
+    for record in records:
+        table = MetadataCatalog.get(record["dataset"]).label_table
+        for index, frame in enumerate(record["frames"]):
+            mask = frame["sem_seg_file_name"]
+            clip = {
+                "video_id": record["video_id"],
+                "frame_ids": [frame["frame_id"]],
+                "file_names": [frame["file_name"]],
+                "frame_indices": [index],
+                "labels": [None if mask is None else read_label(mask, table)],
+                "is_last": index == len(record["frames"]) - 1,
+            }
+            yield clip, _prediction_path(folder, record["video_id"], frame)
+
+
+def _read_prediction(path: Path, metadata: Any, train_ids: bool) -> NDArray[np.integer]:
+    """A prediction as train ids [H, W], or the ignore label."""
+    raw = read_label_raw(path)
+    if not train_ids:
+        return apply_label_table(raw, metadata.label_table, path)
+    check_labels(
+        raw,
+        len(metadata.stuff_classes),
+        "prediction (read as train ids)",
+        str(path),
+        ignore_label=metadata.ignore_label,
+    )
+    return raw
+
+
+def _check_against_truth(
+    labels: NDArray[np.integer], truth: NDArray[np.integer] | None, ignore_label: int, path: Path
+) -> None:
+    """Raise ValueError for another size than the ground truth's, or pixels left without a class."""
+    if truth is None:
+        return
+    if truth.shape != labels.shape:
+        raise ValueError(f"{path} has size {labels.shape}, its ground truth {truth.shape} (height, width)")
+    unanswered = int(np.count_nonzero((labels == ignore_label) & (truth != ignore_label)))
+    if unanswered:
+        raise ValueError(f"{path} says ignored for {unanswered} pixels whose ground truth has a class")
