@@ -148,17 +148,22 @@ def transform_label(label: np.ndarray, geometry: Geometry, ignore_label: int) ->
     return np.pad(label, ((0, full_h - height), (0, full_w - width)), constant_values=ignore_label)
 
 
-def transform_image(image: np.ndarray, geometry: Geometry, fill: Sequence[int]) -> np.ndarray:
-    """Apply a geometry to an image; padding has the colour ``fill``."""
+def transform_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Apply a geometry to an image, all but the padding: colours change before :func:`pad_image`."""
     top, left, height, width = geometry.crop
     image = resize_image(image, geometry.resized)[top : top + height, left : left + width]
     if geometry.flip:
         image = image[:, ::-1]
-    if geometry.valid == geometry.padded:
-        return np.ascontiguousarray(image)
-    padded = np.empty((*geometry.padded, 3), image.dtype)
+    return np.ascontiguousarray(image)
+
+
+def pad_image(image: np.ndarray, size: tuple[int, int], fill: Sequence[int]) -> np.ndarray:
+    """Pad at the bottom and right to (height, width) with the colour ``fill``."""
+    if image.shape[:2] == size:
+        return image
+    padded = np.empty((*size, 3), image.dtype)
     padded[:] = np.asarray(fill, image.dtype)
-    padded[:height, :width] = image
+    padded[: image.shape[0], : image.shape[1]] = image
     return padded
 
 

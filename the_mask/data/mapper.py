@@ -165,14 +165,14 @@ class ClipMapper:
         labels = [None if x is None else aug.transform_label(x, geometry, self.ignore_label) for x in labels]
         if all(x is None or (x == self.ignore_label).all() for x in labels):
             return None
-        frames = [aug.transform_image(x, geometry, self.fill) for x in images]
+        frames = [aug.transform_image(x, geometry) for x in images]
         if self.color_jitter != "none":
             shared = self.color_jitter == "shared"
             for t in range(len(frames)):
                 color_rng = np.random.default_rng(derive_seed(seed, 1, 0 if shared else t))
                 frames[t] = aug.apply_color_jitter(frames[t], aug.sample_color_jitter(color_rng))
         clip.update(
-            frames=[_image_tensor(x) for x in frames],
+            frames=[_image_tensor(aug.pad_image(x, geometry.padded, self.fill)) for x in frames],
             labels=[None if x is None else _label_tensor(x) for x in labels],
             padding=geometry.valid,
             seed=seed,

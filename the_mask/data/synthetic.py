@@ -177,7 +177,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np
     image = image * gain.astype(np.float32) + np.float32(rng.uniform(-12, 12))
 
     hidden = np.zeros((height, width), bool)
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.integers(2, 6))):
         h, w = (rng.uniform(0.12, 0.38, 2) * height).astype(int)
         y, x = int(rng.integers(-h // 2, height - h // 2)), int(rng.integers(-w // 2, width - w // 2))
         window = (slice(max(y, 0), y + h), slice(max(x, 0), x + w))
