@@ -1,0 +1,56 @@
+"""Small helpers for several processes, on CPU (gloo) and GPU (nccl) alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from the_mask.engine.checkpoint import CheckpointWriteError
+
+
+def wrap_distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model in DistributedDataParallel when there are several processes, else the model itself.
+
+    Buffers are not broadcast (frozen norms and constants are equal anyway, batch norm uses its own statistics), and
+    every trainable parameter must take part in every step (no search for unused ones).
+    """
+    if comm.get_world_size() == 1:
+        return model
+    # Detectron2 passes device_ids on the CPU too, which DistributedDataParallel refuses.
+    device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        model,
+        device_ids=device_ids,
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise sum of a tensor over all processes, in place."""
+    if comm.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def write_on_main(write: Callable[[], object]) -> None:
+    """Run ``write`` on the first process; all processes wait for it and all raise if it fails.
+
+    Raises:
+        CheckpointWriteError: as raised by ``write``.
+    """
+    problem = ""
+    if comm.is_main_process():
+        try:
+            write()
+        except CheckpointWriteError as error:
+            problem = str(error)
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise CheckpointWriteError(problem)

@@ -1,0 +1,183 @@
+"""What happens around each training iteration: checkpoints, stopping, evaluation, progress."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from detectron2.engine import HookBase
+from detectron2.utils.events import EventWriter
+
+from the_mask.engine.signals import TrainingInterrupted
+from the_mask.engine.writers import ProgressBar
+
+if TYPE_CHECKING:
+    from the_mask.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """A numbered checkpoint every ``period`` iterations and the final one at the end."""
+
+    trainer: Trainer
+
+    def __init__(self, period: int) -> None:
+        """
+        Args:
+            period: iterations between checkpoints; 0 or less writes only the final one.
+        """
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.trainer.save_final()
+        elif self.period > 0 and done % self.period == 0:
+            self.trainer.save_numbered()
+
+
+class StopHook(HookBase):
+    """Leaves a checkpoint and ends the training once a signal asked for it (on any rank)."""
+
+    trainer: Trainer
+
+    def after_step(self) -> None:
+        signum = self.trainer.stop_signal
+        if not signum:
+            return
+        self.trainer.save_numbered()
+        raise TrainingInterrupted(signum)
+
+
+def flatten_results(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested evaluation results as ``{"sem_seg/mIoU": 41.2}``; what is not a number is left out."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            flat.update(flatten_results(value, f"{prefix}{name}/"))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def find_metric(flat: dict[str, float], metric: str) -> tuple[str, float] | None:
+    """Full name and value of a metric given by its full name or by the part after the last slash; first match wins."""
+    for name, value in flat.items():
+        if name == metric or name.rsplit("/", 1)[-1] == metric:
+            return name, value
+    return None
+
+
+class EvalHook(HookBase):
+    """Evaluates every ``period`` iterations and at the end, and keeps the best weights.
+
+    Runs after :class:`CheckpointHook`, so an evaluation that is killed costs no training.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, period: int, metric: str) -> None:
+        """
+        Args:
+            period: iterations between evaluations; 0 or less never evaluates.
+            metric: chooses the best checkpoint (larger is better); ``""`` keeps none.
+        """
+        self.period = period
+        self.metric = metric
+        self.best: float | None = None
+        self.best_iteration: int | None = None
+        self._warned = False
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period > 0 and (done % self.period == 0 or done == self.trainer.max_iter):
+            self.run()
+
+    def run(self) -> None:
+        """Evaluate now, put the numbers into the storage, and save the weights if they are the best so far."""
+        flat = flatten_results(self.trainer.evaluate())
+        for name, value in flat.items():
+            self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+        self.trainer.save_best_if(self._is_new_best(flat), flat)
+
+    def _is_new_best(self, flat: dict[str, float]) -> bool:
+        if not self.metric or not flat:
+            # Ranks other than the first have no results.
+            return False
+        found = find_metric(flat, self.metric)
+        if found is None:
+            if not self._warned:
+                logger.warning(
+                    "SOLVER.CHECKPOINT_BEST %s is not among the results (%s): no best checkpoint is kept",
+                    self.metric,
+                    ", ".join(flat),
+                )
+                self._warned = True
+            return False
+        name, value = found
+        if not math.isfinite(value) or (self.best is not None and value <= self.best):
+            logger.info("%s %.4f; the best so far is %s at iteration %s", name, value, self.best, self.best_iteration)
+            return False
+        self.best, self.best_iteration = value, self.trainer.iter + 1
+        logger.info("%s %.4f is the best so far", name, value)
+        return True
+
+    def take_best(self, metrics: dict[str, float], iteration: int) -> None:
+        """Count an earlier best checkpoint of the same run, with all its results."""
+        found = find_metric(metrics, self.metric)
+        if found is not None and (self.best is None or found[1] > self.best):
+            self.best, self.best_iteration = found[1], iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_iteration": self.best_iteration, "metric": self.metric}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["metric"] == self.metric:
+            self.best, self.best_iteration = state["best"], state["best_iteration"]
+
+
+class ProgressHook(HookBase):
+    """Live bar on a terminal, and writers every ``period`` iterations and at the end."""
+
+    trainer: Trainer
+
+    def __init__(self, build_writers: Callable[[], list[EventWriter]], period: int) -> None:
+        """
+        Args:
+            build_writers: called when training starts, so that nothing is created by an evaluation.
+            period: iterations between writes.
+        """
+        self._build_writers = build_writers
+        self._writers: list[EventWriter] = []
+        self._bar: ProgressBar | None = None
+        self.period = max(1, period)
+
+    def before_train(self) -> None:
+        self._writers = self._build_writers()
+        if sys.stderr.isatty():
+            self._bar = ProgressBar(self.trainer.start_iter, self.trainer.max_iter)
+
+    def after_step(self) -> None:
+        if self._bar is not None:
+            latest = self.trainer.storage.latest()
+            self._bar.step(*(latest[name][0] if name in latest else None for name in ("total_loss", "lr")))
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        # Whatever one of them does (the disk may be full), the others are closed too.
+        with ExitStack() as stack:
+            if self._bar is not None:
+                stack.callback(self._bar.close)
+            for writer in self._writers:
+                stack.callback(writer.close)
+            for writer in self._writers:
+                writer.write()
+        self._writers, self._bar = [], None

@@ -1,0 +1,151 @@
+"""Starting one or many processes: in place, by Detectron2's launcher, or inside torchrun's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from the_mask.engine.signals import SIGNALS, TrainingInterrupted
+
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun (or a scheduler that sets its variables) has started this process.
+
+    Raises:
+        ValueError: only some of its variables are set.
+    """
+    absent = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
+    if "LOCAL_RANK" not in os.environ and "RANK" not in os.environ:
+        return False
+    if absent:
+        raise ValueError(
+            f"RANK or LOCAL_RANK is set, but {', '.join(absent)} is not; start the processes with torchrun"
+        )
+    return True
+
+
+def threads_per_process(processes: int) -> int:
+    """Threads for each of some processes on this machine: its cores shared out, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+def launch(
+    main: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    *,
+    num_gpus: int = 0,
+    num_processes: int = 0,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> None:
+    """Run ``main(*args)`` in as many processes as asked for; under torchrun, in this process as one of its group.
+
+    Args:
+        main: importable function.
+        args: its arguments, picklable.
+        num_gpus: processes per machine, one per GPU (nccl).
+        num_processes: processes per machine on the CPU (gloo); excludes ``num_gpus``.
+        num_machines, machine_rank, dist_url: as in Detectron2; ``"auto"`` finds a free port on one machine.
+
+    Raises:
+        ValueError: numbers that do not go together, or more GPUs than there are.
+        TrainingInterrupted: the processes were stopped by Ctrl-C or SIGTERM.
+    """
+    if under_torchrun():
+        if num_machines > 1 or num_gpus > 1 or num_processes > 1:
+            raise ValueError("torchrun already decides the number of processes: leave out --num-gpus and the like")
+        _run_in_torchrun(main, args)
+        return
+    if num_gpus > 0 and num_processes > 0:
+        raise ValueError("--num-gpus and --num-processes (on the CPU) exclude each other")
+    if num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}; use --num-processes on the CPU"
+        )
+    if num_machines > 1 and dist_url == "auto":
+        raise ValueError("several machines need --dist-url tcp://HOST:PORT of machine 0")
+    processes = max(1, num_gpus, num_processes)
+    if processes * num_machines == 1:
+        main(*args)
+        return
+    if num_processes > 0:
+        # Detectron2 takes nccl wherever it sees a GPU; CPU processes must not see one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    with _forwarded_signals() as received:
+        try:
+            detectron2_launch(_worker, processes, num_machines, machine_rank, dist_url, (main, args, processes))
+        except ProcessExitedException as error:
+            signum = received[0] if received else (error.exit_code or 0) - 128
+            if signum in SIGNALS:
+                _join_children()
+                raise TrainingInterrupted(signum) from error
+            raise
+        if received:
+            raise TrainingInterrupted(received[0])
+
+
+def _worker(main: Callable[..., Any], args: tuple[Any, ...], local_processes: int) -> None:
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_per_process(local_processes))
+    try:
+        main(*args)
+    except TrainingInterrupted as interruption:
+        # An exit code survives where Detectron2's launcher would print a traceback.
+        sys.exit(interruption.exit_code)
+
+
+def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    gpu = torch.cuda.is_available() and local_size <= torch.cuda.device_count()
+    if gpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(backend="nccl" if gpu else "gloo", init_method="env://")
+    try:
+        comm.create_local_process_group(local_size)
+        comm.synchronize()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads_per_process(local_size))
+        main(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _forwarded_signals() -> Iterator[list[int]]:
+    """Hand Ctrl-C and SIGTERM on to the child processes and wait for them, instead of dying before they have saved."""
+    received: list[int] = []
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        for child in multiprocessing.active_children():
+            if child.pid is not None and child.is_alive():
+                os.kill(child.pid, signum)
+
+    previous = {signum: signal.signal(signum, forward) for signum in SIGNALS}
+    try:
+        yield received
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _join_children() -> None:
+    for child in multiprocessing.active_children():
+        child.join()

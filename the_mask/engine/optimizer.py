@@ -1,0 +1,233 @@
+"""Parameter groups, optimisers and gradient clipping.
+
+The grouping rules are those of Mask2Former's training script: the backbone at a fraction of the learning rate, no decay
+for norms and embeddings. Two differences to it, both on purpose: free parameters that are embedding or position tables
+(``level_embed``, ``pos_embed``, ...) count as embeddings, and backbone norms are not decayed (THE-Mask's released
+configuration decays them by an accident of its name matching).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+OPTIMIZERS = ("ADAMW", "SGD")
+CLIP_TYPES = ("full_model", "norm", "value")
+
+NORM_TYPES: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+# Tables of relative positions and absolute position embeddings of windowed and plain transformers: never decayed.
+UNDECAYED_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "rel_pos_h", "rel_pos_w")
+# Parameters that are embeddings although no nn.Embedding holds them.
+EMBEDDING_PARAMETERS = (
+    "level_embed",
+    "pos_embed",
+    "position_embedding",
+    "query_embed",
+    "query_feat",
+    "cls_token",
+    "mask_token",
+)
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """What decides the group of a parameter.
+
+    Attributes:
+        weight_decay: for everything without a rule of its own.
+        weight_decay_norm: scale and shift of normalisation layers.
+        weight_decay_embed: embeddings and position tables.
+        weight_decay_bias: biases outside norms and embeddings; ``None`` treats them like weights.
+        backbone_multiplier: factor on the learning rate of the backbone.
+    """
+
+    weight_decay: float
+    weight_decay_norm: float = 0.0
+    weight_decay_embed: float = 0.0
+    weight_decay_bias: float | None = None
+    backbone_multiplier: float = 1.0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ParameterRule:
+        solver = cfg.SOLVER
+        return cls(
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+            backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        )
+
+
+@dataclass(frozen=True)
+class ParameterSetting:
+    """Learning-rate factor and weight decay of one parameter."""
+
+    lr_multiplier: float
+    weight_decay: float
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer: a known type, or a leaf whose class name says so (``RMSNorm``)."""
+    if isinstance(module, NORM_TYPES):
+        return True
+    return "Norm" in type(module).__name__ and next(module.children(), None) is None
+
+
+def parameter_setting(module_name: str, module: nn.Module, name: str, rule: ParameterRule) -> ParameterSetting:
+    """Setting of one parameter from the names and the type of the module that owns it.
+
+    Args:
+        module_name: dotted path of the owning module, ``"backbone.res2.0.conv1"``.
+        module: the owning module.
+        name: the parameter's own name inside it, ``"weight"``.
+        rule: the numbers.
+    """
+    in_backbone = "backbone" in module_name.split(".") or module_name.startswith("backbone")
+    if any(table in name for table in UNDECAYED_TABLES):
+        decay = 0.0
+    elif is_norm(module):
+        decay = rule.weight_decay_norm
+    elif isinstance(module, nn.Embedding) or name in EMBEDDING_PARAMETERS:
+        decay = rule.weight_decay_embed
+    elif name == "bias" and rule.weight_decay_bias is not None:
+        decay = rule.weight_decay_bias
+    else:
+        decay = rule.weight_decay
+    return ParameterSetting(rule.backbone_multiplier if in_backbone else 1.0, decay)
+
+
+def named_settings(model: nn.Module, rule: ParameterRule) -> Iterator[tuple[str, nn.Parameter, ParameterSetting]]:
+    """Each trainable parameter once (shared ones under their first name), with its full name and setting."""
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            full_name = f"{module_name}.{name}" if module_name else name
+            yield full_name, parameter, parameter_setting(module_name, module, name, rule)
+
+
+def parameter_groups(model: nn.Module, rule: ParameterRule) -> list[dict[str, Any]]:
+    """Optimiser groups, one per distinct setting, in the order of first appearance.
+
+    Returns:
+        dicts with ``params``, ``names`` (parallel to ``params``), ``lr_multiplier`` and ``weight_decay``.
+
+    Raises:
+        ValueError: no trainable parameter.
+    """
+    groups: dict[ParameterSetting, dict[str, Any]] = {}
+    for name, parameter, setting in named_settings(model, rule):
+        group = groups.setdefault(
+            setting,
+            {"params": [], "names": [], "lr_multiplier": setting.lr_multiplier, "weight_decay": setting.weight_decay},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise ValueError("the model has no trainable parameter; see MODEL.THE_MASK.TRAINABLE")
+    return list(groups.values())
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD over :func:`parameter_groups`.
+
+    Raises:
+        ValueError: unknown ``SOLVER.OPTIMIZER``.
+    """
+    groups = parameter_groups(model, ParameterRule.from_config(cfg))
+    base_lr = cfg.SOLVER.BASE_LR
+    for group in groups:
+        group["lr"] = base_lr * group["lr_multiplier"]
+    kind = cfg.SOLVER.OPTIMIZER
+    if kind == "ADAMW":
+        return torch.optim.AdamW(groups, lr=base_lr)
+    if kind == "SGD":
+        return torch.optim.SGD(groups, lr=base_lr, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV)
+    raise ValueError(f"SOLVER.OPTIMIZER {kind!r}: expected one of {', '.join(OPTIMIZERS)}")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group ``lr`` times its own multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_multiplier"]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State of an optimiser by parameter **name**, without its hyper-parameters.
+
+    Names survive a change of grouping, and hyper-parameters are left out so that a resumed run obeys its config.
+    """
+    state = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if parameter in optimizer.state:
+                state[name] = dict(optimizer.state[parameter])
+    return {"kind": type(optimizer).__name__, "state": state}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put back what :func:`optimizer_state` gave.
+
+    Raises:
+        ValueError: another kind of optimiser, or state for other parameters or shapes.
+    """
+    if saved["kind"] != type(optimizer).__name__:
+        raise ValueError(
+            f"the checkpoint was written by {saved['kind']}, this run uses {type(optimizer).__name__}; set "
+            "SOLVER.OPTIMIZER back, or start from the weights alone (MODEL.WEIGHTS, without --resume)"
+        )
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    strange = sorted(set(saved["state"]) - set(names))
+    absent = sorted(set(names) - set(saved["state"])) if saved["state"] else []
+    if strange or absent:
+        raise ValueError(
+            f"the optimiser state does not fit: {len(strange)} parameters are not trained here {strange[:3]}, "
+            f"{len(absent)} have no state {absent[:3]}; start from the weights alone (MODEL.WEIGHTS, without --resume)"
+        )
+    state = optimizer.state_dict()
+    state["state"] = {index: saved["state"][name] for index, name in enumerate(names) if name in saved["state"]}
+    optimizer.load_state_dict(state)
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], clip_type: str, value: float, norm_type: float = 2.0
+) -> Tensor | None:
+    """Clip gradients in place.
+
+    Args:
+        parameters: those with a gradient are clipped.
+        clip_type: ``"full_model"``, one norm over all parameters (Mask2Former); ``"norm"``, one per parameter; ``"value"``.
+        value: largest norm or absolute value.
+        norm_type: order of the norm.
+
+    Returns:
+        The norm over all parameters before clipping (scalar tensor), for ``"full_model"``; otherwise ``None``.
+
+    Raises:
+        ValueError: unknown ``clip_type``.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    if clip_type == "full_model":
+        return nn.utils.clip_grad_norm_(parameters, value, norm_type=norm_type)
+    if clip_type == "norm":
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_([parameter], value, norm_type=norm_type)
+    elif clip_type == "value":
+        nn.utils.clip_grad_value_(parameters, value)
+    else:
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip_type!r}: expected one of {', '.join(CLIP_TYPES)}")
+    return None

@@ -1,0 +1,168 @@
+"""What a checkpoint holds, and putting it back so that a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from detectron2.engine import TrainerBase
+from detectron2.utils import comm
+from torch import nn
+
+from the_mask.engine.checkpoint import BEST, read_checkpoint
+from the_mask.engine.ema import ExponentialMovingAverage
+from the_mask.engine.hooks import EvalHook
+from the_mask.engine.optimizer import load_optimizer_state, optimizer_state
+from the_mask.engine.rng import rng_state, seed_everything, set_rng_state
+from the_mask.engine.weights import compare
+
+if TYPE_CHECKING:
+    from the_mask.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def weights_state(trainer: Trainer) -> dict[str, Any]:
+    """Weights (and their average), the index of the last finished iteration, the config."""
+    state: dict[str, Any] = {
+        "format": FORMAT,
+        "run": trainer.run_id,
+        "model": dict(trainer.model.state_dict()),
+        "iteration": trainer.completed - 1,
+        "config": trainer.cfg.dump(),
+    }
+    if trainer.ema is not None:
+        state["ema"] = trainer.ema.state_dict()
+    return state
+
+
+def training_state(trainer: Trainer, rng: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Everything a run needs to continue bit for bit. All processes take part; only tensors and builtins come out.
+
+    Args:
+        trainer: between two iterations.
+        rng: generator states per rank, when not the present ones.
+    """
+    return {
+        **weights_state(trainer),
+        "trainer": {
+            "optimizer": optimizer_state(trainer.optimizer),
+            "scaler": trainer.scaler.state_dict(),
+            "hooks": TrainerBase.state_dict(trainer).get("hooks", {}),
+            "seed": trainer.cfg.SEED,
+        },
+        "rng": rng or comm.all_gather(rng_state()),
+    }
+
+
+def load(trainer: Trainer, path: Path) -> None:
+    """Continue a run from one of its checkpoints.
+
+    Learning rates, decays and the length of the training come from the present config, and so may differ.
+
+    Raises:
+        FileNotFoundError, ValueError: no, corrupt or foreign checkpoint.
+    """
+    state = read_checkpoint(path)
+    if "trainer" not in state:
+        raise ValueError(
+            f"{path} holds weights only, so it cannot be resumed; use it as MODEL.WEIGHTS without --resume"
+        )
+    _load_model(trainer.model, state["model"], path)
+    try:
+        load_optimizer_state(trainer.optimizer, state["trainer"]["optimizer"])
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be resumed: {error}") from error
+    if trainer.scaler.is_enabled() and state["trainer"]["scaler"]:
+        trainer.scaler.load_state_dict(state["trainer"]["scaler"])
+    _load_ema(trainer, state)
+    TrainerBase.load_state_dict(trainer, {"iteration": state["iteration"], "hooks": state["trainer"]["hooks"]})
+    trainer.completed = trainer._saved = trainer.start_iter = state["iteration"] + 1
+    trainer.run_id = state["run"]
+    trainer.checkpoints.numbered = list(state["numbered"])
+    _load_best(trainer)
+    _load_seed(trainer, state)
+    trainer._resumed_rng = {"rng": state["rng"], "iteration": state["iteration"]}
+    for difference in config_differences(state["config"], trainer.cfg.dump()):
+        logger.warning("the config differs from the checkpoint's: %s", difference)
+    logger.info("resuming at iteration %d of %d from %s", trainer.completed, trainer.max_iter, path)
+
+
+def _load_model(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    report = compare(weights, model.state_dict(), str(path))
+    if report.missing or report.unexpected or report.mismatched or report.dropped:
+        raise ValueError(f"{path} was written for another model, so it cannot be resumed\n{report}")
+    model.load_state_dict(weights)
+
+
+def _load_ema(trainer: Trainer, state: dict[str, Any]) -> None:
+    if trainer.ema is None:
+        return
+    if "ema" in state:
+        trainer.ema.load_state_dict(state["ema"])
+    else:
+        logger.warning("the checkpoint has no averaged weights: the average starts now")
+        trainer.ema = ExponentialMovingAverage(trainer.model, trainer.cfg.SOLVER.EMA.DECAY)
+
+
+def _load_best(trainer: Trainer) -> None:
+    """The best checkpoint may be newer than the one resumed from; what it reached is not to be overwritten by less."""
+    path = trainer.checkpoints.folder / BEST
+    if not path.is_file():
+        return
+    try:
+        best = read_checkpoint(path)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return
+    for hook in trainer._hooks:
+        if isinstance(hook, EvalHook) and best["run"] == trainer.run_id:
+            hook.take_best(best["metrics"], best["iteration"] + 1)
+
+
+def _load_seed(trainer: Trainer, state: dict[str, Any]) -> None:
+    if trainer.seed_was_drawn:
+        # The order of the data follows from the seed.
+        trainer.cfg.defrost()
+        trainer.cfg.SEED = state["trainer"]["seed"]
+        trainer.cfg.freeze()
+
+
+def restore_rng(state: dict[str, Any], seed: int) -> None:
+    """Put back this rank's generators; ranks that the checkpoint did not have are seeded anew."""
+    states, rank = state["rng"], comm.get_rank()
+    if len(states) != comm.get_world_size():
+        logger.warning(
+            "the checkpoint was written by %d processes, this run has %d: it continues, but not bit for bit",
+            len(states),
+            comm.get_world_size(),
+        )
+    if rank < len(states):
+        set_rng_state(states[rank])
+    else:
+        seed_everything(seed + rank + state["iteration"])
+
+
+def config_differences(old: str, new: str) -> list[str]:
+    """``KEY: old -> new`` for each key of two dumped configs that differs."""
+    before, after = _flatten(yaml.safe_load(old)), _flatten(yaml.safe_load(new))
+    absent = "(absent)"
+    return [
+        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,105 @@
+"""The whole of a training or evaluation run, as the command line starts it in every process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from the_mask.config import load_config
+from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError
+from the_mask.engine.setup import setup
+from the_mask.engine.signals import TrainingInterrupted
+from the_mask.engine.trainer import Trainer
+from the_mask.engine.validate import validate
+from the_mask.engine.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunOptions:
+    """What a command line asks for.
+
+    Attributes:
+        config_file: YAML file.
+        overrides: flat list ``[KEY, VALUE, ...]``.
+        resume: continue from the last checkpoint of ``OUTPUT_DIR``.
+        eval_only: evaluate ``MODEL.WEIGHTS`` (with ``resume``: the last checkpoint) on ``DATASETS.TEST``.
+        trust_pickle: allow weights files that can execute code.
+        allow_unsafe_yaml: allow YAML that can execute code.
+    """
+
+    config_file: str | Path
+    overrides: list[str] = field(default_factory=list)
+    resume: bool = False
+    eval_only: bool = False
+    trust_pickle: bool = False
+    allow_unsafe_yaml: bool = False
+
+    def load(self) -> CfgNode:
+        """The frozen config."""
+        cfg = load_config(self.config_file, self.overrides, allow_unsafe=self.allow_unsafe_yaml)
+        cfg.freeze()
+        return cfg
+
+
+def run_training(options: RunOptions) -> dict[str, Any]:
+    """Train or evaluate in this process, as one of however many there are.
+
+    Returns:
+        Evaluation results.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, found before the first iteration where possible.
+        FloatingPointError, CheckpointWriteError, TrainingInterrupted: see :meth:`Trainer.train`.
+    """
+    import the_mask.data
+    import the_mask.modeling  # noqa: F401  fills the registries
+
+    cfg = options.load()
+    validate(cfg, comm.get_world_size(), training=not options.eval_only)
+    setup(cfg)
+    if options.eval_only:
+        return evaluate_only(cfg, options.resume, options.trust_pickle)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(options.resume, options.trust_pickle)
+    return trainer.train()
+
+
+def evaluate_only(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
+
+    Raises:
+        ValueError: no weights are given, or they do not fill the whole model.
+    """
+    last = CheckpointFolder(cfg.OUTPUT_DIR).last() if resume else None
+    path = last or cfg.MODEL.WEIGHTS
+    if not path:
+        where = f", and {cfg.OUTPUT_DIR} has no checkpoint" if resume else ""
+        raise ValueError(f"an evaluation needs weights: MODEL.WEIGHTS is empty{where}")
+    model = Trainer.build_model(cfg)
+    load_weights(model, path, trust_pickle=trust_pickle, strict=True)
+    return Trainer.evaluate_model(cfg, model.eval())
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run a command and translate its outcome for the shell: 0, 1 with a plain message, or 130 after Ctrl-C.
+
+    Errors that a user can mend are printed without a traceback; anything else is a defect and propagates.
+    """
+    try:
+        command()
+    except TrainingInterrupted as interruption:
+        print(f"{interruption}; the checkpoint is in OUTPUT_DIR, continue with --resume", file=sys.stderr)
+        return interruption.exit_code
+    except (ValueError, FileNotFoundError, FloatingPointError, CheckpointWriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,69 @@
+"""The learning-rate schedule as a pure function of the iteration.
+
+Nothing of the schedule is stored in a checkpoint, so resuming with another ``MAX_ITER`` or ``BASE_LR`` simply works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+
+WARMUP_METHODS = ("linear", "constant")
+
+
+def warmup_factor(iteration: int, warmup_iters: int, start: float, method: str = "linear") -> float:
+    """Factor of the warm-up at an iteration: ``start`` at 0, 1 from ``warmup_iters`` on."""
+    if iteration >= warmup_iters:
+        return 1.0
+    if method == "constant":
+        return start
+    if method == "linear":
+        return start + (1.0 - start) * iteration / warmup_iters
+    raise ValueError(f"SOLVER.WARMUP_METHOD {method!r}: expected one of {', '.join(WARMUP_METHODS)}")
+
+
+def poly_factor(iteration: int, max_iter: int, power: float = 0.9, end: float = 0.0) -> float:
+    """``(1 - iteration/max_iter)^power``, not below ``end``; ``end`` from ``max_iter`` on."""
+    return max(end, max(0.0, 1.0 - iteration / max_iter) ** power)
+
+
+@dataclass(frozen=True)
+class WarmupPoly:
+    """Warm-up, then polynomial decay (spec of both THE-Mask and Mask2Former: power 0.9, no warm-up).
+
+    Attributes:
+        base_lr: rate at factor 1.
+        max_iter: iterations of the whole training.
+        power, end: of :func:`poly_factor`; ``end`` is a share of ``base_lr``.
+        warmup_iters, warmup_start, warmup_method: of :func:`warmup_factor`.
+    """
+
+    base_lr: float
+    max_iter: int
+    power: float = 0.9
+    end: float = 0.0
+    warmup_iters: int = 0
+    warmup_start: float = 0.001
+    warmup_method: str = "linear"
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> WarmupPoly:
+        solver = cfg.SOLVER
+        return cls(
+            base_lr=solver.BASE_LR,
+            max_iter=solver.MAX_ITER,
+            power=solver.POLY_LR_POWER,
+            end=solver.POLY_LR_END,
+            warmup_iters=solver.WARMUP_ITERS,
+            warmup_start=solver.WARMUP_FACTOR,
+            warmup_method=solver.WARMUP_METHOD,
+        )
+
+    def __call__(self, iteration: int) -> float:
+        """Learning rate of an iteration (counted from 0), before any group's multiplier."""
+        return (
+            self.base_lr
+            * warmup_factor(iteration, self.warmup_iters, self.warmup_start, self.warmup_method)
+            * poly_factor(iteration, self.max_iter, self.power, self.end)
+        )

@@ -1,0 +1,67 @@
+"""What comes before the first iteration: seed, library flags, logging, the record of config and environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from the_mask.engine.checkpoint import atomic_write
+from the_mask.engine.logs import setup_logging
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+
+
+def with_seed(cfg: CfgNode) -> CfgNode:
+    """A frozen copy of a config whose ``SEED`` is set: a negative one is replaced by one drawn for all processes."""
+    cfg = cfg.clone()
+    if cfg.SEED < 0:
+        cfg.defrost()
+        # Drawn apart from the global generators, which others may have seeded alike on purpose.
+        cfg.SEED = comm.all_gather(random.SystemRandom().randrange(2**31))[0]
+        logger.info("SEED %d was drawn; it is recorded in the checkpoints", cfg.SEED)
+    cfg.freeze()
+    return cfg
+
+
+def set_library_flags(cfg: CfgNode) -> None:
+    """Deterministic algorithms, cuDNN benchmark and TF32 as the config says.
+
+    ``SOLVER.DETERMINISTIC`` warns where torch has no deterministic algorithm (some CUDA backward passes) and goes on.
+    """
+    deterministic = cfg.SOLVER.DETERMINISTIC
+    if deterministic:
+        # cuBLAS reads it when its first handle is created.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not deterministic
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
+def setup(cfg: CfgNode) -> None:
+    """Create ``OUTPUT_DIR``, start logging, record the environment and the config, set library flags.
+
+    Args:
+        cfg: written to ``OUTPUT_DIR/config.yaml`` by the first process.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    setup_logging(folder, comm.get_rank())
+    set_library_flags(cfg)
+    if not comm.is_main_process():
+        return
+    from the_mask.env import report
+
+    logger.info("environment:\n%s", report())
+    text = cfg.dump()
+    atomic_write(folder / CONFIG_FILE, lambda stream: stream.write(text.encode()))
+    world, device = comm.get_world_size(), cfg.MODEL.DEVICE
+    logger.info("%d process(es) on %s; config written to %s", world, device, folder / CONFIG_FILE)

@@ -1,0 +1,368 @@
+"""The training loop: one config in, checkpoints, curves and evaluation results out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, TrainerBase
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from torch import Tensor, nn
+
+from the_mask.engine import resume
+from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError, remove_leftovers
+from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
+from the_mask.engine.ema import ExponentialMovingAverage
+from the_mask.engine.freeze import freeze_parameters, set_training_mode
+from the_mask.engine.hooks import CheckpointHook, EvalHook, ProgressHook, StopHook
+from the_mask.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
+from the_mask.engine.schedule import WarmupPoly
+from the_mask.engine.setup import with_seed
+from the_mask.engine.signals import StopRequest, TrainingInterrupted
+from the_mask.engine.weights import LoadReport, load_weights
+from the_mask.engine.writers import LogWriter, prepare_metrics_file
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer(TrainerBase):
+    """Trains the model of a config.
+
+    One iteration is ``SOLVER.ACCUM_STEPS`` micro-batches, one optimiser step and one step of the schedule. Losses are
+    averaged over micro-batches and processes, so a term that a model normalises per micro-batch (the class-weighted
+    cross-entropy) is a mean of means; with equal normalisers it equals one large batch.
+
+    Attributes:
+        model: the bare model, also under several processes.
+        completed: iterations done, those before a resume included.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: a full config, see :func:`the_mask.config.load_config`.
+        """
+        super().__init__()
+        self.cfg = with_seed(cfg)
+        self.seed_was_drawn = cfg.SEED < 0
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        # Ranks differ, so that dropout does; their models are made equal to the first one's.
+        seed_everything(self.cfg.SEED + comm.get_rank())
+        self.model = self.build_model(self.cfg)
+        freeze_parameters(self.model, cfg.MODEL.THE_MASK.TRAINABLE)
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.schedule = WarmupPoly.from_config(cfg)
+        precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None
+        self.autocast_dtype = PRECISIONS[precision] if precision else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.ema = ExponentialMovingAverage(self.model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self.checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, cfg.SOLVER.CHECKPOINT_KEEP)
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.completed = 0
+        self.run_id = uuid.uuid4().hex
+        self.results: dict[str, Any] = {}
+        self.stop = StopRequest()
+        self.stop_signal = 0
+        self._parallel: nn.Module | None = None
+        self._loader: Iterable[list[dict[str, Any]]] | None = None
+        self._batches: Iterator[list[dict[str, Any]]] | None = None
+        self._resumed_rng: dict[str, Any] | None = None
+        self._rng_before_step: dict[str, Any] | None = None
+        self._updating = False
+        self._saved = 0
+        self.register_hooks(self.build_hooks())
+
+    # What a subclass may replace.
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model on its device."""
+        model = build_model(cfg)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        logger.info("%s: %.2f M parameters", type(model).__name__, count / 1e6)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterable[list[dict[str, Any]]]:
+        """Endless micro-batches, beginning with those of iteration ``start_iter``."""
+        from the_mask.data import build_train_loader
+
+        return build_train_loader(cfg, start_iter=start_iter)
+
+    @classmethod
+    def evaluate_model(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Results on ``DATASETS.TEST``: those of one dataset as they are, of several under the datasets' names."""
+        from the_mask.evaluation import evaluate_dataset
+
+        results = {name: evaluate_dataset(cfg, model, name) for name in cfg.DATASETS.TEST}
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    def build_hooks(self) -> list[HookBase]:
+        """Hooks in the order in which they run after a step."""
+        solver = self.cfg.SOLVER
+        hooks: list[HookBase] = [
+            CheckpointHook(solver.CHECKPOINT_PERIOD),
+            StopHook(),
+            EvalHook(self.cfg.TEST.EVAL_PERIOD if self.cfg.DATASETS.TEST else 0, solver.CHECKPOINT_BEST),
+        ]
+        if comm.is_main_process():
+            hooks.append(ProgressHook(self.build_writers, solver.LOG_PERIOD))
+        return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """Plain log lines, ``metrics.json`` (one JSON object per line) and TensorBoard, in ``OUTPUT_DIR``."""
+        folder = Path(self.cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = prepare_metrics_file(folder, self.start_iter)
+        return [LogWriter(self.max_iter), JSONWriter(str(metrics)), TensorboardXWriter(str(folder))]
+
+    # Starting points.
+
+    def load_weights(self, path: str | Path, trust_pickle: bool = False) -> LoadReport:
+        """Start from the weights of a file; see :func:`the_mask.engine.load_weights`."""
+        stage1 = self.cfg.MODEL.THE_MASK.INIT_FROM_STAGE1
+        report = load_weights(self.model, path, trust_pickle=trust_pickle, stage1=stage1)
+        if self.ema is not None:
+            self.ema = ExponentialMovingAverage(self.model, self.cfg.SOLVER.EMA.DECAY)
+        return report
+
+    def resume_or_load(self, resume_training: bool = True, trust_pickle: bool = False) -> None:
+        """Continue from the last checkpoint of ``OUTPUT_DIR``, or else start from ``MODEL.WEIGHTS`` if it is set.
+
+        Raises:
+            FileNotFoundError, ValueError: no, corrupt or foreign file; the message says what to use instead.
+        """
+        last = self.checkpoints.last()
+        if resume_training and last is not None:
+            resume.load(self, last)
+            return
+        if resume_training:
+            logger.warning("no checkpoint in %s to resume from: starting at iteration 0", self.checkpoints.folder)
+        elif last is not None:
+            logger.warning("%s holds an earlier run, whose files this one replaces; --resume would continue it", last)
+        if self.cfg.MODEL.WEIGHTS:
+            self.load_weights(self.cfg.MODEL.WEIGHTS, trust_pickle)
+
+    # Training.
+
+    def train(self) -> dict[str, Any]:  # type: ignore[override]  # the range is the config's, as in DefaultTrainer
+        """Train to ``SOLVER.MAX_ITER``.
+
+        Returns:
+            Results of the last evaluation (empty when there was none).
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was left.
+            FloatingPointError: a loss or the gradient is not finite.
+            CheckpointWriteError: a checkpoint could not be written.
+        """
+        if self.completed >= self.max_iter:
+            logger.info("nothing left to train: %d of %d iterations are done", self.completed, self.max_iter)
+            if self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
+                self.evaluate()
+            return self.results
+        if comm.is_main_process() and self.checkpoints.folder.is_dir():
+            remove_leftovers(self.checkpoints.folder)
+        set_training_mode(self.model, self.cfg.MODEL.THE_MASK.FROZEN_EVAL)
+        self._parallel = wrap_distributed(self.model, self.device)
+        with self.stop.installed():
+            try:
+                self._open_loader()
+                super().train(self.completed, self.max_iter)
+            except BaseException as error:
+                self._rescue(error)
+                raise
+            finally:
+                self._batches = self._loader = None
+        return self.results
+
+    def _open_loader(self) -> None:
+        # Creating a DataLoader's iterator draws from the global generator, which a resumed run must not see.
+        with preserved_rng():
+            self._loader = self.build_train_loader(self.cfg, self.completed)
+            self._batches = iter(self._loader)
+        if self._resumed_rng is not None:
+            resume.restore_rng(self._resumed_rng, self.cfg.SEED)
+            self._resumed_rng = None
+
+    def run_step(self) -> None:
+        """One iteration: micro-batches forward and backward, the guard, one optimiser step."""
+        started = time.perf_counter()
+        self._rng_before_step = rng_state()
+        lr = self.schedule(self.iter)
+        set_learning_rate(self.optimizer, lr)
+        set_iteration = getattr(self.model, "set_iteration", None)
+        if set_iteration is not None:
+            set_iteration(self.iter)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, files, data_time = self._accumulate()
+        norm = self._clip()
+        self._guard(losses, norm, files, lr)
+        self._updating = True
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.completed = self.iter + 1
+        self._updating = False
+        self._record(losses, norm, lr, data_time, time.perf_counter() - started)
+
+    def _accumulate(self) -> tuple[dict[str, float], list[str], float]:
+        """Gradients of one iteration; returns losses (mean over micro-batches and ranks), files, seconds of waiting."""
+        assert self._parallel is not None
+        assert self._batches is not None
+        steps = self.cfg.SOLVER.ACCUM_STEPS
+        sums: dict[str, Tensor] = {}
+        files: list[str] = []
+        waited = 0.0
+        for step in range(steps):
+            before = time.perf_counter()
+            clips = next(self._batches)
+            waited += time.perf_counter() - before
+            files += [file for clip in clips for file in clip.get("file_names", [])]
+            with self._without_sync(step + 1 < steps):
+                with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+                    losses = self._parallel(clips)
+                total = torch.stack([value.float() for value in losses.values()]).sum() / steps
+                self.scaler.scale(total).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() / steps
+        self.after_backward()
+        return self._reduce(sums), files, waited
+
+    def _without_sync(self, last_is_to_come: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged between processes only after the last micro-batch."""
+        if last_is_to_come and self._parallel is not self.model:
+            return self._parallel.no_sync()  # type: ignore[union-attr, operator]
+        return nullcontext()
+
+    def _reduce(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Losses averaged over ranks; the same message carries whether any rank was asked to stop."""
+        names = sorted(losses)
+        values = torch.stack([losses[name] for name in names] + [losses[names[0]].new_tensor(self.stop.signum)])
+        reduced = sum_over_ranks(values).tolist()
+        # A sum of equal or different signal numbers: only whether it is zero counts on other ranks.
+        if reduced[-1]:
+            self.stop_signal = self.stop.signum or int(max(comm.all_gather(self.stop.signum)))
+        world = comm.get_world_size()
+        return {name: value / world for name, value in zip(names, reduced[:-1], strict=True)}
+
+    def _clip(self) -> float | None:
+        clip = self.cfg.SOLVER.CLIP_GRADIENTS
+        if not clip.ENABLED:
+            return None
+        self.scaler.unscale_(self.optimizer)
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        norm = clip_gradients(parameters, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return None if norm is None else float(norm)
+
+    def _guard(self, losses: dict[str, float], norm: float | None, files: list[str], lr: float) -> None:
+        """Stop before the optimiser spreads a NaN into the weights.
+
+        Losses were averaged over the ranks, so all ranks come to the same verdict.
+        """
+        # With fp16 an overflowing gradient is the scaler's business: it skips the step and lowers the scale.
+        gradient_fails = norm is not None and not math.isfinite(norm) and not self.scaler.is_enabled()
+        bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+        if not bad and not gradient_fails:
+            return
+        what = ", ".join(f"{name} = {value}" for name, value in bad.items()) or f"gradient norm = {norm}"
+        shown = ", ".join(f"{name} = {value:.6g}" for name, value in losses.items())
+        batches = comm.all_gather(files)
+        listing = "\n".join(
+            f"  rank {rank}: {', '.join(names) or '(no file names)'}" for rank, names in enumerate(batches)
+        )
+        raise FloatingPointError(
+            f"not finite at iteration {self.iter}, before the optimiser step: {what}\nall losses: {shown}\n"
+            f"learning rate {lr:.3g}; files of the batch:\n{listing}\n"
+            "lower SOLVER.BASE_LR, use bf16 instead of fp16, or look at these files"
+        )
+
+    def _record(
+        self, losses: dict[str, float], norm: float | None, lr: float, data_time: float, seconds: float
+    ) -> None:
+        self.storage.put_scalars(total_loss=sum(losses.values()), **losses)
+        self.storage.put_scalars(data_time=data_time, time=seconds)
+        self.storage.put_scalar("lr", lr, smoothing_hint=False)
+        if norm is not None:
+            self.storage.put_scalar("grad_norm", norm)
+        if self.scaler.is_enabled():
+            self.storage.put_scalar("amp_scale", self.scaler.get_scale(), smoothing_hint=False)
+        stats = getattr(getattr(self.model, "criterion", None), "last_stats", None) or {}
+        for name, value in stats.items():
+            if isinstance(value, (int, float)):
+                self.storage.put_scalar(f"criterion/{name}", value)
+
+    # Evaluation.
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the present (with EMA: the averaged) weights, leaving no trace in the training."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        averaged = self.ema.applied_to(self.model) if self.ema is not None else nullcontext()
+        # Other ranks would wait for ever for one that left at once.
+        alone = comm.get_world_size() == 1
+        with self.stop.immediate(alone), preserved_rng(), averaged:
+            try:
+                self.model.eval()
+                self.results = self.evaluate_model(self.cfg, self.model) or {}
+            finally:
+                for module, training in modes:
+                    module.training = training
+        return self.results
+
+    # Checkpoints.
+
+    def save_numbered(self) -> None:
+        """Write ``model_<iteration>.pth``, unless this iteration is on the disk already."""
+        self._save(lambda state: self.checkpoints.save_numbered(self.completed - 1, state))
+
+    def save_final(self) -> None:
+        """Write ``model_final.pth``."""
+        self._save(self.checkpoints.save_final)
+
+    def _save(self, write: Any, rng: list[dict[str, Any]] | None = None) -> None:
+        if self._saved == self.completed:
+            return
+        state = resume.training_state(self, rng)
+        write_on_main(lambda: write(state))
+        self._saved = self.completed
+        logger.info("checkpoint of iteration %d written to %s", self.completed, self.checkpoints.folder)
+
+    def save_best_if(self, is_best: bool, metrics: dict[str, float]) -> None:
+        """Write ``model_best.pth`` if the first process says so."""
+        state = resume.weights_state(self)
+        write_on_main(lambda: self.checkpoints.save_best({**state, "metrics": metrics}) if is_best else None)
+
+    def _rescue(self, error: BaseException) -> None:
+        """Leave a checkpoint of the last finished iteration when a single process fails or is told to stop at once.
+
+        Several processes cannot: the others may be waiting inside a collective operation.
+        """
+        unsaved = self.completed > max(self._saved, self.start_iter)
+        if comm.get_world_size() > 1 or self._updating or not unsaved or isinstance(error, CheckpointWriteError):
+            return
+        if not all(torch.isfinite(value).all() for value in self.model.state_dict().values()):
+            # Batch norm statistics have taken the NaN in already.
+            return
+        inside_step = self.completed == self.iter
+        try:
+            rng = [self._rng_before_step] if inside_step and self._rng_before_step is not None else None
+            self._save(lambda state: self.checkpoints.save_numbered(self.completed - 1, state), rng)
+        except CheckpointWriteError:
+            logger.exception("the checkpoint that should have been left could not be written")
+        if self.stop.signum and not isinstance(error, TrainingInterrupted):
+            # For instance a data worker that the same Ctrl-C has killed.
+            raise TrainingInterrupted(self.stop.signum) from error

@@ -1,0 +1,177 @@
+"""Everything about a config that can be found wrong before the first iteration."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
+from the_mask.engine.schedule import WARMUP_METHODS
+
+CHOICES = {
+    "INPUT.CLIP.BOUNDARY": ("clamp", "repeat_current", "drop"),
+    "INPUT.CLIP.ITEM": ("video", "frame"),
+    "INPUT.COLOR_JITTER": ("per_frame", "shared", "none"),
+    "MODEL.THE_MASK.SECOND_ROUND_COST": ("full", "bce"),
+    "MODEL.THE_MASK.WARMUP_MODE": ("iteration", "reference"),
+    "MODEL.MASK_FORMER.POSITION_ENCODING": ("sine2d", "sine3d"),
+    "SOLVER.OPTIMIZER": OPTIMIZERS,
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR",),
+    "SOLVER.WARMUP_METHOD": WARMUP_METHODS,
+    "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+}
+# Closed ranges; None is no limit.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "SOLVER.IMS_PER_BATCH": (1, None),
+    "SOLVER.ACCUM_STEPS": (1, None),
+    "SOLVER.MAX_ITER": (1, None),
+    "SOLVER.BASE_LR": (0, None),
+    "SOLVER.WARMUP_ITERS": (0, None),
+    "SOLVER.WARMUP_FACTOR": (0, 1),
+    "SOLVER.POLY_LR_POWER": (0, None),
+    "SOLVER.POLY_LR_END": (0, 1),
+    "SOLVER.LOG_PERIOD": (1, None),
+    "SOLVER.CHECKPOINT_KEEP": (0, None),
+    "SOLVER.EMA.DECAY": (0, 1),
+    "INPUT.CLIP.REVERSE_PROB": (0, 1),
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": (0, 1),
+    "INPUT.TEST.SIZE_MULTIPLE": (1, None),
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (1, None),
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (1, None),
+    "MODEL.MASK_FORMER.DEC_LAYERS": (2, None),
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": (1, None),
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": (1, None),
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": (0, 1),
+    "MODEL.THE_MASK.ROUNDS": (1, None),
+    "MODEL.THE_MASK.SECONDARY_NUM_POINTS": (0, None),
+    "MODEL.THE_MASK.CLIP_SCORE_WEIGHT": (0, 1),
+    "TEST.CLIP_LENGTH": (1, None),
+    "TEST.CLIP_STRIDE": (1, None),
+    "TEST.CLIPS_PER_BATCH": (1, None),
+}
+
+
+def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> None:
+    """Check a config against the data sets, the number of processes and the machine.
+
+    Args:
+        cfg: not changed.
+        world_size: processes of the run.
+        training: an evaluation needs neither a training set nor a batch size.
+
+    Raises:
+        ValueError: all problems, one per line.
+        FileNotFoundError: ``MODEL.WEIGHTS`` does not exist.
+    """
+    problems = [
+        *_check_choices(cfg),
+        *_check_ranges(cfg),
+        *_check_lists(cfg),
+        *_check_device(cfg),
+        *_check_datasets(cfg, training),
+        *(_check_batch(cfg, world_size) if training else []),
+        *_check_stage(cfg),
+    ]
+    if problems:
+        raise ValueError("the config cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    weights = cfg.MODEL.WEIGHTS
+    if weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _check_choices(cfg: CfgNode) -> Iterable[str]:
+    for key, choices in CHOICES.items():
+        if _value(cfg, key) not in choices:
+            yield f"{key} {_value(cfg, key)!r}: expected one of {', '.join(map(repr, choices))}"
+
+
+def _check_ranges(cfg: CfgNode) -> Iterable[str]:
+    for key, (least, most) in RANGES.items():
+        value = _value(cfg, key)
+        if (least is not None and value < least) or (most is not None and value > most):
+            limits = f">= {least}" if most is None else f"in {least}..{most}"
+            yield f"{key} {value}: expected a number {limits}"
+
+
+def _check_lists(cfg: CfgNode) -> Iterable[str]:
+    crop = list(cfg.INPUT.CROP.SIZE)
+    if len(crop) != 2 or not all(isinstance(side, int) and side > 0 for side in crop):
+        yield f"INPUT.CROP.SIZE {crop}: expected [height, width], two positive whole numbers of pixels"
+    resize = cfg.INPUT.RESIZE
+    if not 0 < resize.MIN_SCALE <= resize.MAX_SCALE:
+        yield f"INPUT.RESIZE: expected 0 < MIN_SCALE <= MAX_SCALE, got {resize.MIN_SCALE} and {resize.MAX_SCALE}"
+    if min(resize.LONG_EDGE, resize.SHORT_EDGE) < 1:
+        yield f"INPUT.RESIZE: expected edges of at least 1 pixel, got {resize.LONG_EDGE} and {resize.SHORT_EDGE}"
+    windows = list(cfg.TEST.VC_WINDOWS)
+    if not all(isinstance(n, int) and n >= 2 for n in windows) or len(set(windows)) < len(windows):
+        yield f"TEST.VC_WINDOWS {windows}: expected different whole numbers of frames, each >= 2"
+    dilations = list(cfg.INPUT.CLIP.DILATIONS)
+    if not all(isinstance(offset, int) for offset in dilations) or len(set(dilations)) < len(dilations):
+        yield f"INPUT.CLIP.DILATIONS {dilations}: expected different whole numbers of frames"
+
+
+def _check_device(cfg: CfgNode) -> Iterable[str]:
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        yield f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: expected auto, cpu or cuda"
+        return
+    if device.type == "cuda" and not torch.cuda.is_available():
+        yield f"MODEL.DEVICE {cfg.MODEL.DEVICE}: this machine has no usable GPU; set MODEL.DEVICE cpu"
+
+
+def _check_batch(cfg: CfgNode, world_size: int) -> Iterable[str]:
+    batch, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUM_STEPS
+    parts = world_size * max(steps, 1)
+    if batch % parts:
+        fitting = max(parts, round(batch / parts) * parts)
+        yield (
+            f"SOLVER.IMS_PER_BATCH {batch} does not divide into {world_size} process(es) x SOLVER.ACCUM_STEPS {steps}; "
+            f"{fitting} would"
+        )
+
+
+def _check_datasets(cfg: CfgNode, training: bool) -> Iterable[str]:
+    if training and not cfg.DATASETS.TRAIN:
+        yield "DATASETS.TRAIN is empty"
+    if not training and not cfg.DATASETS.TEST:
+        yield "DATASETS.TEST is empty, so there is nothing to evaluate"
+    known = DatasetCatalog.list()
+    classes, ignore = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    names: Sequence[str] = [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            yield f"unknown dataset {name!r} (DATASETS); known are {', '.join(close)}"
+            continue
+        metadata = MetadataCatalog.get(name)
+        count = len(metadata.get("stuff_classes", ()))
+        if count and count != classes:
+            yield f"{name} has {count} classes: set MODEL.SEM_SEG_HEAD.NUM_CLASSES {count} (it is {classes})"
+        label = metadata.get("ignore_label", ignore)
+        if label != ignore:
+            yield f"{name} marks void pixels by {label}: set MODEL.SEM_SEG_HEAD.IGNORE_VALUE {label} (it is {ignore})"
+    if 0 <= ignore < classes:
+        yield f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {ignore} is also the id of a class (NUM_CLASSES {classes})"
+
+
+def _check_stage(cfg: CfgNode) -> Iterable[str]:
+    if cfg.MODEL.THE_MASK.INIT_FROM_STAGE1 and not cfg.MODEL.WEIGHTS:
+        yield "MODEL.THE_MASK.INIT_FROM_STAGE1 needs the one-frame checkpoint in MODEL.WEIGHTS, which is empty"
+    if cfg.SOLVER.EMA.DECAY == 1:
+        yield "SOLVER.EMA.DECAY 1 never moves the average: expected a number below 1"

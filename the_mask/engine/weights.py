@@ -1,0 +1,269 @@
+"""Loading weights into a model from any accepted file, with a report of what fitted.
+
+Read without executing anything: checkpoints of this project, ``.pth`` state dicts (bare or wrapped) and
+``.safetensors``. Pickles (Detectron2's ``.pkl`` zoo, ``.pth`` files that hold Python objects) can run code when they
+are opened, so they need an explicit ``trust_pickle``.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from the_mask.engine.checkpoint import zip_problem
+
+logger = logging.getLogger(__name__)
+
+# Keys under which training programs keep the state dict.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+# Below this share of the file's tensors that fit, the file is taken for another architecture.
+LEAST_MATCH = 0.5
+# Layers whose first axis counts classes; a file for another class list loses just these.
+CLASS_LAYERS = re.compile(r"(^|\.)(class_embed\w*\.(weight|bias)|empty_weight)$")
+
+
+@dataclass
+class LoadReport:
+    """What became of each tensor of a weights file.
+
+    Attributes:
+        path: the file.
+        loaded: names (of the model) that were filled.
+        missing: names of the model that the file lacks.
+        unexpected: names of the file (after renaming) that the model lacks.
+        mismatched: (name, shape in the file, shape in the model) that could not be filled.
+        dropped: like ``mismatched``, for class layers of a file made for another number of classes.
+        notes: how the file was read: renaming, averaged weights, stage-1 conversion.
+    """
+
+    path: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    dropped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def match(self) -> float:
+        """Share of the file's tensors that found their place (class layers count as found), 0..1."""
+        found = len(self.loaded) + len(self.dropped)
+        total = found + len(self.unexpected) + len(self.mismatched)
+        return found / total if total else 0.0
+
+    def untrained(self) -> list[str]:
+        """Names of the model that keep their random start; the criterion's constants are not among them."""
+        names = self.missing + [name for name, _, _ in self.mismatched + self.dropped]
+        return [
+            name for name in names if not name.startswith("criterion.") and not name.endswith("num_batches_tracked")
+        ]
+
+    def __str__(self) -> str:
+        rows = [
+            ("loaded", len(self.loaded), ""),
+            ("missing in the file", len(self.missing), _names(self.missing)),
+            ("unknown to the model", len(self.unexpected), _names(self.unexpected)),
+            ("other shape", len(self.mismatched), _shapes(self.mismatched)),
+        ]
+        if self.dropped:
+            rows.append(("class layers, started anew", len(self.dropped), _shapes(self.dropped)))
+        table = tabulate(
+            rows, headers=("weights", "tensors", "which"), tablefmt="simple", maxcolwidths=[None, None, 90]
+        )
+        return "\n".join([self.path, *self.notes, table])
+
+
+def _names(names: list[str], limit: int = 6) -> str:
+    """The first names, with their last component folded when several parameters of one module are listed."""
+    folded = list(dict.fromkeys(re.sub(r"\.(weight|bias|running_mean|running_var)$", ".*", name) for name in names))
+    return ", ".join(folded[:limit]) + (f", ... ({len(folded) - limit} more)" if len(folded) > limit else "")
+
+
+def _shapes(items: list[tuple[str, tuple[int, ...], tuple[int, ...]]], limit: int = 4) -> str:
+    shown = [f"{name}: file {list(theirs)}, model {list(ours)}" for name, theirs, ours in items[:limit]]
+    return "; ".join(shown) + (f"; ... ({len(items) - limit} more)" if len(items) > limit else "")
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    trust_pickle: bool = False,
+    stage1: bool = False,
+    strict: bool = False,
+    use_ema: bool = True,
+) -> LoadReport:
+    """Fill a model from a file and log a table of what fitted.
+
+    Args:
+        model: changed in place, and only if no error is raised.
+        path: ``.pth``, ``.safetensors`` or (with ``trust_pickle``) ``.pkl``.
+        trust_pickle: allow formats that can execute code when opened.
+        stage1: the file is a one-frame (stage 1) checkpoint for a temporal (stage 2) model: its norm and heads are
+            copied to the clip and the frame branch.
+        strict: every parameter of the model must come from the file, as an evaluation needs it.
+        use_ema: take the averaged weights of a checkpoint that holds both.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, untrusted, of another architecture (less than half of the file's tensors fit), or
+            incomplete under ``strict``. The message holds the report.
+    """
+    state, notes = read_state_dict(path, trust_pickle, use_ema)
+    ours = model.state_dict()
+    state, rename = best_renaming(state, ours)
+    if rename:
+        notes.append(f"names: {rename}")
+    if stage1:
+        from the_mask.modeling.mask_decoders import stage1_to_stage2
+
+        state = stage1_to_stage2(state)
+        notes.append("stage 1 to stage 2: norm and heads copied to the clip and the frame branch")
+    report = compare(state, ours, str(path))
+    report.notes = notes
+    if report.match < LEAST_MATCH:
+        raise ValueError(
+            f"{path} looks like the weights of another architecture: only {report.match:.0%} of its tensors fit\n{report}"
+        )
+    if strict and report.untrained():
+        raise ValueError(f"{path} does not fill the whole model, so an evaluation would mean nothing\n{report}")
+    model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
+    incomplete = report.missing or report.unexpected or report.mismatched or report.dropped
+    logger.log(logging.WARNING if incomplete else logging.INFO, "%s", report)
+    return report
+
+
+def compare(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str = "") -> LoadReport:
+    """Sort the tensors of a file into those that fit a model's state dict and those that do not."""
+    report = LoadReport(path)
+    for name, value in ours.items():
+        if name not in state:
+            report.missing.append(name)
+        elif state[name].shape == value.shape:
+            report.loaded.append(name)
+        else:
+            theirs, mine = tuple(state[name].shape), tuple(value.shape)
+            classes_differ = CLASS_LAYERS.search(name) is not None and theirs[1:] == mine[1:]
+            (report.dropped if classes_differ else report.mismatched).append((name, theirs, mine))
+    report.unexpected = [name for name in state if name not in ours and not name.endswith("num_batches_tracked")]
+    return report
+
+
+def read_state_dict(
+    path: str | Path, trust_pickle: bool = False, use_ema: bool = True
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a weights file by name, on the CPU, and notes on how they were found.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`load_weights`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {path} does not exist (MODEL.WEIGHTS)")
+    content = _read_file(path, trust_pickle)
+    notes = []
+    if use_ema and isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
+        if "average" in content["ema"]:
+            content = content["ema"]["average"]
+            notes.append("weights: the exponential moving average")
+    while isinstance(content, Mapping):
+        wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if wrapper is None:
+            break
+        content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    state = {str(name): _tensor(value) for name, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
+    if not state:
+        raise ValueError(f"{path} holds no tensors; its keys are {list(content)[:8]}")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state, notes
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+
+
+def _read_file(path: Path, trust_pickle: bool) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(str(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is corrupt or truncated: {error}") from error
+    if path.suffix in (".pkl", ".pickle"):
+        if not trust_pickle:
+            raise ValueError(_needs_trust(path, "it is a pickle"))
+        return _read_pickle(path)
+    if zipfile.is_zipfile(path):
+        problem = zip_problem(path)
+        if problem:
+            raise ValueError(f"{path} cannot be read: {problem}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        if not trust_pickle and zipfile.is_zipfile(path):
+            raise ValueError(_needs_trust(path, "it holds Python objects beside tensors")) from error
+        raise ValueError(_unreadable(path, error)) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, ImportError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with open(path, "rb") as stream:
+            # latin1: the files of Detectron2's zoo were written by Python 2.
+            return pickle.load(stream, encoding="latin1")
+    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, ImportError, IndexError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _needs_trust(path: Path, what: str) -> str:
+    return (
+        f"{path} is refused: {what}, and opening it can run code. If its source is trusted, pass --trust-pickle "
+        "(trust_pickle=True), or convert it to .safetensors once"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{path} is corrupt, truncated, or not a weights file ({path.stat().st_size} bytes): {first}"
+
+
+def _torchvision_resnet(name: str) -> str:
+    """``layer1.0.bn2.weight`` -> ``backbone.res2.0.conv2.norm.weight``."""
+    name = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", name)
+    name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
+    name = re.sub(r"(^|\.)bn(\d)\.", r"\1conv\2.norm.", name)
+    name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+    return f"backbone.{name}"
+
+
+# How names of a file may differ from the model's as a whole; content decides, the first of equals wins.
+RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("", lambda name: name),
+    ("'backbone.' put before each", lambda name: f"backbone.{name}"),
+    ("torchvision ResNet to Detectron2", _torchvision_resnet),
+    ("'model.' removed", lambda name: name.removeprefix("model.")),
+    ("'backbone.bottom_up.' to 'backbone.'", lambda name: name.replace("backbone.bottom_up.", "backbone.", 1)),
+)
+
+
+def best_renaming(state: Mapping[str, Tensor], ours: Iterable[str]) -> tuple[dict[str, Tensor], str]:
+    """Rename a file's tensors by the one of :data:`RENAMINGS` that makes most names known to the model."""
+    known = set(ours)
+    description, rename = max(RENAMINGS, key=lambda item: sum(item[1](name) in known for name in state))
+    return {rename(name): value for name, value in state.items()}, description

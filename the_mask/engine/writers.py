@@ -1,0 +1,172 @@
+"""What a person sees of a training: a live bar on a terminal, plain lines in a log, curves on the disk."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+import resource
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from tqdm import tqdm
+
+from the_mask.engine.checkpoint import atomic_write
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
+# Losses of the auxiliary prediction sets end in their number: loss_ce_0 ... loss_ce_8.
+_AUXILIARY = re.compile(r"_\d+$")
+
+
+def peak_memory_mib() -> float:
+    """Peak memory of this process in MiB: of the CUDA allocator when a GPU is in use, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def summarise_losses(losses: dict[str, float]) -> dict[str, float]:
+    """Losses short enough for one line: those of the final prediction set, and the sum of all auxiliary ones.
+
+    Args:
+        losses: loss terms by name (without their total).
+    """
+    final = {name: value for name, value in losses.items() if not _AUXILIARY.search(name)}
+    auxiliary = [value for name, value in losses.items() if _AUXILIARY.search(name)]
+    return {**final, "auxiliary": sum(auxiliary)} if auxiliary else final
+
+
+def progress_line(storage: EventStorage, iteration: int, max_iter: int, window: int = 20) -> str:
+    """One plain line on a finished iteration, scalars smoothed by the median of a window.
+
+    Args:
+        storage: of the training.
+        iteration: index of the iteration, from 0.
+        max_iter: iterations of the whole training.
+        window: iterations of the median.
+    """
+    histories = storage.histories()
+    smooth = {name: history.median(window) for name, history in histories.items()}
+    terms = {name: value for name, value in smooth.items() if name.startswith(("loss_", "frame_loss_"))}
+    parts = [f"iter {iteration + 1}/{max_iter}"]
+    if "total_loss" in smooth:
+        parts.append(f"loss {smooth['total_loss']:.4g}")
+    shown = summarise_losses(terms)
+    if shown:
+        parts.append("(" + "  ".join(f"{name.replace('loss_', '')} {value:.3g}" for name, value in shown.items()) + ")")
+    if "grad_norm" in smooth:
+        parts.append(f"grad {smooth['grad_norm']:.3g}")
+    if "lr" in histories:
+        parts.append(f"lr {histories['lr'].latest():.3g}")
+    if "time" in smooth:
+        parts.append(f"{smooth['time']:.3f} s/it (data {smooth.get('data_time', 0.0):.3f})")
+        remaining = (max_iter - iteration - 1) * histories["time"].median(1000)
+        parts.append(f"eta {datetime.timedelta(seconds=round(remaining))}")
+    parts.append(f"mem {peak_memory_mib():.0f} MiB")
+    return "  ".join(parts)
+
+
+class LogWriter(EventWriter):
+    """Writes :func:`progress_line` to the log. Records carry ``progress=True``, so that a live bar can replace them."""
+
+    def __init__(self, max_iter: int) -> None:
+        self._max_iter = max_iter
+        self._last = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        finished = storage.latest().get("total_loss", (0.0, -1))[1]
+        if self._last < finished:
+            self._last = finished
+            logger.info("%s", progress_line(storage, finished, self._max_iter), extra={"progress": True})
+
+
+class _AboveBar:
+    """A stream that prints above a live bar instead of through it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        tqdm.write(text, file=self._stream, end="")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _not_progress(record: logging.LogRecord) -> bool:
+    return not getattr(record, "progress", False)
+
+
+class ProgressBar:
+    """Live bar with rate, ETA, loss, learning rate and memory; console log lines are printed above it while it runs."""
+
+    def __init__(self, start: int, total: int, stream: TextIO | None = None) -> None:
+        self._bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, file=stream or sys.stderr)
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+        for handler in _console_handlers(("the_mask", "detectron2", "fvcore", "")):
+            self._redirected.append((handler, handler.stream))
+            handler.setStream(_AboveBar(handler.stream))
+            handler.addFilter(_not_progress)
+
+    def step(self, loss: float | None, lr: float | None) -> None:
+        """Advance by one iteration."""
+        shown = {"mem": f"{peak_memory_mib():.0f}M"}
+        if lr is not None:
+            shown = {"lr": f"{lr:.2g}", **shown}
+        if loss is not None:
+            shown = {"loss": f"{loss:.4g}", **shown}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(1)
+
+    def close(self) -> None:
+        """Remove the redirection and leave the finished bar on the screen."""
+        self._bar.close()
+        for handler, stream in self._redirected:
+            handler.removeFilter(_not_progress)
+            handler.setStream(stream)
+        self._redirected = []
+
+
+def _console_handlers(names: Iterable[str]) -> list[logging.StreamHandler[Any]]:
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
+    console = [h for h in handlers if isinstance(h, logging.StreamHandler) and h.stream in (sys.stdout, sys.stderr)]
+    return list(dict.fromkeys(console))
+
+
+def prepare_metrics_file(folder: Path, start_iter: int) -> Path:
+    """Make ``metrics.json`` ready for a run that starts at an iteration.
+
+    A resumed run drops what an interrupted one had written beyond its checkpoint, so the curve has each iteration once.
+    A fresh run moves an older file to ``metrics.previous.json``.
+
+    Returns:
+        The path of the file.
+    """
+    path = folder / METRICS
+    if not path.is_file() or path.stat().st_size == 0:
+        return path
+    if start_iter == 0:
+        path.replace(folder / "metrics.previous.json")
+        return path
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration_of(line) < start_iter]
+    text = "".join(f"{line}\n" for line in kept)
+    atomic_write(path, lambda stream: stream.write(text.encode()))
+    return path
+
+
+def _iteration_of(line: str) -> float:
+    """Iteration of a metrics line; a line cut off by a kill counts as beyond the end."""
+    try:
+        return json.loads(line)["iteration"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")
