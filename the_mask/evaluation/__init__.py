@@ -3,6 +3,7 @@
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.metrics import best_constant_class, confusion_matrix, iou_from_confusion
 from the_mask.evaluation.predictions import PredictionErrors, evaluate_predictions
+from the_mask.evaluation.runner import evaluate_dataset
 from the_mask.evaluation.temporal_consistency import (
     TemporalConsistency,
     raft_flow,
@@ -18,6 +19,7 @@ __all__ = [
     "VideoSemSegEvaluator",
     "best_constant_class",
     "confusion_matrix",
+    "evaluate_dataset",
     "evaluate_predictions",
     "iou_from_confusion",
     "raft_flow",
