@@ -268,9 +268,9 @@ def test_freeze_at():
 def test_bad_sizes():
     with pytest.raises(ValueError, match=r"MODEL.INTERNIMAGE.VARIANT='M'.*XL"):
         build("M")
-    with pytest.raises(ValueError, match="CHANNELS=40.*multiple of 16"):
+    with pytest.raises(ValueError, match=r"CHANNELS=40.*multiple of 16"):
         build("T", "MODEL.INTERNIMAGE.CHANNELS", "40")
     with pytest.raises(ValueError, match="DEPTHS"):
         build("T", "MODEL.INTERNIMAGE.DEPTHS", "[1,1]")
-    with pytest.raises(ValueError, match="DROP_PATH=1.5"):
+    with pytest.raises(ValueError, match=r"DROP_PATH=1\.5"):
         build("T", *TINY, "MODEL.INTERNIMAGE.DROP_PATH", "1.5")

@@ -177,5 +177,5 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert (y == y[:, :1]).all()
     assert y.mean().item() == pytest.approx(1.0, abs=0.02)
     assert drop_path(x, 0.3, training=False) is x
-    with pytest.raises(ValueError, match="DROP_PATH=1.0"):
+    with pytest.raises(ValueError, match=r"DROP_PATH=1\.0"):
         build("MODEL.MIT.DROP_PATH", "1.0")

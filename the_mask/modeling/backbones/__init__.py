@@ -5,5 +5,13 @@ Importing this package registers them; ``MODEL.BACKBONE.NAME`` chooses one.
 
 from the_mask.modeling.backbones.internimage import InternImage, build_internimage_backbone
 from the_mask.modeling.backbones.mit import MixTransformer, build_mit_backbone
+from the_mask.modeling.backbones.timm_adapter import TimmBackbone, build_timm_backbone
 
-__all__ = ["InternImage", "MixTransformer", "build_internimage_backbone", "build_mit_backbone"]
+__all__ = [
+    "InternImage",
+    "MixTransformer",
+    "TimmBackbone",
+    "build_internimage_backbone",
+    "build_mit_backbone",
+    "build_timm_backbone",
+]
