@@ -2,7 +2,7 @@
 
 from the_mask.modeling.mask_decoders.masked_attention import MaskedAttentionDecoder
 from the_mask.modeling.mask_decoders.registry import MASK_DECODERS, build_mask_decoder
-from the_mask.modeling.mask_decoders.stage_init import RELEASED_NAMES, stage1_to_stage2
+from the_mask.modeling.mask_decoders.stage_init import RELEASED_NAMES, rename_released, stage1_to_stage2
 from the_mask.modeling.mask_decoders.temporal_aggregation import TemporalAggregationDecoder
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "MaskedAttentionDecoder",
     "TemporalAggregationDecoder",
     "build_mask_decoder",
+    "rename_released",
     "stage1_to_stage2",
 ]

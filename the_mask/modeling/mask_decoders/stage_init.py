@@ -44,6 +44,14 @@ RELEASED_NAMES: dict[str, str | None] = {
 }
 
 
+def rename_released(name: str) -> str | None:
+    """Our name of a parameter of a released decoder, both without the ``...predictor.`` before; None: dropped."""
+    for released, ours in RELEASED_NAMES.items():
+        if name.startswith(f"{released}."):
+            return ours and ours + name[len(released) :]
+    return name
+
+
 def stage1_to_stage2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Make the start of stage 2 from a one-frame model: its norm and heads serve the clip and the frame branch.
 
