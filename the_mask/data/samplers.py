@@ -25,7 +25,7 @@ class SampleKey:
 
 def epoch_permutation(seed: int, epoch: int, num_items: int) -> np.ndarray:
     """Order of the items in an epoch, int64 [num_items]."""
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(num_items)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(num_items)
 
 
 def sample_seed(seed: int, epoch: int, position: int) -> int:
@@ -35,7 +35,8 @@ def sample_seed(seed: int, epoch: int, position: int) -> int:
 
 def derive_seed(seed: int, *branch: int) -> int:
     """A further seed, 0..2^63-1, for a part of a sample (a retry, the colours, ...)."""
-    return int(np.random.SeedSequence([seed, *branch]).generate_state(1, np.uint64)[0] >> 1)
+    # As a spawn key: in a plain entropy list trailing zeros would not count.
+    return int(np.random.SeedSequence(seed, spawn_key=branch).generate_state(1, np.uint64)[0] >> 1)
 
 
 class SampleStream:

@@ -227,9 +227,7 @@ def _scan_video(tree: VideoTree, folder: Path, scan: TreeScan) -> None:
     for stem in sorted(images, key=natural_key):
         mask = masks.pop(stem, None)
         if mask is None and tree.require_labels:
-            scan.problems.append(
-                Problem("missing mask", str(images[stem]), f"no {folder / 'mask' / stem}{MASK_SUFFIX}")
-            )
+            scan.problems.append(Problem("missing mask", str(images[stem]), f"no mask/{stem}{MASK_SUFFIX}"))
         frames.append(
             {"frame_id": stem, "file_name": str(images[stem]), "sem_seg_file_name": str(mask) if mask else None}
         )
