@@ -233,8 +233,11 @@ class MaskCriterion(nn.Module):
                 rows = slice(s * self.num_points, (s + 1) * self.num_points)
                 for t, values in zip(frames, sampled, strict=True):
                     logits = shared_point_sample(mask_sets[s]["pred_masks"][b, :, t], points[s])
-                    valid = 1 - values[rows, -1] if self.valid_mask and target.has_ignored[t] else None
-                    part = losses.pairwise_mask_sums(logits.t(), values[rows, :-1].t(), valid)
+                    truth = values[rows]
+                    # Beyond the border lies what the border pixel is: normalising the share does just that.
+                    skip_ignored = self.valid_mask and target.has_ignored[t]
+                    valid = 1 - truth[:, -1] / truth.sum(1) if skip_ignored else None
+                    part = losses.pairwise_mask_sums(logits.t(), truth[:, :-1].t(), valid)
                     sums = part if sums is None else sums.plus(part)
                 assert sums is not None
                 bce = losses.bce_cost(sums)
@@ -352,7 +355,7 @@ class MaskCriterion(nn.Module):
             stop = start + group.targets[start:].count(index)
             truth[start:stop] = _sample_bits(target.mask(index, group.frame), points[start:stop])
             start = stop
-        valid = None if ignored is None else 1 - _sample_bits(ignored, points)
+        valid = None if ignored is None else 1 - _sample_bits(ignored, points, "border")
         return losses.mask_bce_loss(values, truth, valid), losses.mask_dice_loss(values, truth, valid)
 
     def _secondary(
@@ -417,6 +420,6 @@ def _mask_terms(rounds: int) -> list[str]:
     return ["loss_mask", "loss_dice"] + (["loss_mask_secondary", "loss_dice_secondary"] if rounds > 1 else [])
 
 
-def _sample_bits(mask: Tensor, points: Tensor) -> Tensor:
+def _sample_bits(mask: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
     """Bilinear values [M, P] of one bool mask [H, W] at points [M, P, 2]; the only float mask alive is this one."""
-    return point_sample(mask[None, None].float(), points.reshape(1, -1, 2)).view(points.shape[:2])
+    return point_sample(mask[None, None].float(), points.reshape(1, -1, 2), padding).view(points.shape[:2])

@@ -59,13 +59,13 @@ def pairwise_mask_sums(logits: Tensor, targets: Tensor, valid: Tensor | None = N
     for start in range(0, max(num_points, 1), _POINTS_PER_BLOCK):
         block = slice(start, start + _POINTS_PER_BLOCK)
         x, t = logits[:, block].float(), targets[:, block].float()
-        v = torch.ones_like(x[0]) if valid is None else valid[block].float()
-        probability = x.sigmoid()
-        weights = torch.cat([t, v[None]]).t()
-        overlap = probability @ weights
+        v = x.new_ones(x.shape[1]) if valid is None else valid[block].float()
+        # Point-major: both products read the samples [P, Q] as they lie in memory.
+        samples, weights = x.t(), torch.cat([t, v[None]])
+        overlap = (weights @ samples.sigmoid()).t()
         sums = MaskSums(
-            softplus=F.softplus(x) @ v,
-            logit=x @ weights[:, :-1],
+            softplus=v @ F.softplus(samples),
+            logit=(t @ samples).t(),
             overlap=overlap[:, :-1],
             area=overlap[:, -1],
             target=t.sum(1),

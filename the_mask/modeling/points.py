@@ -36,18 +36,19 @@ def point_generator(seed: int, stream: int, device: torch.device | str = "cpu") 
     return generator
 
 
-def point_sample(maps: Tensor, points: Tensor) -> Tensor:
+def point_sample(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
     """Bilinear values of maps at points of their own.
 
     Args:
         maps: [M, C, h, w].
         points: [M, P, 2], (x, y) in 0..1.
+        padding: what lies outside the map: "zeros", or "border", its outermost pixels.
 
     Returns:
         [M, C, P].
     """
     grid = (2.0 * points - 1.0).unsqueeze(1).to(maps.dtype)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(2)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding, align_corners=False).squeeze(2)
 
 
 def bilinear_corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -61,19 +62,23 @@ def bilinear_corners(points: Tensor, height: int, width: int) -> tuple[Tensor, T
         ``index`` int64 [..., 4] into the flattened map, and ``weight`` [..., 4]. Corners outside the map have weight 0
         (and the index of the nearest pixel).
     """
-    x = points[..., 0] * width - 0.5
-    y = points[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    fx, fy = x - left, y - top
-    # One axis at a time: weight 0 outside, index clamped.
-    wx = torch.stack([(1 - fx) * (left >= 0), fx * (left + 1 < width)], dim=-1)
-    wy = torch.stack([(1 - fy) * (top >= 0), fy * (top + 1 < height)], dim=-1)
-    step = torch.arange(2, device=points.device)
-    ix = (left.long().unsqueeze(-1) + step).clamp_(0, width - 1)
-    iy = (top.long().unsqueeze(-1) + step).clamp_(0, height - 1)
-    index = (iy.unsqueeze(-1) * width + ix.unsqueeze(-2)).flatten(-2)
-    weight = (wy.unsqueeze(-1) * wx.unsqueeze(-2)).flatten(-2)
+    columns, weights_x = _corners_of_axis(points[..., 0], width)
+    rows, weights_y = _corners_of_axis(points[..., 1], height)
+    rows = [r * width for r in rows]
+    index = torch.stack([r + c for r in rows for c in columns], dim=-1)
+    weight = torch.stack([wy * wx for wy in weights_y for wx in weights_x], dim=-1)
     return index, weight
+
+
+def _corners_of_axis(position: Tensor, length: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Lower and upper pixel of each position (0..1) on one axis, and their weights; weight 0 outside."""
+    pixel = position * length - 0.5
+    low = pixel.floor()
+    fraction = pixel - low
+    index = low.long()
+    upper = index + 1
+    weights = [(1 - fraction).masked_fill_(index < 0, 0.0), fraction.masked_fill_(upper >= length, 0.0)]
+    return [index.clamp_(0, length - 1), upper.clamp_(0, length - 1)], weights
 
 
 def shared_point_sample(maps: Tensor, points: Tensor) -> Tensor:
@@ -159,7 +164,7 @@ def importance_points(
             candidates = torch.rand(count, num_candidates, 2, generator=generator, device=device)
             certainty = point_sample(logits[:, None], candidates)[:, 0].abs_()
             if ignored_map is not None:
-                mass = point_sample(ignored_map, candidates.view(1, -1, 2)).view(count, -1)
+                mass = point_sample(ignored_map, candidates.view(1, -1, 2), "border").view(count, -1)
                 # The weights of a fully ignored point sum to 1 up to rounding.
                 certainty.masked_fill_(mass > 1 - 1e-4, float("inf"))
             chosen = _smallest(certainty, num_uncertain)
