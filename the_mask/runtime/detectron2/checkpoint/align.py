@@ -46,6 +46,8 @@ def align_and_update_state_dicts(
             logger.error("Ambiguity: %s in the checkpoint matches %s and %s", ckpt_key, taken[ckpt_key], model_key)
             raise ValueError("Cannot match one checkpoint key to multiple keys in the model.")
         taken[ckpt_key] = model_key
+    if not taken:
+        logger.warning("No weights in checkpoint matched with model.")
     for ckpt_key in taken:
         del result[ckpt_key]
     result.update({model_key: ckpt_state_dict[ckpt_key] for ckpt_key, model_key in taken.items()})

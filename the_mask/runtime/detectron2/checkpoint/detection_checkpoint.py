@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-import numpy as np
-import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..utils import comm
 from ..utils.file_io import PathManager
@@ -20,7 +16,7 @@ from .align import align_and_update_state_dicts
 
 
 class DetectionCheckpointer(Checkpointer):
-    """Also reads ``.pkl`` files of numpy arrays, matches keys by their ends, and copes with files only rank 0 has."""
+    """Also reads ``.pkl`` files of numpy arrays and bare state dicts, and matches keys by their ends."""
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
@@ -40,7 +36,7 @@ class DetectionCheckpointer(Checkpointer):
             **checkpointables,
         )
         self.path_manager = PathManager
-        self._matching_heuristics = False
+        self._heuristics_wanted = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint and return what is in it besides model and checkpointables.
@@ -50,44 +46,30 @@ class DetectionCheckpointer(Checkpointer):
             args: see fvcore.
             kwargs: see fvcore.
         """
-        needs_sync = False
-        if path and isinstance(self.model, DistributedDataParallel):
-            path = self.path_manager.get_local_path(path) if "://" in path else path
-            found = comm.all_gather(os.path.isfile(urlparse(path).path))
-            if not found[0]:
-                raise OSError(f"{path}: checkpoint not found on the main process")
-            needs_sync = not all(found)
-            if needs_sync:
-                self.logger.warning("Not all workers can read checkpoint %s. Loading it from the main process.", path)
-                if not found[comm.get_rank()]:
-                    path = ""
         if path:
             parsed = urlparse(path)
             query = parse_qs(parsed.query)
             path = parsed._replace(query="").geturl()
-            self._matching_heuristics = query.pop("matching_heuristics", ["False"]) == ["True"]
+            self._heuristics_wanted = query.pop("matching_heuristics", ["False"]) == ["True"]
             if query:
-                raise ValueError(f"Unsupported query remaining: {query}, orginal filename: {parsed.geturl()}")
+                raise ValueError(f"Unsupported query remaining: {query}, original filename: {parsed.geturl()}")
             path = self.path_manager.get_local_path(path)
-        extra = super().load(path, *args, **kwargs)
-        if needs_sync:
-            self.logger.info("Broadcasting model states from main process ...")
-            self.model._sync_module_states()  # type: ignore[operator, union-attr]
-        return extra
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, f: str) -> dict[str, Any]:
         if f.endswith(".pkl"):
-            checkpoint = _read_pickle(f, self.logger)
-            if "__author__" not in checkpoint:
-                self._matching_heuristics = True
-            return checkpoint
+            return _read_pickle(f, self.logger)
         if f.endswith(".pyth"):
             raise ValueError(f"{f}: pycls checkpoints are not provided by the embedded runtime; install Detectron2")
         checkpoint = super()._load_file(f)
-        return checkpoint if "model" in checkpoint else {"model": checkpoint}
+        if "model" not in checkpoint:
+            checkpoint = {"model": checkpoint}
+        if self._heuristics_wanted:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        if self._matching_heuristics:
+        if checkpoint.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             checkpoint["model"] = align_and_update_state_dicts(self.model.state_dict(), checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
@@ -106,10 +88,10 @@ class DetectionCheckpointer(Checkpointer):
 def _read_pickle(path: str, logger: logging.Logger) -> dict[str, Any]:
     with PathManager.open(path, "rb") as file:
         data = pickle.load(file, encoding="latin1")
-    if "model" in data and "__author__" in data:
-        logger.info("Reading a file from '%s'", data["__author__"])
-        return data
-    # A flat dict of arrays, such as old ImageNet weights; optimiser history is not part of the model.
-    blobs = data.get("blobs", data)
-    model = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-    return {"model": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in model.items()}}
+    if "model" not in data or "__author__" not in data:
+        raise ValueError(
+            f"{path}: a pickle without 'model' and '__author__' holds Caffe2 weights; the conversion of their names is "
+            "not provided by the embedded runtime; install Detectron2"
+        )
+    logger.info("Reading a file from '%s'", data["__author__"])
+    return data

@@ -83,18 +83,19 @@ def configurable(
     ``from_config`` does not accept override what it returns.
 
     Raises:
-        TypeError: wrong use of the decorator, or a ``from_config`` whose first parameter is not named ``cfg``.
+        AssertionError: wrong use of the decorator.
+        AttributeError: the class has no ``from_config``.
+        TypeError: ``from_config`` is not a classmethod, or its first parameter is not named ``cfg``.
     """
     if init_func is not None:
-        _require(
-            inspect.isfunction(init_func) and from_config is None and init_func.__name__ == "__init__",
-            "@configurable without arguments decorates the __init__ of a class",
-        )
+        is_init = inspect.isfunction(init_func) and init_func.__name__ == "__init__"
+        assert is_init, "Incorrect use of @configurable: without arguments it decorates the __init__ of a class."
+        assert from_config is None, "@configurable takes either the __init__ of a class or from_config."
         return _configurable_init(init_func)
     if from_config is None:
         # @configurable() with empty brackets means the same as @configurable.
         return configurable
-    _require(inspect.isfunction(from_config), "from_config of @configurable must be a function")
+    assert inspect.isfunction(from_config), "from_config argument of configurable must be a function!"
     return functools.partial(_configurable_function, from_config)
 
 
@@ -104,7 +105,8 @@ def _configurable_init(init_func: Callable[..., None]) -> Callable[..., None]:
         owner = type(self)
         if not hasattr(owner, "from_config"):
             raise AttributeError(f"{owner.__name__}: a class with @configurable needs a classmethod from_config")
-        _require(inspect.ismethod(owner.from_config), f"{owner.__name__}.from_config must be a classmethod")
+        if not inspect.ismethod(owner.from_config):
+            raise TypeError(f"{owner.__name__}.from_config must be a classmethod")
         if _called_with_cfg(*args, **kwargs):
             init_func(self, **_explicit_arguments(owner.from_config, *args, **kwargs))
         else:
@@ -148,8 +150,3 @@ def _explicit_arguments(from_config: Callable[..., dict[str, Any]], *args: Any, 
     result = from_config(*args, **kwargs)
     result.update(overrides)
     return result
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise TypeError(message)

@@ -26,14 +26,14 @@ class _SerializedList:
     def __init__(self, items: list[Any]) -> None:
         pickles = [np.frombuffer(pickle.dumps(item, protocol=-1), dtype=np.uint8) for item in items]
         self._ends = torch.from_numpy(np.cumsum([len(p) for p in pickles], dtype=np.int64))
-        self._bytes = torch.from_numpy(np.concatenate(pickles)) if pickles else torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.from_numpy(np.concatenate(pickles))
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, idx: int) -> Any:
         start = 0 if idx == 0 else int(self._ends[idx - 1])
-        return pickle.loads(memoryview(self._bytes[start : int(self._ends[idx])].numpy()))
+        return pickle.loads(self._bytes[start : int(self._ends[idx])].numpy().data)
 
 
 class DatasetFromList(torch_data.Dataset):

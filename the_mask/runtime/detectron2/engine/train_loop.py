@@ -223,8 +223,12 @@ class SimpleTrainer(TrainerBase):
     ) -> None:
         iteration = self.iter if iter is None else iter
         if (iteration + 1) % self.gather_metric_period == 0:
-            # From the stored trainer, not from the context: another thread has the same storage.
-            self.write_metrics(loss_dict, data_time, iteration, prefix)
+            try:
+                self.write_metrics(loss_dict, data_time, iteration, prefix)
+            except Exception:
+                # Logged here too, because an exception in the thread of async_write_metrics is never seen.
+                logging.getLogger(__name__).exception("Exception in writing metrics: ")
+                raise
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:
@@ -235,10 +239,12 @@ class SimpleTrainer(TrainerBase):
         """
         metrics = {name: value.detach().cpu().item() for name, value in loss_dict.items()}
         metrics["data_time"] = data_time
+        storage = get_event_storage()
+        # Every rank keeps its own; rank 0 also the longest of all, below.
+        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
         gathered = comm.gather(metrics)
         if not comm.is_main_process():
             return
-        storage = get_event_storage()
         storage.put_scalar("data_time", np.max([m.pop("data_time") for m in gathered]), cur_iter=cur_iter)
         averaged = {name: np.mean([m[name] for m in gathered]) for name in gathered[0]}
         total = sum(averaged.values())

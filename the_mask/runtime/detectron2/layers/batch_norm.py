@@ -76,6 +76,8 @@ class FrozenBatchNorm2d(nn.Module):
             assert module.running_var is not None
             frozen.running_mean.data = module.running_mean.data
             frozen.running_var.data = module.running_var.data
+            # A converted norm, unlike a fresh one, keeps the count in its state dict.
+            frozen.register_buffer("num_batches_tracked", module.num_batches_tracked)
             return frozen
         for name, child in module.named_children():
             replacement = cls.convert_frozen_batchnorm(child)

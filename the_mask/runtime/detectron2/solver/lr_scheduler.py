@@ -75,7 +75,7 @@ class LRMultiplier(LRScheduler):
         """Return base rates and position; the schedule itself comes from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         """Return the rate of every group."""
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base * factor for base in self.base_lrs]

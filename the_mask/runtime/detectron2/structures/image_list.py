@@ -48,7 +48,7 @@ class ImageList:
             size_divisibility: both sides become multiples of it, if above 1.
             pad_value: value of padding pixels.
             padding_constraints: ``Backbone.padding_constraints``; its ``size_divisibility`` replaces the argument, and
-                ``square_size`` makes the batch a square of at least that side.
+                ``square_size``, if above 0, is the side of a square that all images fit into.
         """
         assert len(tensors) > 0
         assert isinstance(tensors, (tuple, list))
@@ -61,13 +61,16 @@ class ImageList:
         constraints = padding_constraints or {}
         square = constraints.get("square_size", 0)
         if square > 0:
-            height = width = max(height, width, square)
+            height = width = square
         step = constraints.get("size_divisibility", size_divisibility)
         if step > 1:
             height = -(-height // step) * step
             width = -(-width // step) * step
-        padded = [
-            F.pad(image, [0, width - size[1], 0, height - size[0]], value=pad_value)
-            for image, size in zip(tensors, sizes, strict=True)
-        ]
-        return ImageList(torch.stack(padded).contiguous(), sizes)
+        if len(tensors) == 1:
+            # Without the extra copy of a new batch.
+            padding = [0, width - sizes[0][1], 0, height - sizes[0][0]]
+            return ImageList(F.pad(tensors[0], padding, value=pad_value).unsqueeze(0).contiguous(), sizes)
+        batch = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], height, width), pad_value)
+        for image, target in zip(tensors, batch, strict=True):
+            target[..., : image.shape[-2], : image.shape[-1]].copy_(image)
+        return ImageList(batch, sizes)

@@ -11,7 +11,10 @@ import torch.distributed as dist
 
 # The processes of this machine; made by create_local_process_group.
 _LOCAL_PROCESS_GROUP: Any = None
-_NO_LOCAL_GROUP = "Local process group is not created! Please use launch() to spawn processes!"
+_NO_LOCAL_GROUP = (
+    "Local process group is not yet created! launch() does it; processes started in another way call "
+    "comm.create_local_process_group(num_workers_per_machine) after torch.distributed.init_process_group()."
+)
 
 
 def _is_distributed() -> bool:

@@ -132,6 +132,8 @@ class EventStorage:
     def count_samples(self, name: str, window_size: int = 20) -> int:
         """Return how many values of ``name`` were put within the last ``window_size`` iterations."""
         values = self._history[name].values()
+        if not values:
+            return 0
         last_iter = values[-1][1]
         return sum(last_iter - window_size < iteration <= last_iter for _, iteration in values)
 

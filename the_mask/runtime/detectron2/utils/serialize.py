@@ -12,7 +12,7 @@ class PicklableWrapper:
 
     def __init__(self, obj: Any) -> None:
         # Wrapping twice would hide the callable one level deeper at each trip between processes.
-        self._obj = obj._obj if isinstance(obj, PicklableWrapper) else obj
+        self._obj: Any = obj._obj if isinstance(obj, PicklableWrapper) else obj
 
     def __reduce__(self) -> Any:
         return cloudpickle.loads, (cloudpickle.dumps(self._obj),)

@@ -145,9 +145,9 @@ class ResNet(Backbone):
         self._out_feature_strides = {"stem": stride}
         self._out_feature_channels = {"stem": channels}
         if out_features is not None:
-            wanted = [int(name[3:]) - 1 if name.startswith("res") else 0 for name in out_features]
-            if "linear" not in out_features:
-                stages = stages[: max(wanted)]
+            # As upstream, "linear" does not count as a need for the last stage.
+            needed = {"res2": 1, "res3": 2, "res4": 3, "res5": 4}
+            stages = stages[: max(needed.get(name, 0) for name in out_features)]
         self.stage_names: tuple[str, ...] = ()
         self.stages: list[nn.Sequential] = []
         for number, blocks in enumerate(stages, start=2):
@@ -194,12 +194,6 @@ class ResNet(Backbone):
                 outputs["linear"] = x
         return outputs
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
     def freeze(self, freeze_at: int = 0) -> nn.Module:
         """Freeze the first parts: 1 is the stem, 2 is the stem and res2, and so on. Return the network."""
         if freeze_at >= 1:
@@ -235,7 +229,7 @@ class ResNet(Backbone):
         blocks = []
         for index in range(num_blocks):
             own = {name[: -len("_per_block")]: values[index] for name, values in listed.items()}
-            blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **own, **shared))  # type: ignore
+            blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **own, **shared))
             in_channels = out_channels
         return blocks
 
