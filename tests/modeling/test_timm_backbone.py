@@ -279,7 +279,7 @@ def test_bad_weights(tmp_path, swin_state, capsys):
     with pytest.raises(ValueError, match="not a readable file of tensors"):
         load(broken)
     evil = tmp_path / "evil.pth"
-    evil.write_bytes(pickle.dumps({"model": Evil()}))
+    evil.write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
     with pytest.raises(ValueError, match="not a readable file of tensors"):
         load(evil)
     assert "must not run" not in capsys.readouterr().out

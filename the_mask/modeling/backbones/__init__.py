@@ -5,13 +5,14 @@ Importing this package registers them; ``MODEL.BACKBONE.NAME`` chooses one.
 
 from the_mask.modeling.backbones.internimage import InternImage, build_internimage_backbone
 from the_mask.modeling.backbones.mit import MixTransformer, build_mit_backbone
-from the_mask.modeling.backbones.timm_adapter import TimmBackbone, build_timm_backbone
+from the_mask.modeling.backbones.resnet_d8 import build_resnet_d8_backbone
+from the_mask.modeling.backbones.timm_backbone import build_timm_backbone
 
 __all__ = [
     "InternImage",
     "MixTransformer",
-    "TimmBackbone",
     "build_internimage_backbone",
     "build_mit_backbone",
+    "build_resnet_d8_backbone",
     "build_timm_backbone",
 ]

@@ -17,9 +17,6 @@ import timm
 import timm.layers
 import timm.models
 import torch.nn.functional as F
-from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
 from safetensors import SafetensorError
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
@@ -276,21 +273,3 @@ def convert_batch_norms(model: Any, norm: str) -> Any:
     if norm == "SyncBN":
         return timm.layers.convert_sync_batchnorm(model)
     raise ValueError(f"MODEL.TIMM.NORM={norm!r}: must be '', 'FrozenBN' or 'SyncBN'")
-
-
-@BACKBONE_REGISTRY.register()
-def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """timm model from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-    options = cfg.MODEL.TIMM
-    return TimmBackbone(
-        options.NAME,
-        pretrained=options.PRETRAINED,
-        weights=options.WEIGHTS,
-        out_indices=options.OUT_INDICES,
-        in_channels=input_shape.channels or 3,
-        drop_path=options.DROP_PATH,
-        out_norm=options.OUT_NORM,
-        norm=options.NORM,
-        recompute=options.CHECKPOINT,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )

@@ -1,0 +1,30 @@
+"""Registration of the timm adapter; timm itself is imported only when a model asks for it."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+
+from the_mask.modeling.backbones.common import PyramidBackbone
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone:
+    """timm model from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+    # With torchvision, which it imports, timm adds more than a second to every start.
+    from the_mask.modeling.backbones.timm_adapter import TimmBackbone
+
+    options = cfg.MODEL.TIMM
+    return TimmBackbone(
+        options.NAME,
+        pretrained=options.PRETRAINED,
+        weights=options.WEIGHTS,
+        out_indices=options.OUT_INDICES,
+        in_channels=input_shape.channels or 3,
+        drop_path=options.DROP_PATH,
+        out_norm=options.OUT_NORM,
+        norm=options.NORM,
+        recompute=options.CHECKPOINT,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
