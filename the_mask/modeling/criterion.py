@@ -324,12 +324,10 @@ class MaskCriterion(nn.Module):
                 generators[key] = point_generator(seeds[group.clip], stream, device)
             compute = self._secondary if group.later else self._primary
             bce, dice = compute(logits, group, targets[group.clip], generators[key])
-            member = torch.zeros(len(sets), len(group.sets))
-            member[group.sets, torch.arange(len(group.sets))] = 1.0
-            member = member.to(device)
+            owner = torch.tensor(group.sets).to(device)
             suffix = "_secondary" if group.later else ""
-            totals["loss_mask" + suffix] = totals["loss_mask" + suffix] + member @ bce
-            totals["loss_dice" + suffix] = totals["loss_dice" + suffix] + member @ dice
+            totals["loss_mask" + suffix] = totals["loss_mask" + suffix].index_add(0, owner, bce)
+            totals["loss_dice" + suffix] = totals["loss_dice" + suffix].index_add(0, owner, dice)
         weights = {
             "loss_mask": self.primary_weight * self.mask_weight,
             "loss_dice": self.primary_weight * self.dice_weight,

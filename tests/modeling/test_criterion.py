@@ -1,0 +1,496 @@
+"""The criterion against transformers' Mask2Former loss and against loops in float64."""
+
+import copy
+import logging
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from the_mask.config import load_config
+from the_mask.modeling import criterion as module
+from the_mask.modeling import losses
+from the_mask.modeling.criterion import MaskCriterion
+from the_mask.modeling.matching import assign
+from the_mask.modeling.points import point_generator, point_sample
+from the_mask.modeling.targets import clip_targets
+
+K, Q = 6, 12
+
+
+def smooth(generator, *shape, scale=6.0):
+    """Mask-like logits: coarse noise, enlarged."""
+    coarse = torch.randn(math.prod(shape[:-2]), 1, 3, 4, generator=generator) * scale
+    return F.interpolate(coarse, size=shape[-2:], mode="bilinear").view(shape)
+
+
+def make_outputs(seed=0, clips=2, frames=1, sets=3, frame_branch=False, size=(8, 10), queries=Q):
+    generator = torch.Generator().manual_seed(seed)
+
+    def branch(logit_shape):
+        made = [
+            {
+                "pred_logits": torch.randn(*logit_shape, generator=generator).requires_grad_(),
+                "pred_masks": smooth(generator, clips, queries, frames, *size).requires_grad_(),
+            }
+            for _ in range(sets)
+        ]
+        return {**made[-1], "aux_outputs": made[:-1]}
+
+    outputs = branch((clips, queries, K + 1))
+    if frame_branch:
+        outputs["frame"] = branch((clips, frames, queries, K + 1))
+    return outputs
+
+
+def make_label(seed, size=(32, 40), void=0.0, classes=K):
+    generator = torch.Generator().manual_seed(1000 + seed)
+    label = torch.randint(classes, (4, 5), generator=generator)
+    label[torch.rand(4, 5, generator=generator) < void] = 255
+    return label.repeat_interleave(size[0] // 4, 0).repeat_interleave(size[1] // 5, 1)
+
+
+def make_targets(clips=2, frames=1, void=0.0, **kwargs):
+    return [
+        clip_targets([make_label(10 * b + t, void=void, **kwargs) for t in range(frames)], 255, K, name=f"clip{b}")
+        for b in range(clips)
+    ]
+
+
+def make_criterion(**kwargs):
+    return MaskCriterion(num_classes=K, **{"num_points": 64, **kwargs})
+
+
+def leaves(outputs):
+    found = []
+    for branch in [outputs] + ([outputs["frame"]] if "frame" in outputs else []):
+        for s in [*branch["aux_outputs"], branch]:
+            found += [s["pred_logits"], s["pred_masks"]]
+    return found
+
+
+def scalars(values):
+    return {k: v.item() for k, v in values.items()}
+
+
+@pytest.fixture
+def fixed_points(monkeypatch):
+    """Every map is sampled at the same points, so that the order in which maps are drawn does not matter."""
+    points = torch.rand(1, 64, 2, generator=torch.Generator().manual_seed(99))
+    monkeypatch.setattr(module, "importance_points", lambda maps, *a, **k: points.expand(len(maps), -1, -1))
+    return points
+
+
+@pytest.mark.parametrize("void", [0.0, 0.3])
+def test_one_round_equals_transformers(monkeypatch, fixed_points, void):
+    """Hugging Face's matcher and loss, given the same points, on all prediction sets (255 is background there)."""
+    transformers = pytest.importorskip("transformers")
+    reference = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
+    outputs, targets, seeds = make_outputs(), make_targets(void=void), [5, 6]
+    ours = make_criterion(valid_mask=False)(outputs, targets, seeds)
+
+    config = transformers.Mask2FormerConfig(num_labels=K, train_num_points=64)
+    config.num_labels = K
+    loss = reference.Mask2FormerLoss(config, {})
+    monkeypatch.setattr(
+        loss, "sample_points_using_uncertainty", lambda maps, *a: fixed_points.expand(len(maps), -1, -1)
+    )
+    draws = [torch.rand(3, 64, 2, generator=point_generator(seed, 0)) for seed in seeds]
+    queue = [draws[b][s][None] for s in (2, 0, 1) for b in range(2)]  # the final set comes first there
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: queue.pop(0))
+    theirs = loss(
+        outputs["pred_masks"][:, :, 0],
+        outputs["pred_logits"],
+        [t.masks()[:, 0].float() for t in targets],
+        [t.labels for t in targets],
+        [
+            {"masks_queries_logits": a["pred_masks"][:, :, 0], "class_queries_logits": a["pred_logits"]}
+            for a in outputs["aux_outputs"]
+        ],
+    )
+    assert not queue
+    assert len(ours) == len(theirs) == 9
+    for name, value in ours.items():
+        other = name.replace("loss_ce", "loss_cross_entropy")
+        weight = 2.0 if "_ce" in name else 5.0
+        torch.testing.assert_close(value, weight * theirs[other], rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(sum(ours.values()), leaves(outputs))
+    total = sum((2.0 if "cross" in k else 5.0) * v for k, v in theirs.items())
+    for got, want in zip(gradients, torch.autograd.grad(total, leaves(outputs)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+
+
+def naive_loss(outputs, targets, seeds, options, points):
+    """The whole hierarchical loss by loops over maps, in float64, on dense masks."""
+    num_sets, num_queries = len(outputs["aux_outputs"]) + 1, outputs["pred_logits"].shape[1]
+    branches = {"": outputs} | ({"frame_": outputs["frame"]} if "frame" in outputs else {})
+    at = lambda branch, s: branch if s == num_sets - 1 else branch["aux_outputs"][s]  # noqa: E731
+    valid_mask = options.get("valid_mask", True)
+    rounds = options.get("rounds", 1)
+
+    def supervised(b):
+        valid = targets[b].valid()
+        frames = range(len(valid))
+        return [t for t in frames if targets[b].labelled[t] and (bool(valid[t].any()) or not valid_mask)]
+
+    def sample(maps, where):
+        return point_sample(maps[:, None].double(), where.double().expand(len(maps), -1, -1))[:, 0]
+
+    def weight(b, t, where):
+        if not valid_mask:
+            return torch.ones(where.shape[-2], dtype=torch.float64)
+        ignored = ~targets[b].valid()[t]
+        return 1 - point_sample(ignored[None, None].double(), where.double(), "border")[0, 0]
+
+    def bce(x, t, v):
+        return (t * F.softplus(-x) + (v - t) * F.softplus(x)).sum() / v.sum().clamp(min=1e-9)
+
+    def dice(x, t, v):
+        return 1 - (2 * (x.sigmoid() * t).sum() + 1) / ((x.sigmoid() * v).sum() + t.sum() + 1)
+
+    result = {}
+    num_maps = max(1, sum(t.num_targets * len(supervised(b)) for b, t in enumerate(targets)))
+    pairs = {}
+    for s in range(num_sets):
+        mask_source = at(branches.get("frame_", outputs), s)
+        for b, target in enumerate(targets):
+            frames = supervised(b)
+            draws = torch.rand(num_sets, len(points[0]), 2, generator=point_generator(seeds[b], 0))[s][None]
+            v = torch.cat([weight(b, t, draws) for t in frames]) if frames else torch.zeros(0)
+            cost = torch.zeros(num_queries, target.num_targets, dtype=torch.float64)
+            only_bce = cost.clone()
+            for q in range(num_queries):
+                for n in range(target.num_targets):
+                    x = torch.cat([sample(mask_source["pred_masks"][b, q, t][None], draws)[0] for t in frames])
+                    y = torch.cat([sample(target.masks()[n, t][None], draws)[0] for t in frames])
+                    probability = at(outputs, s)["pred_logits"][b, q].double().softmax(-1)[target.labels[n]]
+                    only_bce[q, n] = bce(x, y, v)
+                    cost[q, n] = -2 * probability + 5 * only_bce[q, n] + 5 * dice(x, y, v)
+            later = only_bce if options.get("second_round_cost") == "bce" else None
+            pairs[s, b] = assign(cost, rounds, later) if target.num_targets else [([], [])] * rounds
+
+    for prefix, branch in branches.items():
+        for s in range(num_sets):
+            suffix = "" if s == num_sets - 1 else f"_{s}"
+            terms = dict.fromkeys(["loss_ce", "loss_mask", "loss_dice"], torch.zeros((), dtype=torch.float64))
+            if rounds > 1:
+                terms |= dict.fromkeys(["loss_mask_secondary", "loss_dice_secondary"], terms["loss_ce"])
+            nll, weights = 0.0, 0.0
+            for b, target in enumerate(targets):
+                classes = torch.full((num_queries,), K)
+                for queries, indices in pairs[s, b]:
+                    for q, n in zip(queries, indices, strict=True):
+                        classes[q] = target.labels[n]
+                logits = at(branch, s)["pred_logits"][b].double()
+                for t in supervised(b) if prefix else range(min(1, len(supervised(b)))):
+                    log_p = (logits[t] if prefix else logits).log_softmax(-1)
+                    for q in range(num_queries):
+                        w = 0.1 if classes[q] == K else 1.0
+                        nll, weights = nll - w * log_p[q, classes[q]], weights + w
+                for r, (queries, indices) in enumerate(pairs[s, b]):
+                    for q, n in zip(queries, indices, strict=True):
+                        for t in supervised(b):
+                            x = at(branch, s)["pred_masks"][b, q, t].double()
+                            truth = target.masks()[n, t]
+                            if r == 0:
+                                y, v = sample(truth[None], points)[0], weight(b, t, points)
+                                x = sample(x[None], points)[0]
+                            else:
+                                x = F.interpolate(x[None, None], size=truth.shape, mode="nearest")[0, 0]
+                                y = ((truth.double() * x.detach().sigmoid()) > 0.5).double()
+                                v = targets[b].valid()[t].double() if valid_mask else torch.ones_like(y)
+                            key = "_secondary" if r else ""
+                            factor = 0.5 * 0.5 if r else 5.0
+                            terms["loss_mask" + key] = terms["loss_mask" + key] + factor * bce(x, y, v) / num_maps
+                            terms["loss_dice" + key] = terms["loss_dice" + key] + factor * dice(x, y, v) / num_maps
+            if weights:
+                terms["loss_ce"] = 2 * nll / weights
+            result |= {f"{prefix}{k}{suffix}": (0.25 if prefix else 1.0) * v for k, v in terms.items()}
+    return result
+
+
+CASES = {
+    "image": ({}, {"frames": 1}),
+    "image, void": ({}, {"frames": 1, "void": 0.3}),
+    "image, void is background": ({"valid_mask": False}, {"frames": 1, "void": 0.3}),
+    "two rounds": ({"rounds": 2}, {"frames": 1, "void": 0.2}),
+    "two rounds, bce, void is background": (
+        {"rounds": 2, "second_round_cost": "bce", "valid_mask": False},
+        {"frames": 1, "void": 0.2},
+    ),
+    "clip, three rounds": ({"rounds": 3}, {"frames": 2, "void": 0.2}),
+    "clip with frame branch": ({"rounds": 2}, {"frames": 3, "void": 0.2, "frame_branch": True}),
+    "too many targets": ({"rounds": 2}, {"frames": 2, "queries": 4, "frame_branch": True}),
+    "an unlabelled frame": ({"rounds": 2}, {"frames": 2, "drop": True, "frame_branch": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_naive_loss(case, fixed_points):
+    options, shape = CASES[case]
+    branch, frames = shape.get("frame_branch", False), shape["frames"]
+    outputs = make_outputs(3, 2, frames, 2, branch, queries=shape.get("queries", Q))
+    targets = make_targets(2, frames, shape.get("void", 0.0))
+    if shape.get("drop"):
+        labels = [make_label(0), None]
+        targets[0] = clip_targets(labels, 255, K)
+        targets[1] = clip_targets([None, torch.full((32, 40), 255)], 255, K)
+    got = make_criterion(**options)(outputs, targets, [1, 2])
+    want = naive_loss(outputs, targets, [1, 2], options, fixed_points)
+    assert set(got) == set(want)
+    for name in want:
+        assert got[name].dtype == torch.float32
+        assert got[name].item() == pytest.approx(want[name].item(), rel=2e-4, abs=2e-5), name
+    gradients = torch.autograd.grad(sum(got.values()), leaves(outputs), allow_unused=True)
+    expected = torch.autograd.grad(sum(want.values()), leaves(outputs), allow_unused=True, materialize_grads=True)
+    for a, b in zip(gradients, expected, strict=True):
+        assert a is not None, "every output must stay in the graph"
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_sampled_secondary_loss_estimates_the_dense_one():
+    outputs, targets = make_outputs(sets=1), make_targets(void=0.2)
+    dense = scalars(make_criterion(rounds=2)(outputs, targets, [1, 2]))
+    sampled = scalars(make_criterion(rounds=2, secondary_num_points=200_000)(outputs, targets, [1, 2]))
+    for name in dense:
+        assert sampled[name] == pytest.approx(dense[name], rel=0.02)
+    assert sampled["loss_mask_secondary"] != dense["loss_mask_secondary"]
+    assert sampled["loss_mask"] == dense["loss_mask"]
+
+
+@pytest.mark.parametrize("points", [0, 500])
+@pytest.mark.parametrize("valid_mask", [True, False])
+def test_secondary_loss_never_pushes_logits_up_outside_confident_truth(points, valid_mask):
+    criterion = make_criterion(
+        rounds=2, class_weight=0.0, primary_weight=0.0, secondary_num_points=points, valid_mask=valid_mask
+    )
+    for seed in range(5):
+        outputs, targets = make_outputs(seed, frames=2, sets=1), make_targets(frames=2, void=0.2)
+        total = sum(criterion(outputs, targets, [seed, seed + 1]).values())
+        (gradient,) = torch.autograd.grad(total, outputs["pred_masks"])
+        unsure = outputs["pred_masks"] <= 0
+        assert (gradient[unsure] >= 0).all(), "descent would raise a logit whose probability is at most one half"
+        assert (gradient < 0).any(), "confident true pixels must still be sharpened"
+
+
+def test_frame_branch_with_the_clip_branch_s_masks_has_a_quarter_of_its_losses(fixed_points):
+    """The divisors of both branches agree: one counts clips times frames, the other frames."""
+    outputs, targets = make_outputs(frames=3), make_targets(frames=3)
+    outputs["frame"] = copy.copy(outputs)
+    outputs["frame"]["aux_outputs"] = [dict(a) for a in outputs["aux_outputs"]]
+    for s in [outputs["frame"], *outputs["frame"]["aux_outputs"]]:
+        s["pred_logits"] = s["pred_logits"].unsqueeze(1).expand(-1, 3, -1, -1)
+    result = scalars(make_criterion(rounds=2)(outputs, targets, [1, 2]))
+    for name in [n for n in result if not n.startswith("frame_")]:
+        assert result["frame_" + name] == pytest.approx(0.25 * result[name], rel=1e-5)
+    assert len(result) == 30
+
+
+def test_valid_mask_changes_nothing_without_ignored_pixels():
+    outputs, targets = make_outputs(frames=2), make_targets(frames=2)
+    on = scalars(make_criterion(rounds=2)(outputs, targets, [1, 2]))
+    off = scalars(make_criterion(rounds=2, valid_mask=False)(outputs, targets, [1, 2]))
+    assert on == off
+
+
+def test_ignored_pixels_do_not_matter():
+    """With the valid mask, logits under ignored pixels move no mask loss (away from the border's bilinear reach)."""
+    label = make_label(3)
+    label[:, 24:] = 255
+    targets = [clip_targets([label], 255, K)]
+    outputs = make_outputs(clips=1)
+    changed = copy.deepcopy(outputs)
+    for s in [changed, *changed["aux_outputs"]]:
+        with torch.no_grad():
+            s["pred_masks"][..., 8:] = 50.0  # cells 8, 9 lie at pixels 32..39; the reach of 24 ends before them
+    for options in ({"importance_ratio": 0.0}, {"importance_ratio": 0.0, "rounds": 2}):
+        criterion = make_criterion(**options)
+        first, second = criterion(outputs, targets, [1]), criterion(changed, targets, [1])
+        assert scalars(first) == pytest.approx(scalars(second), rel=1e-5)
+        without = make_criterion(**options, valid_mask=False)(changed, targets, [1])
+        assert without["loss_mask"].item() > first["loss_mask"].item() + 1
+
+
+def test_a_clip_s_losses_do_not_depend_on_its_batch(monkeypatch):
+    """Two ranks with one clip each, normalisers averaged as all-reduce would, equal one process with both clips."""
+    outputs, targets = make_outputs(frames=2, frame_branch=True), make_targets(frames=2, void=0.3)
+    targets[1] = clip_targets([make_label(11), None], 255, K)
+    criterion = make_criterion(rounds=2, num_points=200)
+    together = criterion(outputs, targets, [8, 9])
+
+    def part(b):
+        cut = lambda s: {k: v[b : b + 1] for k, v in s.items() if k.startswith("pred_")}  # noqa: E731
+        branch = lambda o: {**cut(o), "aux_outputs": [cut(a) for a in o["aux_outputs"]]}  # noqa: E731
+        return {**branch(outputs), "frame": branch(outputs["frame"])}, targets[b : b + 1], [8 + b]
+
+    seen: list[list[torch.Tensor]] = []
+    for b in range(2):
+        seen.append([])
+        monkeypatch.setattr(losses, "mean_over_ranks", lambda v: seen[-1].append(v) or v)
+        criterion(*part(b))
+    means = [(x + y) / 2 for x, y in zip(*seen, strict=True)]
+    assert len(means) == 4  # class weights and maps, clip and frame branch
+    parts = []
+    for b in range(2):
+        queue = list(means)
+        monkeypatch.setattr(losses, "mean_over_ranks", lambda v, queue=queue: queue.pop(0))
+        parts.append(criterion(*part(b)))
+    for name, value in together.items():
+        # Gradients are averaged over ranks, and so are losses.
+        assert value.item() == pytest.approx((parts[0][name] + parts[1][name]).item() / 2, rel=1e-4, abs=1e-6), name
+
+
+def test_order_of_queries_does_not_matter():
+    outputs, targets = make_outputs(frames=2, frame_branch=True), make_targets(frames=2)
+    order = torch.randperm(Q, generator=torch.Generator().manual_seed(4))
+    shuffle = lambda s: {"pred_logits": s["pred_logits"][..., order, :], "pred_masks": s["pred_masks"][:, order]}  # noqa: E731
+    shuffled = {**shuffle(outputs), "aux_outputs": [shuffle(a) for a in outputs["aux_outputs"]]}
+    frame = outputs["frame"]
+    shuffled["frame"] = {**shuffle(frame), "aux_outputs": [shuffle(a) for a in frame["aux_outputs"]]}
+    criterion = make_criterion(rounds=2)
+    first, second = scalars(criterion(outputs, targets, [1, 2])), scalars(criterion(shuffled, targets, [1, 2]))
+    assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_seeds_decide_the_points():
+    outputs, targets = make_outputs(), make_targets()
+    criterion = make_criterion()
+    first = scalars(criterion(outputs, targets, [1, 2]))
+    torch.rand(10)
+    assert scalars(criterion(outputs, targets, [1, 2])) == first
+    assert scalars(criterion(outputs, targets, [1, 3])) != first
+    torch.manual_seed(0)
+    unseeded = scalars(criterion(outputs, targets))
+    torch.manual_seed(0)
+    assert scalars(criterion(outputs, targets)) == unseeded
+
+
+@pytest.mark.parametrize("labels", [[None, None], [torch.full((32, 40), 255)] * 2])
+def test_a_batch_without_targets_gives_zeros_in_the_graph(labels):
+    outputs = make_outputs(frames=2, frame_branch=True)
+    targets = [clip_targets(labels, 255, K, (32, 40)) for _ in range(2)]
+    criterion = make_criterion(rounds=2)
+    result = criterion(outputs, targets, [1, 2])
+    assert all(v.item() == 0 for v in result.values())
+    gradients = torch.autograd.grad(sum(result.values()), leaves(outputs))
+    assert all((g == 0).all() for g in gradients)
+    assert criterion.last_stats["videos"] == []
+    assert criterion.last_stats["positive_all"] == 0.0
+
+
+def test_void_clip_is_all_no_object_without_the_valid_mask():
+    """The released behaviour: an empty clip still teaches that every query is no-object."""
+    outputs = make_outputs(clips=1)
+    result = make_criterion(valid_mask=False)(outputs, [clip_targets([torch.full((32, 40), 255)], 255, K)], [1])
+    expected = 2 * F.cross_entropy(outputs["pred_logits"][0], torch.full((Q,), K))
+    torch.testing.assert_close(result["loss_ce"], expected)
+    assert result["loss_mask"].item() == 0
+
+
+def test_more_targets_than_queries_are_counted():
+    outputs, targets = make_outputs(queries=4), make_targets()
+    criterion = make_criterion(rounds=2)
+    criterion(outputs, targets, [1, 2])
+    assert [t.num_targets for t in targets] == [6, 6]
+    stats = criterion.last_stats
+    assert stats["unmatched_targets"] == 2 * (2 * 6 - 4)
+    assert stats["positive_round1"] == stats["positive_all"] == 1.0
+
+
+def test_stats_say_how_many_queries_are_positive():
+    outputs, targets = make_outputs(), make_targets()
+    targets[0] = clip_targets([make_label(0, classes=2)], 255, K, name="d/v1")
+    criterion = make_criterion(rounds=2)
+    criterion(outputs, targets, [1, 2])
+    stats = criterion.last_stats
+    assert stats["mode"] == "hierarchical"
+    assert stats["rounds"] == 2
+    assert stats["videos"][0] == {"name": "d/v1", "positive_round1": 2 / 12, "positive_all": 4 / 12}
+    assert stats["videos"][1]["positive_all"] == 1.0
+    assert stats["positive_round1"] == pytest.approx((2 + 6) / 24)
+    assert stats["positive_all"] == pytest.approx((4 + 12) / 24)
+    assert stats["unmatched_targets"] == stats["nonfinite_costs"] == 0
+
+
+def test_warm_up_is_driven_by_the_iteration():
+    outputs, targets = make_outputs(), make_targets()
+    plain = scalars(make_criterion(rounds=1)(outputs, targets, [1, 2]))
+    two = scalars(make_criterion(rounds=2)(outputs, targets, [1, 2]))
+    criterion = make_criterion(rounds=2, warmup_iters=30)
+    assert scalars(criterion(outputs, targets, [1, 2], iteration=29)) == plain
+    assert criterion.last_stats["mode"] == "primary"
+    assert criterion.last_stats["positive_all"] == criterion.last_stats["positive_round1"]
+    assert scalars(criterion(outputs, targets, [1, 2], iteration=30)) == two
+    assert criterion.last_stats["mode"] == "hierarchical"
+    reference = make_criterion(rounds=2, warmup_iters=30, warmup_mode="reference")
+    assert scalars(reference(outputs, targets, [1, 2], iteration=10**6)) == plain
+    assert make_criterion(rounds=2, warmup_mode="reference").mode(0) == "hierarchical"
+    assert make_criterion(rounds=1).mode(10**6) == "primary"
+
+
+def test_nan_predictions_are_matched_reported_once_and_counted(caplog):
+    outputs, targets = make_outputs(), make_targets()
+    with torch.no_grad():
+        outputs["aux_outputs"][1]["pred_masks"][1] = float("nan")
+    criterion = make_criterion(rounds=2)
+    with caplog.at_level(logging.WARNING):
+        result = criterion(outputs, targets, [1, 2])
+        criterion(outputs, targets, [1, 2])
+    assert len(caplog.records) == 1
+    assert "auxiliary prediction 1 of clip clip1" in caplog.records[0].message
+    assert criterion.last_stats["nonfinite_costs"] == 1
+    assert criterion.nonfinite_total == 2
+    # The other sets are untouched; the guard on non-finite losses is the trainer's.
+    assert {name for name, v in result.items() if not v.isfinite()} == {
+        "loss_mask_1", "loss_dice_1", "loss_mask_secondary_1", "loss_dice_secondary_1"
+    }  # fmt: skip
+
+
+def test_low_precision_outputs_give_float32_losses():
+    outputs, targets = make_outputs(frames=2), make_targets(frames=2)
+    half = {
+        k: v.bfloat16() if torch.is_tensor(v) else [{n: x.bfloat16() for n, x in a.items()} for a in v]
+        for k, v in outputs.items()
+    }
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = make_criterion(rounds=2)(half, targets, [1, 2])
+    exact = make_criterion(rounds=2)(outputs, targets, [1, 2])
+    for name, value in result.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact[name].item(), rel=0.2, abs=0.05)
+
+
+def test_state_dict_and_config():
+    assert list(make_criterion().state_dict()) == ["empty_weight"]
+    weights = make_criterion(no_object_weight=0.3).empty_weight
+    torch.testing.assert_close(weights, torch.tensor([1.0] * K + [0.3]))
+    cfg = load_config(
+        overrides=["MODEL.THE_MASK.ROUNDS", "2", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "124", "MODEL.DEVICE", "cpu"]
+    )
+    built = MaskCriterion(cfg)
+    assert built.rounds == 2
+    assert built.empty_weight.shape == (125,)
+    assert (built.class_weight, built.mask_weight, built.dice_weight) == (2.0, 5.0, 5.0)
+    assert (built.num_points, built.oversample_ratio, built.importance_ratio) == (12544, 3.0, 0.75)
+    assert (built.primary_weight, built.secondary_weight, built.frame_weight) == (1.0, 0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rounds": 0}, {"second_round_cost": "dice"}, {"warmup_mode": "never"}], ids=lambda b: next(iter(b))
+)
+def test_bad_options_are_refused(bad):
+    with pytest.raises(ValueError, match=r"MODEL\.THE_MASK"):
+        make_criterion(**bad)
+
+
+def test_outputs_and_targets_that_do_not_fit_are_refused():
+    criterion = make_criterion()
+    with pytest.raises(ValueError, match="B = 1 clips"):
+        criterion(make_outputs(), make_targets(1), [1])
+    with pytest.raises(ValueError, match="T=1"):
+        criterion(make_outputs(), make_targets(frames=2), [1, 2])
+    mixed = make_outputs(frame_branch=True)
+    mixed["frame"]["aux_outputs"] = []
+    with pytest.raises(ValueError, match="as many prediction sets"):
+        criterion(mixed, make_targets(), [1, 2])
