@@ -55,8 +55,8 @@ def sine_2d_clip(frames: int, height: int, width: int, channels: int, device: to
 def sine_3d_clip(frames: int, height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Encode a clip: the 2-D encoding of (y, x) plus an encoding of the frame's position over all C channels.
 
-    A clip of one frame gets the constant offset of the angle 2*pi, so THE-Mask's one-frame decoder is not the same as
-    the image Mask2Former's.
+    A clip of one frame gets the constant offset of the angle 2*pi. Softmax attention ignores an offset that all keys
+    share, so the frame axis matters only where frames are one key axis (``MaskedAttentionDecoder``, T > 1).
 
     Returns:
         [T, C, h, w] float32. Source: THE-Mask released code (spec section 3).
