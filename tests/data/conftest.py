@@ -57,9 +57,9 @@ def clip_cfg() -> Callable[..., CfgNode]:
     """``clip_cfg(name, KEY, VALUE, ...)`` is a small config that trains and tests on one data set."""
 
     def make(name: str, *overrides) -> CfgNode:
-        base = ["DATASETS.TRAIN", (name,), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(CLASSES), "SEED", 3]
+        base: list[object] = ["DATASETS.TRAIN", (name,), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(CLASSES), "SEED", 3]
         base += ["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "INPUT.CLIP.DILATIONS", [-1]]
         base += ["INPUT.RESIZE.LONG_EDGE", 40, "INPUT.RESIZE.SHORT_EDGE", 24, "INPUT.CROP.SIZE", [20, 28]]
-        return load_config(None, [*base, *overrides])
+        return load_config(None, [str(word) for word in (*base, *overrides)])
 
     return make

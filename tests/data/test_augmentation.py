@@ -73,7 +73,8 @@ def test_image_resize_is_bilinear_without_antialiasing(size):
     ],
 )
 def test_fit_size(size, box, scale, expected):
-    assert aug.fit_size(*size, box, scale) == expected
+    height, width = size
+    assert aug.fit_size(height, width, box, scale) == expected
 
 
 def test_round_up():

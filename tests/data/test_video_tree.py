@@ -9,8 +9,14 @@ from the_mask.data import get_class_names, get_records, register_all, register_v
 from the_mask.data.video_tree import natural_key, registered_tree, scan_video_tree
 
 
+def tree_of(name):
+    tree = registered_tree(name)
+    assert tree is not None
+    return tree
+
+
 def kinds(name):
-    return [problem.kind for problem in scan_video_tree(registered_tree(name)).problems]
+    return [problem.kind for problem in scan_video_tree(tree_of(name)).problems]
 
 
 def test_records_of_a_vspw_tree(make_tree, tmp_path):
@@ -72,7 +78,7 @@ def test_missing_masks(make_tree, tmp_path):
     (tmp_path / name / "data" / "v" / "mask" / "001.png").unlink()
     with pytest.raises(ValueError, match=r"has 1 defects: .*v/origin/001\.png: no mask/001\.png .*check_dataset"):
         get_records(name)
-    tree = registered_tree(name)
+    tree = tree_of(name)
     register_video_tree(name, tree.root, "train", tree.class_list, require_labels=False)
     assert [f["sem_seg_file_name"] is None for f in get_records(name)[0]["frames"]] == [False, True, False]
 

@@ -147,17 +147,28 @@ class TrainLoader:
         self.resampled = 0
 
     def __iter__(self) -> Iterator[list[Clip]]:
-        for batch in self.loader:
-            replaced = sum(clip["resampled"] for clip in batch)
-            if replaced and not self.resampled:
-                names = [clip["video_id"] for clip in batch if clip["resampled"]]
-                logger.warning(
-                    "A sampled clip held only ignored pixels and was replaced (by one of video %s). Further ones are "
-                    "counted silently in the loader's `resampled`.",
-                    ", ".join(names),
-                )
-            self.resampled += replaced
-            yield batch
+        batches = iter(self.loader)
+        try:
+            yield from map(self._count, batches)
+        finally:
+            # After an error the traceback keeps the iterator alive; collected later, its workers end only after a
+            # time-out each.
+            stop = getattr(batches, "_shutdown_workers", None)
+            if stop is not None:
+                stop()
+
+    def _count(self, batch: list[Clip]) -> list[Clip]:
+        """Count replaced clips; tell about the first."""
+        replaced = sum(clip["resampled"] for clip in batch)
+        if replaced and not self.resampled:
+            names = [clip["video_id"] for clip in batch if clip["resampled"]]
+            logger.warning(
+                "A sampled clip held only ignored pixels and was replaced (by one of video %s). Further ones are "
+                "counted silently in the loader's `resampled`.",
+                ", ".join(names),
+            )
+        self.resampled += replaced
+        return batch
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = None) -> TrainLoader:
