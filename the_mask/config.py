@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def _add_the_mask(cfg: CfgNode) -> None:
     cfg.MODEL.THE_MASK.ROUNDS = 1
     # Cost of the rounds after the first: "full" or "bce" (the released one-frame matcher).
     cfg.MODEL.THE_MASK.SECOND_ROUND_COST = "full"
-    # L_s = CLASS*CE + PRIMARY_WEIGHT*(MASK*BCE + DICE*Dice) + SECONDARY_WEIGHT*(SECONDARY_MASK*BCE + SECONDARY_DICE*Dice)
+    # L_s = CLASS*CE + PRIMARY_WEIGHT*(MASK*BCE + DICE*Dice)
+    #     + SECONDARY_WEIGHT*(SECONDARY_MASK*BCE + SECONDARY_DICE*Dice)
     cfg.MODEL.THE_MASK.PRIMARY_WEIGHT = 1.0
     cfg.MODEL.THE_MASK.SECONDARY_WEIGHT = 0.5
     cfg.MODEL.THE_MASK.SECONDARY_MASK_WEIGHT = 0.5
@@ -181,6 +183,20 @@ def _add_backbones(cfg: CfgNode) -> None:
     # Batch norms of the model: "" leaves them, "FrozenBN" freezes, "SyncBN" synchronises them.
     cfg.MODEL.TIMM.NORM = ""
     cfg.MODEL.TIMM.CHECKPOINT = False
+
+    # build_beit_backbone: a timm BEiT with a four-level pyramid made from the outputs of OUT_INDICES' blocks.
+    cfg.MODEL.BEIT = CfgNode()
+    cfg.MODEL.BEIT.NAME = "beit_large_patch16_224"
+    # Side (pixels) of the square that the position tables are for; windows of this size are exact.
+    cfg.MODEL.BEIT.IMG_SIZE = 512
+    # As MODEL.TIMM's; position tables of another size are resized.
+    cfg.MODEL.BEIT.PRETRAINED = False
+    cfg.MODEL.BEIT.WEIGHTS = ""
+    cfg.MODEL.BEIT.OUT_INDICES = [7, 11, 15, 23]
+    cfg.MODEL.BEIT.DROP_PATH = 0.2
+    # Norm of the pyramid.
+    cfg.MODEL.BEIT.NORM = "SyncBN"
+    cfg.MODEL.BEIT.CHECKPOINT = False
 
 
 def _add_solver(cfg: CfgNode) -> None:
@@ -247,7 +263,8 @@ def load_config(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: unknown key, odd number of overrides, unsafe YAML, or a file of a newer config version.
+        ValueError: unknown key, value of another type, odd number of overrides, invalid or unsafe YAML, or a file of
+            another config version.
     """
     cfg = get_cfg()
     add_the_mask_config(cfg)
@@ -265,14 +282,23 @@ def _merge_file(cfg: CfgNode, path: Path, allow_unsafe: bool) -> None:
     try:
         cfg.merge_from_file(str(path), allow_unsafe=allow_unsafe)
     except yaml.constructor.ConstructorError as error:
-        raise ValueError(f"{path}: YAML that builds Python objects is refused (see --allow-unsafe-yaml): {error}") from error
+        raise ValueError(
+            f"{path}: YAML that builds Python objects is refused (see --allow-unsafe-yaml): {error}"
+        ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     except AssertionError as error:
         # Detectron2 compares VERSION with its own by an assertion.
-        raise ValueError(f"{path}: written for a newer config version than {cfg.VERSION}: {error}") from error
+        raise ValueError(f"{path}: its config version does not fit this program's, {cfg.VERSION}: {error}") from error
     except KeyError as error:
         raise ValueError(f"{path}: {_explain_key(cfg, error)}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: _BASE_ leads back to a file that is being read") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {_without_node(error)}") from error
+    except (AttributeError, TypeError) as error:
+        # yacs takes for granted that it got a dict.
+        raise ValueError(f"{path}: a config is a mapping of config keys to values ({error})") from error
 
 
 def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
@@ -283,6 +309,14 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
             cfg.merge_from_list([key, value])
         except (KeyError, AssertionError) as error:
             raise ValueError(f"override {key} {value}: {_explain_key(cfg, error, key)}") from error
+        except ValueError as error:
+            raise ValueError(f"override {key} {value}: {_without_node(error)}") from error
+
+
+def _without_node(error: ValueError) -> str:
+    """Cut the whole config out of yacs' message about a value where a group of keys belongs."""
+    text = str(error)
+    return re.sub(r" with values \(.*\) for", " for", text, flags=re.DOTALL) if "\n" in text else text
 
 
 def _explain_key(cfg: CfgNode, error: Exception, key: str | None = None) -> str:

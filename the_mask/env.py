@@ -1,0 +1,133 @@
+"""What this process runs on: ``python -m the_mask.env`` prints it, training writes it into the log."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import the_mask
+
+PACKAGES = (
+    "torchvision",
+    "timm",
+    "fvcore",
+    "iopath",
+    "yacs",
+    "numpy",
+    "scipy",
+    "pillow",
+    "opencv-python-headless",
+    "opencv-python",
+    "av",
+    "pycocotools",
+    "safetensors",
+    "tensorboard",
+    "transformers",
+    "ninja",
+)
+
+
+def detectron2_flavour() -> str:
+    """Return ``"embedded"`` or ``"real"``: whose ``detectron2`` this process imports.
+
+    Raises:
+        ImportError: there is none; only with ``THE_MASK_D2=real``.
+    """
+    return "embedded" if hasattr(_detectron2(), "__the_mask_embedded__") else "real"
+
+
+def environment_report() -> str:
+    """Return one line per fact, ``name: value``: versions, device, which Detectron2, which kernels, data root.
+
+    A part that is missing or broken is reported as such and never raises, because this is the text for bug reports.
+    """
+    facts: list[tuple[str, Callable[[], str]]] = [
+        ("the_mask", lambda: f"{the_mask.__version__} ({Path(the_mask.__file__).resolve().parent})"),
+        ("detectron2", _detectron2_fact),
+        ("python", lambda: f"{platform.python_version()} ({sys.executable})"),
+        ("platform", platform.platform),
+        ("cpu", _cpu_fact),
+        ("torch", lambda: f"{torch.__version__} ({Path(torch.__file__).parent})"),
+        ("cuda", _cuda_fact),
+        ("packages", _packages_fact),
+        ("datasets", _datasets_fact),
+        ("ops", _ops_fact),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = []
+    for name, fact in facts:
+        try:
+            text = fact()
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            text = f"not available: {type(error).__name__}: {error}"
+        lines.append(f"{name:<{width}}  " + text.replace("\n", "\n" + " " * (width + 2)))
+    return "\n".join(lines)
+
+
+def _detectron2() -> ModuleType:
+    # Here and not at the top: with THE_MASK_D2=real there may be none, and the report has to say so.
+    return importlib.import_module("detectron2")
+
+
+def _detectron2_fact() -> str:
+    module = _detectron2()
+    mode = os.environ.get("THE_MASK_D2") or "auto"
+    return f"{detectron2_flavour()} {getattr(module, '__version__', '?')} ({module.__path__[0]}), THE_MASK_D2={mode}"
+
+
+def _cpu_fact() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{os.cpu_count()} cores, {capability}, {torch.get_num_threads()} torch threads"
+
+
+def _cuda_fact() -> str:
+    if not torch.cuda.is_available():
+        built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
+        return f"no device ({built})"
+    lines = [f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"]
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = device.total_memory / 2**30
+        lines.append(f"{index}: {device.name}, {memory:.0f} GiB, compute capability {device.major}.{device.minor}")
+    return "\n".join(lines)
+
+
+def _packages_fact() -> str:
+    return ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _datasets_fact() -> str:
+    from the_mask.data.datasets import dataset_root
+
+    root = dataset_root().absolute()
+    origin = "DETECTRON2_DATASETS" if os.environ.get("DETECTRON2_DATASETS") else "default; set DETECTRON2_DATASETS"
+    return f"{root} ({origin}{'' if root.is_dir() else '; does not exist'})"
+
+
+def _ops_fact() -> str:
+    from the_mask.ops import explain
+
+    return explain()
+
+
+# The name that reads well after the module's: ``env.report()``.
+report = environment_report
+
+
+if __name__ == "__main__":
+    print(environment_report())
