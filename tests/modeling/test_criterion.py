@@ -12,7 +12,7 @@ from the_mask.config import load_config
 from the_mask.modeling import criterion as module
 from the_mask.modeling import losses
 from the_mask.modeling.criterion import MaskCriterion
-from the_mask.modeling.matching import assign
+from the_mask.modeling.matching import assign, match_all
 from the_mask.modeling.points import point_generator, point_sample
 from the_mask.modeling.targets import clip_targets
 
@@ -122,7 +122,7 @@ def test_one_round_equals_transformers(monkeypatch, fixed_points, void):
 
 
 def naive_loss(outputs, targets, seeds, options, points):
-    """The whole hierarchical loss by loops over maps, in float64, on dense masks."""
+    """The whole hierarchical loss by loops over maps, in float64, on dense masks; and the matching costs."""
     num_sets, num_queries = len(outputs["aux_outputs"]) + 1, outputs["pred_logits"].shape[1]
     branches = {"": outputs} | ({"frame_": outputs["frame"]} if "frame" in outputs else {})
     at = lambda branch, s: branch if s == num_sets - 1 else branch["aux_outputs"][s]  # noqa: E731
@@ -151,7 +151,7 @@ def naive_loss(outputs, targets, seeds, options, points):
 
     result = {}
     num_maps = max(1, sum(t.num_targets * len(supervised(b)) for b, t in enumerate(targets)))
-    pairs = {}
+    pairs, costs = {}, []
     for s in range(num_sets):
         mask_source = at(branches.get("frame_", outputs), s)
         for b, target in enumerate(targets):
@@ -167,6 +167,8 @@ def naive_loss(outputs, targets, seeds, options, points):
                     probability = at(outputs, s)["pred_logits"][b, q].double().softmax(-1)[target.labels[n]]
                     only_bce[q, n] = bce(x, y, v)
                     cost[q, n] = -2 * probability + 5 * only_bce[q, n] + 5 * dice(x, y, v)
+            if target.num_targets:
+                costs.append(cost)
             later = only_bce if options.get("second_round_cost") == "bce" else None
             pairs[s, b] = assign(cost, rounds, later) if target.num_targets else [([], [])] * rounds
 
@@ -207,7 +209,7 @@ def naive_loss(outputs, targets, seeds, options, points):
             if weights:
                 terms["loss_ce"] = 2 * nll / weights
             result |= {f"{prefix}{k}{suffix}": (0.25 if prefix else 1.0) * v for k, v in terms.items()}
-    return result
+    return result, costs
 
 
 CASES = {
@@ -227,7 +229,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_naive_loss(case, fixed_points):
+def test_equals_the_naive_loss(case, fixed_points, monkeypatch):
     options, shape = CASES[case]
     branch, frames = shape.get("frame_branch", False), shape["frames"]
     outputs = make_outputs(3, 2, frames, 2, branch, queries=shape.get("queries", Q))
@@ -236,8 +238,12 @@ def test_equals_the_naive_loss(case, fixed_points):
         labels = [make_label(0), None]
         targets[0] = clip_targets(labels, 255, K)
         targets[1] = clip_targets([None, torch.full((32, 40), 255)], 255, K)
+    found = []
+    monkeypatch.setattr(module, "match_all", lambda costs, *a: found.extend(costs) or match_all(costs, *a))
     got = make_criterion(**options)(outputs, targets, [1, 2])
-    want = naive_loss(outputs, targets, [1, 2], options, fixed_points)
+    want, costs = naive_loss(outputs, targets, [1, 2], options, fixed_points)
+    for a, b in zip(found, costs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5)
     assert set(got) == set(want)
     for name in want:
         assert got[name].dtype == torch.float32
@@ -364,6 +370,19 @@ def test_seeds_decide_the_points():
     unseeded = scalars(criterion(outputs, targets))
     torch.manual_seed(0)
     assert scalars(criterion(outputs, targets)) == unseeded
+
+
+def test_every_use_of_points_has_its_own_stream(monkeypatch):
+    outputs, targets, used = make_outputs(frame_branch=True), make_targets(), []
+
+    def spy(seed, stream, device):
+        used.append((seed, stream))
+        return point_generator(seed, stream, device)
+
+    monkeypatch.setattr(module, "point_generator", spy)
+    make_criterion(rounds=2)(outputs, targets, [1, 2])
+    # Matching, and primary and secondary losses of two branches, for each clip.
+    assert len(used) == len(set(used)) == 10
 
 
 @pytest.mark.parametrize("labels", [[None, None], [torch.full((32, 40), 255)] * 2])
