@@ -56,8 +56,8 @@ class TemporalAggregationDecoder(MaskDecoder):
     """Frame queries look at their own frame only; after each layer they are folded into the clip queries.
 
     Clip masks gate the attention of the frame queries, which never see the clip queries' content. A clip of one frame
-    runs the same code, with weight 1 for its frame. Frame order has no effect, with the 3-D encoding either: all keys of
-    a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3.
+    runs the same code, with weight 1 for its frame. Frame order has no effect, not even with the 3-D encoding: all
+    keys of a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3.
     """
 
     @configurable
