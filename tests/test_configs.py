@@ -1,0 +1,80 @@
+"""Every config in configs/ is loaded, built and trained for one step on random clips, at reduced size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+import the_mask.modeling  # noqa: F401  (fills the registries)
+from the_mask.config import load_config
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Files that start with an underscore are bases of others.
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("_"))
+
+# Crops, queries and points are made small; what defines the model (backbone, decoder, clip length) stays.
+SMALL = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 15),
+    *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64),
+    *("MODEL.THE_MASK.SECONDARY_NUM_POINTS", 64),
+    # A batch of two 64x64 frames leaves one value per channel and frame at stride 32, too few for batch statistics.
+    *("MODEL.RESNETS.NORM", "FrozenBN"),
+]
+# More parameters than this are built on the meta device only.
+MAX_TRAINED_PARAMETERS = 150e6
+
+
+def random_clips(cfg, num_clips=2, size=64):
+    generator = torch.Generator().manual_seed(0)
+    num_frames = len({0, *cfg.INPUT.CLIP.DILATIONS})
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    clips = []
+    for number in range(num_clips):
+        frames = [
+            torch.randint(256, (3, size, size), generator=generator, dtype=torch.uint8) for _ in range(num_frames)
+        ]
+        labels = torch.full((size, size), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        labels[:, : size // 2] = int(torch.randint(classes, (1,), generator=generator))
+        labels[: size // 2, size // 2 :] = int(torch.randint(classes, (1,), generator=generator))
+        clips.append({"frames": frames, "labels": [labels] * num_frames, "seed": number, "video_id": str(number)})
+    return clips
+
+
+def identifier(path):
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+@pytest.mark.parametrize("path", FILES, ids=identifier)
+def test_config_builds_and_steps(path):
+    cfg = load_config(path, SMALL)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build_model_on(cfg, "meta").parameters())
+    if size > MAX_TRAINED_PARAMETERS:
+        return
+    torch.manual_seed(0)
+    model = build_model_on(cfg, "cpu").train()
+    losses = model(random_clips(cfg))
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    assert total > 0
+    total.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == reached
+    with torch.no_grad():
+        predictions = model.eval().predict([random_clips(cfg, 1)[0]])
+    assert [tuple(labels.shape) for labels in predictions[0]] == [(64, 64)] * len(predictions[0])
+
+
+def build_model_on(cfg, device):
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = device
+    return build_model(cfg)
+
+
+def test_every_base_is_used():
+    lines = [line for path in CONFIGS.rglob("*.yaml") for line in path.read_text().splitlines()]
+    used = {Path(line.split()[1].strip('"')).name for line in lines if line.startswith("_BASE_:")}
+    assert used == {path.name for path in CONFIGS.rglob("_*.yaml")}
