@@ -225,6 +225,12 @@ def test_size_change_inside_a_video_starts_new_windows(dataset, caplog):
     assert "size changes" in caplog.text
 
 
+def test_without_windows_there_is_no_vc(dataset, sixteen_videos):
+    results = run(VideoSemSegEvaluator(dataset, windows=()), sixteen_videos).evaluate()["sem_seg"]
+    assert "mIoU" in results
+    assert not [name for name in results if name.startswith("VC")]
+
+
 def test_lost_and_repeated_frames_are_errors(dataset, sixteen_videos):
     clips = tiled("v05", *sixteen_videos["v05"])
     evaluator = VideoSemSegEvaluator(dataset)

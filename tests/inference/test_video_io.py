@@ -1,5 +1,7 @@
 """Reading and writing videos, with synthetic files."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -215,6 +217,33 @@ def test_an_error_keeps_the_frames_written_so_far(tmp_path):
             writer.write(gradient(16, 16))
         raise KeyboardInterrupt
     assert len(list(open_source(path))) == 3
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from the_mask.inference.video_io import VideoWriter
+
+# Writing past this size fails like a full disk does.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+rng = np.random.default_rng(0)
+try:
+    with VideoWriter(sys.argv[1], 10) as writer:
+        for _ in range(60):
+            writer.write(rng.integers(0, 256, (240, 320, 3)).astype(np.uint8))
+except OSError as error:
+    print("failed:", error)
+"""
+
+
+def test_full_disk_removes_the_unfinished_file_and_keeps_the_old_one(tmp_path):
+    path = make_video(tmp_path / "v.mp4", count=2)
+    before = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert "failed:" in done.stdout, done
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
 
 
 def test_writer_refuses_bad_arguments(tmp_path):

@@ -90,7 +90,7 @@ class VideoSemSegEvaluator:
 
     Args:
         dataset_name: name in ``MetadataCatalog``; its ``stuff_classes``, ``ignore_label``, ``label_table`` are used.
-        windows: window lengths n of VC_n.
+        windows: window lengths n of VC_n; none leaves VC out.
         max_pending: frames that may wait for an earlier one; ``CLIP_LENGTH * CLIP_STRIDE`` of the tiling suffices.
         save_dir: write every prediction to ``<save_dir>/<video>/<frame>.png`` with the data set's raw label values.
         flow: optical flow for TC (see ``raft_flow``); ``None`` leaves TC out of the results.
@@ -124,7 +124,8 @@ class VideoSemSegEvaluator:
         """Forget everything that was processed."""
         self.confusion = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
         self.counts = Counts()
-        self._consistency = {mode: VideoConsistency(self.windows, mode, self.ignore_label) for mode in MODES}
+        modes = MODES if self.windows else ()
+        self._consistency = {mode: VideoConsistency(self.windows, mode, self.ignore_label) for mode in modes}
         self._temporal = TemporalConsistency(self.num_classes, self._flow, self.ignore_label) if self._flow else None
         self._video: _Video | None = None
         self.totals: Totals | None = None
@@ -302,11 +303,11 @@ class VideoSemSegEvaluator:
             class_table(iou_from_confusion(totals.confusion), self.class_names),
             summary_table(results),
         ]
-        skipped = totals.consistency["compat"].skipped_videos
-        if skipped:
+        compat = totals.consistency.get("compat")
+        if compat is not None and compat.skipped_videos:
             parts.append(
-                f"VC_compat leaves out {skipped} videos (or labelled parts of one) of fewer than {COMPAT_MIN_FRAMES} "
-                "frames, as the official script does"
+                f"VC_compat leaves out {compat.skipped_videos} videos (or labelled parts of one) of fewer than "
+                f"{COMPAT_MIN_FRAMES} frames, as the official script does"
             )
         if totals.temporal_confusion is None:
             parts.append("TC: not computed (give flow weights by TEST.TC_FLOW_WEIGHTS)")

@@ -25,6 +25,7 @@ from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.temporal_consistency import raft_flow
+from the_mask.inference import StreamingSegmentor
 
 logger = logging.getLogger(__name__)
 Clip = dict[str, Any]
@@ -33,7 +34,7 @@ LOG_SECONDS = 10.0
 
 
 class FrameSegmentor(Protocol):
-    """What a stream needs: ``the_mask.inference.StreamingSegmentor`` has it."""
+    """What a stream needs, as :class:`StreamingSegmentor` has it."""
 
     def init_state(self) -> Any: ...
 
@@ -105,8 +106,6 @@ def tile_videos(cfg: CfgNode, model: Any, dataset_name: str, meter: ProgressMete
 
 def make_stream(cfg: CfgNode, model: nn.Module) -> FrameSegmentor:
     """The streaming runner of a model, with the test geometry of ``cfg``."""
-    from the_mask.inference import StreamingSegmentor
-
     return StreamingSegmentor(cfg, model=model)
 
 

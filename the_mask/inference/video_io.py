@@ -134,7 +134,7 @@ def _decode(container: Any, name: str) -> Iterator[Frame]:
         for frame in container.decode(video=0):
             # Stored display rotation, in degrees counter-clockwise.
             turns = round(frame.rotation / 90) % 4
-            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns), dtype=np.uint8)
+            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
             count += 1
     except av.error.FFmpegError as error:
         raise ValueError(f"video {name} cannot be decoded after frame {count}: {error}") from error
@@ -152,7 +152,7 @@ def _open_camera(index: int, fps: Fraction | None) -> FrameSource:
             good, image = capture.read()
             if not good:
                 return
-            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            yield np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)  # BGR
 
     reported = capture.get(cv2.CAP_PROP_FPS)
     rate = fps or (_check_fps(reported) if 0 < reported < 1000 else DEFAULT_FPS)
@@ -261,7 +261,11 @@ class VideoWriter:
         self._stream = stream
 
     def close(self) -> None:
-        """Finish the file and give it its name. Without a single frame nothing is written."""
+        """Finish the file and give it its name. Without a single frame nothing is written.
+
+        Raises:
+            OSError: it cannot be finished (disk full); the unfinished file is removed, an older one of that name stays.
+        """
         if self._container is None:
             return
         container, self._container = self._container, None
@@ -269,8 +273,11 @@ class VideoWriter:
             assert self._stream is not None
             for packet in self._stream.encode():
                 container.mux(packet)
-        finally:
             container.close()
+        except OSError:
+            # A full disk: what is there has no index and cannot be played.
+            self._partial.unlink(missing_ok=True)
+            raise
         self._partial.replace(self.path)
 
     def __enter__(self) -> VideoWriter:

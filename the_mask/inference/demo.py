@@ -1,0 +1,252 @@
+"""Segment a video and show the result: frames in, annotated video (and contact sheet) out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from tqdm import tqdm
+
+import the_mask.data  # noqa: F401  registers the data sets
+from the_mask.data.classes import distinct_colors
+from the_mask.inference import render
+from the_mask.inference.render import Labels, Palette, Picture
+from the_mask.inference.video_io import FrameSource, VideoWriter, fit_into
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+# Frames lower than this are enlarged by a whole factor, so that the legend beside them is readable.
+MIN_HEIGHT = 240
+# A class stays in the legend this long after it was last seen (a flickering legend is unreadable) ...
+LEGEND_SECONDS = 1.0
+# ... and enters it when it covers this share of a frame.
+LEGEND_SHARE = 0.0005
+SHEET_COLUMNS, SHEET_CELL_WIDTH = 4, 320
+
+
+@dataclass(frozen=True)
+class DemoStyle:
+    """How a segmented frame is shown.
+
+    Attributes:
+        alpha: 0 shows the frame only, 1 the class colours only.
+        legend: a column with the classes on screen.
+        show_input: the untouched frame beside the overlay.
+        text_size: pixels.
+    """
+
+    alpha: float = 0.55
+    legend: bool = True
+    show_input: bool = False
+    text_size: int = 15
+
+
+@dataclass
+class DemoReport:
+    """What a demo run did. ``seconds`` counts decoding, model, drawing and encoding."""
+
+    frames: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+class FrameAnnotator:
+    """Draws one video: overlay, optional input beside it, and a legend that follows what is on screen."""
+
+    def __init__(self, palette: Palette, style: DemoStyle, fps: Fraction | float) -> None:
+        self.palette = palette
+        self.style = style
+        self._hold = max(1, round(LEGEND_SECONDS * fps))
+        self._last_seen: dict[int, int] = {}
+        self._number = 0
+
+    def draw(self, frame: Picture, labels: Labels) -> Picture:
+        """The annotated picture of the next frame; its size depends on the frame's size only."""
+        style = self.style
+        factor = max(1, math.ceil(MIN_HEIGHT / frame.shape[0]))
+        large = render.enlarge(frame, factor)
+        shown = render.overlay(large, labels, self.palette, style.alpha)
+        if style.show_input:
+            shown = render.side_by_side([large, shown], ["input", "segmentation"], text_size=style.text_size)
+        if style.legend:
+            shown = np.concatenate([shown, self._legend(labels, shown.shape[0])], axis=1)
+        self._number += 1
+        return shown
+
+    def _legend(self, labels: Labels, height: int) -> Picture:
+        for class_id in render.present_classes(labels, len(self.palette.names), LEGEND_SHARE):
+            self._last_seen[class_id] = self._number
+        recent = sorted(c for c, seen in self._last_seen.items() if self._number - seen < self._hold)
+        width = 12 * self.style.text_size
+        return render.legend_column(recent, self.palette, height, width, self.style.text_size)
+
+
+class EvenSample(Generic[T]):
+    """Keeps about evenly spaced items of a sequence of unknown length: at most ``2 * count`` of them at any time."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._kept: list[T] = []
+        self._step = 1
+        self._seen = 0
+
+    def add(self, item: T) -> None:
+        """Offer the next item."""
+        if self._seen % self._step == 0:
+            self._kept.append(item)
+            if len(self._kept) > 2 * self.count:
+                self._kept, self._step = self._kept[::2], 2 * self._step
+        self._seen += 1
+
+    def items(self) -> list[T]:
+        """At most ``count`` items, first and last kept ones included."""
+        if len(self._kept) <= self.count:
+            return list(self._kept)
+        return [self._kept[i] for i in np.linspace(0, len(self._kept) - 1, self.count).round().astype(int)]
+
+
+def segment_video(segmentor: Any, source: FrameSource, max_frames: int = 0) -> Iterator[tuple[Picture, Labels]]:
+    """Frames of a source with their label maps, from a fresh stream state.
+
+    Args:
+        segmentor: ``init_state()`` and ``step(frame, state)`` as ``StreamingSegmentor`` with output "labels".
+        source: open input.
+        max_frames: stop after this many; 0 takes all.
+    """
+    state = segmentor.init_state()
+    for number, frame in enumerate(source):
+        if max_frames and number >= max_frames:
+            return
+        labels, state = segmentor.step(frame, state)
+        yield frame, np.asarray(labels)
+
+
+def run_demo(
+    segmentor: Any,
+    source: FrameSource,
+    palette: Palette,
+    output: str | Path,
+    *,
+    contact_sheet: str | Path | None = None,
+    style: DemoStyle | None = None,
+    max_frames: int = 0,
+    progress: bool = True,
+) -> DemoReport:
+    """Segment a video and write the annotated one.
+
+    Ctrl-C ends the run early (the way to stop a camera); the video written so far is complete and playable. The same
+    holds for an error, which is raised after the file has been closed.
+
+    Args:
+        segmentor: see :func:`segment_video`.
+        source: open input.
+        palette: names and colours of the segmentor's classes.
+        output: video file to write.
+        contact_sheet: PNG with about a dozen frames.
+        style: how to draw.
+        max_frames: 0 takes all.
+        progress: show a bar when standard error is a terminal.
+
+    Raises:
+        ValueError: the input breaks off, or labels without a colour.
+        OSError: the output cannot be written.
+    """
+    style = style or DemoStyle()
+    annotator = FrameAnnotator(palette, style, source.fps)
+    sheet: EvenSample[tuple[int, Picture]] = EvenSample(3 * SHEET_COLUMNS)
+    seen: set[int] = set()
+    report, start = DemoReport(), time.perf_counter()
+    total = min(n for n in (source.num_frames, max_frames or None, math.inf) if n is not None)
+    bar = tqdm(
+        total=None if total == math.inf else int(total),
+        desc=Path(source.name).name,
+        unit="frame",
+        disable=not (progress and sys.stderr.isatty()),
+    )
+    try:
+        with VideoWriter(output, source.fps) as writer, bar:
+            for frame, labels in segment_video(segmentor, source, max_frames):
+                writer.write(annotator.draw(frame, labels))
+                if contact_sheet is not None:
+                    sheet.add((report.frames, _sheet_cell(frame, labels, palette, style)))
+                    seen.update(render.present_classes(labels, len(palette.names), LEGEND_SHARE))
+                report.frames += 1
+                bar.update()
+    except KeyboardInterrupt:
+        report.interrupted = True
+    except ValueError as error:
+        if not report.frames:
+            raise
+        raise ValueError(f"{error}; the {report.frames} frames before it are in {output}") from error
+    if contact_sheet is not None and report.frames:
+        save_picture(_sheet(sheet.items(), sorted(seen), palette, source.fps, style), contact_sheet)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def palette_from_config(cfg: CfgNode, dataset_name: str = "") -> Palette:
+    """Names and colours of a model's classes.
+
+    They are those of ``dataset_name``, or else of the first data set of the config with as many classes as the model.
+    A config without such a data set gets the names "class 0", ... and generated colours.
+
+    Raises:
+        ValueError: unknown ``dataset_name``, or one with another number of classes.
+    """
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    known = set(DatasetCatalog.list())
+    if dataset_name and dataset_name not in known:
+        raise ValueError(f"unknown data set {dataset_name!r}; known: {', '.join(sorted(known))}")
+    for name in [dataset_name] if dataset_name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+        classes = MetadataCatalog.get(name).get("stuff_classes") if name in known else None
+        if classes is not None and len(classes) == num_classes:
+            metadata = MetadataCatalog.get(name)
+            return Palette(classes, metadata.stuff_colors, metadata.ignore_label)
+        if dataset_name:
+            raise ValueError(f"data set {name} has {len(classes or ())} classes, the model {num_classes}")
+    logger.warning(f"no data set of the config has {num_classes} classes; they are shown as class 0, class 1, ...")
+    ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    return Palette([f"class {i}" for i in range(num_classes)], distinct_colors(num_classes), ignore_label)
+
+
+def save_picture(picture: Picture, path: str | Path) -> None:
+    """Write a picture; the folder is made if needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def _sheet_cell(frame: Picture, labels: Labels, palette: Palette, style: DemoStyle) -> Picture:
+    height = max(1, round(frame.shape[0] * SHEET_CELL_WIDTH / frame.shape[1]))
+    enlarged = frame.shape[1] < SHEET_CELL_WIDTH
+    interpolation = cv2.INTER_CUBIC if enlarged else cv2.INTER_AREA
+    small = cv2.resize(frame, (SHEET_CELL_WIDTH, height), interpolation=interpolation).astype(np.uint8, copy=False)
+    return render.overlay(small, labels, palette, style.alpha)
+
+
+def _sheet(
+    cells: list[tuple[int, Picture]], classes: list[int], palette: Palette, fps: Fraction, style: DemoStyle
+) -> Picture:
+    """Cells in reading order, each under its time; frames of other sizes are fitted to the first one's."""
+    height, width = cells[0][1].shape[:2]
+    pictures = [
+        render.titled(fit_into(cell, height, width), f"{float(number / fps):.1f} s", style.text_size)
+        for number, cell in cells
+    ]
+    columns = min(SHEET_COLUMNS, len(pictures))
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    table_width = columns * width + (columns - 1) * 6
+    footer = render.legend_rows(classes, palette, table_width, style.text_size) if style.legend and classes else None
+    return render.contact_sheet(rows, footer=footer)

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Segment a video file, a folder of frames or a camera, and write the annotated video.
+
+Example:
+    tools/demo.py --config-file configs/camvid/mask2former_r18_cpu.yaml --weights output/model_best.pth \\
+        --input drive.mp4 --output out.mp4 --contact-sheet out.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Run from a source tree without installation.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import the_mask.modeling  # noqa: F401  fills the registries
+from the_mask.config import load_config
+from the_mask.inference import StreamingSegmentor
+from the_mask.inference.demo import DemoStyle, palette_from_config, run_demo
+from the_mask.inference.video_io import VideoWriter, open_source
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="YAML")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
+    parser.add_argument("--input", required=True, help="video file, folder of frames, URL, or camera index (0, 1, ...)")
+    parser.add_argument("--output", required=True, type=Path, metavar="VIDEO", help=".mp4, .mkv, .mov or .avi")
+    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="a picture of about a dozen frames")
+    parser.add_argument("--alpha", type=float, default=0.55, help="0: frame only, 1: colours only (default: 0.55)")
+    parser.add_argument("--no-legend", action="store_true")
+    parser.add_argument("--show-input", action="store_true", help="the untouched frame beside the segmentation")
+    parser.add_argument("--dataset", default="", metavar="NAME", help="class names and colours; default: the config's")
+    parser.add_argument("--fps", type=float, help="frames per second; default: those of the input, 15 for a folder")
+    parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (0: all)")
+    parser.add_argument("--trust-pickle", action="store_true", help="read weights that can execute code")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, e.g. MODEL.DEVICE cpu")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """What :func:`main` does, with errors as exceptions."""
+    overrides = [*(["MODEL.WEIGHTS", args.weights] if args.weights else []), *args.opts]
+    cfg = load_config(args.config_file, overrides)
+    style = DemoStyle(alpha=args.alpha, legend=not args.no_legend, show_input=args.show_input)
+    if not 0 <= style.alpha <= 1:
+        raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
+    palette = palette_from_config(cfg, args.dataset)
+    VideoWriter(args.output)  # a bad name should be found before the model is built
+    with open_source(args.input, args.fps) as source:
+        segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
+        report = run_demo(
+            segmentor,
+            source,
+            palette,
+            args.output,
+            contact_sheet=args.contact_sheet,
+            style=style,
+            max_frames=args.max_frames,
+        )
+    speed = report.frames / report.seconds if report.seconds else 0.0
+    stopped = ", stopped by Ctrl-C" if report.interrupted else ""
+    print(f"{report.frames} frames in {report.seconds:.1f} s ({speed:.1f} frames/s){stopped}: {args.output}")
+    if args.contact_sheet:
+        print(f"contact sheet: {args.contact_sheet}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
