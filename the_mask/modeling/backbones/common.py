@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -104,7 +105,7 @@ def drop_path_rates(depths: Sequence[int], rate: float) -> list[list[float]]:
     return [rates[start : start + depth] for start, depth in zip(starts, depths)]
 
 
-def run_blocks(blocks: Iterable[Callable[..., Tensor]], x: Tensor, *args: int, recompute: bool) -> Tensor:
+def run_blocks(blocks: Iterable[Callable[..., Tensor]], x: Tensor, *args: Any, recompute: bool) -> Tensor:
     """Chain ``x = block(x, *args)``; with ``recompute`` a block's activations are not kept but computed again."""
     for block in blocks:
         x = checkpoint(block, x, *args, use_reentrant=False) if recompute else block(x, *args)

@@ -61,16 +61,23 @@ def check_model_name(name: str) -> None:
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
         hint = f"; nearest names: {', '.join(close)}" if close else ""
-        raise ValueError(f"MODEL.TIMM.NAME={name!r}: timm {timm.__version__} has no such model{hint}")
+        raise ValueError(f"NAME={name!r}: timm {timm.__version__} has no such model{hint}")
     if tag and not timm.is_model_pretrained(name):
         known = timm.list_pretrained(f"{architecture}.*")
-        raise ValueError(f"MODEL.TIMM.NAME={name!r}: unknown weights tag; known: {', '.join(known) or 'none'}")
+        raise ValueError(f"NAME={name!r}: unknown weights tag; known: {', '.join(known) or 'none'}")
 
 
-def create_headless(name: str, pretrained: bool, in_channels: int, drop_path: float) -> Any:
+def create_headless(name: str, pretrained: bool, in_channels: int, drop_path: float, **own: Any) -> Any:
     """Create a timm model without classifier that takes any image size where the family can.
 
     Typed ``Any``: timm's models share methods by convention, not by a class.
+
+    Args:
+        name: timm's name, ``architecture[.tag]``.
+        pretrained: download timm's weights.
+        in_channels: channels of the images.
+        drop_path: stochastic depth of the last block.
+        own: further arguments, which the family must have.
 
     Raises:
         ValueError: unknown name, or stochastic depth asked of a family without it.
@@ -80,13 +87,15 @@ def create_headless(name: str, pretrained: bool, in_channels: int, drop_path: fl
     optional: dict[str, Any] = {"drop_path_rate": drop_path, "strict_img_size": False, "always_partition": True}
     while True:
         try:
-            model = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **optional)
+            model = timm.create_model(
+                name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **own, **optional
+            )
         except TypeError as error:
             refused = [key for key in optional if f"'{key}'" in str(error)]
             if "unexpected keyword argument" not in str(error) or not refused:
                 raise
             if "drop_path_rate" in refused and drop_path > 0:
-                raise ValueError(f"MODEL.TIMM.DROP_PATH={drop_path}: {name} has no stochastic depth; use 0") from error
+                raise ValueError(f"DROP_PATH={drop_path}: {name} has no stochastic depth; use 0") from error
             for key in refused:
                 del optional[key]
         else:
@@ -115,42 +124,87 @@ def choose_levels(name: str, reductions: Sequence[int], indices: Sequence[int]) 
     return chosen
 
 
-def load_local_weights(model: nn.Module, path: str, expendable: Iterable[str]) -> None:
-    """Load a weights file in any layout the model family's own converter in timm reads (original ones included).
-
-    Args:
-        model: timm model, possibly pruned.
-        path: ``.safetensors``, or a ``.pth`` that holds nothing but tensors and builtins.
-        expendable: key prefixes the file may hold in vain (classifier, pruned parts).
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file, or a ``.pth`` that holds nothing but tensors and builtins.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, missing or foreign keys, or other shapes.
+        ValueError: truncated, of another kind, or with code in it.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: {path} does not exist")
+        raise FileNotFoundError(f"WEIGHTS: {path} does not exist")
     try:
-        state = timm.models.load_state_dict(path)
+        return timm.models.load_state_dict(path)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"MODEL.TIMM.WEIGHTS: {path} is not a readable file of tensors: {error}") from error
+        raise ValueError(f"WEIGHTS: {path} is not a readable file of tensors: {error}") from error
+
+
+def convert_weights(model: nn.Module, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Bring any layout the family's own converter in timm knows (original ones included) to timm's keys.
+
+    Args:
+        model: the whole model, not yet pruned.
+        state: what the file holds.
+        path: for messages.
+
+    Raises:
+        ValueError: the converter fails.
+    """
     # By timm's convention the converter of a family is a function of its module.
     convert: Callable[..., dict[str, Tensor]] | None
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    wanted = model.state_dict()
     try:
-        state = state if convert is None else convert(state, model)
+        return state if convert is None else convert(state, model)
     except (KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"MODEL.TIMM.WEIGHTS: {path} is of another family than {type(model).__name__}") from error
+        raise ValueError(f"WEIGHTS: {path} is of another family than {type(model).__name__}: {error}") from error
+
+
+def load_exactly(model: nn.Module, state: dict[str, Tensor], expendable: Iterable[str], path: str) -> None:
+    """Load ``state``; every key of the model must be there, and no other ones but those of ``expendable`` prefixes.
+
+    Raises:
+        ValueError: missing or foreign keys, or other shapes.
+    """
+    wanted = model.state_dict()
     missing = [key for key in wanted if key not in state]
     foreign = [key for key in state if key not in wanted and not key.startswith(tuple(expendable))]
     shapes = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     for kind, keys in (("missing", missing), ("foreign", foreign), ("of other shape", shapes)):
         if keys:
             raise ValueError(
-                f"MODEL.TIMM.WEIGHTS: {path} does not fit {type(model).__name__}: {len(keys)} of {len(wanted)} "
-                f"keys {kind}, e.g. {', '.join(keys[:3])}"
+                f"WEIGHTS: {path} does not fit {type(model).__name__}: {len(keys)} keys {kind}, e.g. "
+                f"{', '.join(keys[:3])}"
             )
     model.load_state_dict({key: state[key] for key in wanted})
+
+
+Prepare = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def prune_and_load(model: Any, levels: Sequence[int], weights: str, prepare: Prepare | None = None) -> list[int]:
+    """Drop what the levels do not need and load a local file.
+
+    Args:
+        model: timm model; changed in place.
+        levels: feature levels that stay.
+        weights: file; "" loads nothing.
+        prepare: applied to what the file holds before timm's converter.
+
+    Returns:
+        The levels' numbers in the pruned model.
+    """
+    state: dict[str, Tensor] = {}
+    if weights:
+        state = read_weights(weights)
+        # Converters look at the model's modules, so they come before the pruning.
+        state = convert_weights(model, state if prepare is None else prepare(state), weights)
+    whole = set(model.state_dict())
+    kept = model.prune_intermediate_layers(list(levels), prune_norm=True, prune_head=True)
+    if weights:
+        classifier = model.pretrained_cfg.get("classifier") or ()
+        classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        load_exactly(model, state, [*classifiers, *(whole - set(model.state_dict()))], weights)
+    return kept
 
 
 class TimmBackbone(PyramidBackbone):
@@ -195,14 +249,9 @@ class TimmBackbone(PyramidBackbone):
         levels = choose_levels(name, reductions, out_indices)
         channels = [model.feature_info[level]["num_chs"] for level in levels]
         super().__init__(channels)
-        before = set(model.state_dict())
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"MODEL.TIMM.NAME={name!r}: timm gives no access to the features of this model")
-        self.levels = model.prune_intermediate_layers(levels, prune_norm=True, prune_head=True)
-        if weights:
-            classifier = model.pretrained_cfg.get("classifier") or ()
-            classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-            load_local_weights(model, weights, [*classifiers, *(before - set(model.state_dict()))])
+        self.levels = prune_and_load(model, levels, weights)
         adapt_to_any_size(model)
         self.model = convert_batch_norms(model, norm)
         if recompute:

@@ -1,4 +1,4 @@
-"""Registration of the timm adapter; timm itself is imported only when a model asks for it."""
+"""Registration of the backbones that need timm, which is imported only when a model asks for it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,26 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone
         in_channels=input_shape.channels or 3,
         drop_path=options.DROP_PATH,
         out_norm=options.OUT_NORM,
+        norm=options.NORM,
+        recompute=options.CHECKPOINT,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_beit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone:
+    """BEiT with a pyramid from ``MODEL.BEIT`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+    from the_mask.modeling.backbones.beit import BeitPyramid
+
+    options = cfg.MODEL.BEIT
+    return BeitPyramid(
+        options.NAME,
+        image_size=options.IMG_SIZE,
+        pretrained=options.PRETRAINED,
+        weights=options.WEIGHTS,
+        out_indices=options.OUT_INDICES,
+        in_channels=input_shape.channels or 3,
+        drop_path=options.DROP_PATH,
         norm=options.NORM,
         recompute=options.CHECKPOINT,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
