@@ -27,10 +27,12 @@ def semantic_scores(logits: Tensor, masks: Tensor, chunk: int = PIXELS_PER_CHUNK
         [K, h, w] float32 scores >= 0 (not probabilities: they need not sum to 1 over classes).
         Source: Mask2Former, semantic inference; at mask size as in THE-Mask (spec section 7).
     """
-    classes = logits.float().softmax(dim=-1)[:, :-1].t()
-    flat = masks.flatten(1)
-    parts = [classes @ part.float().sigmoid() for part in flat.split(chunk, dim=1)]
-    return torch.cat(parts, dim=1).unflatten(1, masks.shape[1:])
+    # Mixed precision would round the sum over all queries to 8 bits, enough to swap close classes.
+    with torch.autocast(masks.device.type, enabled=False):
+        classes = logits.float().softmax(dim=-1)[:, :-1].t()
+        flat = masks.flatten(1)
+        parts = [classes @ part.float().sigmoid() for part in flat.split(chunk, dim=1)]
+        return torch.cat(parts, dim=1).unflatten(1, masks.shape[1:])
 
 
 def clip_scores(outputs: Mapping[str, Any], clip: int, clip_weight: float, chunk: int = PIXELS_PER_CHUNK) -> Tensor:
@@ -87,7 +89,8 @@ def resize_scores(
     band = band[..., : network_size[1]]
     if band.shape[-1] != output_size[1]:
         band = F.interpolate(band, size=(last - first, output_size[1]), mode="bilinear", align_corners=False)
-    return matrix[:, first:last].to(band) @ band[0]
+    with torch.autocast(scores.device.type, enabled=False):
+        return matrix[:, first:last].to(band) @ band[0]
 
 
 def label_map(
