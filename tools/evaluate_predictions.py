@@ -17,12 +17,15 @@ from pathlib import Path
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from the_mask.evaluation import evaluate_predictions, raft_flow
+from the_mask.evaluation import constant_baseline, evaluate_predictions, raft_flow
+from the_mask.evaluation.report import summary_table
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pred", type=Path, required=True, metavar="DIR", help="folder of predictions")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pred", type=Path, metavar="DIR", help="folder of predictions")
+    what.add_argument("--constant", action="store_true", help="instead: the best constant prediction, as a baseline")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="e.g. vspw_val, camvid_val, moving_shapes_val")
     values = parser.add_mutually_exclusive_group()
     values.add_argument("--raw", action="store_true", help="PNGs hold raw values, VSPW: 1..124 (default)")
@@ -39,14 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        results = evaluate_predictions(
-            args.pred,
-            args.dataset,
-            train_ids=args.train_ids,
-            windows=args.vc_windows,
-            flow=raft_flow(args.tc_weights, args.device) if args.tc_weights else None,
-            tc_videos=args.tc_videos,
-        )
+        if args.constant:
+            class_name, results = constant_baseline(args.dataset, args.vc_windows)
+            print(f"{args.dataset}: every pixel predicted as {class_name}\n\n{summary_table(results['sem_seg'])}")
+        else:
+            results = evaluate_predictions(
+                args.pred,
+                args.dataset,
+                train_ids=args.train_ids,
+                windows=args.vc_windows,
+                flow=raft_flow(args.tc_weights, args.device) if args.tc_weights else None,
+                tc_videos=args.tc_videos,
+            )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

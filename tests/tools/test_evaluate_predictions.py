@@ -9,7 +9,13 @@ import pytest
 from PIL import Image
 
 from the_mask.data import register_video_tree
-from the_mask.evaluation import PredictionErrors, confusion_matrix, evaluate_predictions, iou_from_confusion
+from the_mask.evaluation import (
+    PredictionErrors,
+    confusion_matrix,
+    constant_baseline,
+    evaluate_predictions,
+    iou_from_confusion,
+)
 
 TOOL = Path(__file__).parents[2] / "tools" / "evaluate_predictions.py"
 NAME = "predictions_toy"
@@ -127,6 +133,23 @@ def test_unknown_folder_and_data_set(tree, tool, capsys, tmp_path):
     assert "nowhere" in capsys.readouterr().err
     assert tool.main(["--pred", str(tmp_path), "--dataset", "predictions_tox"]) == 1
     assert f"did you mean {NAME}" in capsys.readouterr().err
+
+
+def test_constant_baseline_is_the_best_constant_prediction(tree, tool, capsys):
+    folder, truth = tree
+    scores = {}
+    for raw in (1, 2, 3):
+        for video, masks in truth.items():
+            for index, mask in enumerate(masks):
+                write(folder, video, index, np.full_like(mask, raw))
+        scores[raw] = evaluate_predictions(folder, NAME)
+    best = max(scores, key=lambda raw: scores[raw]["sem_seg"]["mIoU"])
+    name, results = constant_baseline(NAME)
+    assert name == ["one", "two", "three"][best - 1]
+    assert str(results) == str(scores[best])
+    assert results["sem_seg"]["VC8_compat"] != results["sem_seg"]["VC8"]
+    assert tool.main(["--constant", "--dataset", NAME]) == 0
+    assert f"predicted as {name}" in capsys.readouterr().out
 
 
 def test_data_set_without_ground_truth(tree, tmp_path):

@@ -1,5 +1,6 @@
 """Metrics as pure functions on label maps, and the evaluators that feed them."""
 
+from the_mask.evaluation.baseline import constant_baseline
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.metrics import best_constant_class, confusion_matrix, iou_from_confusion
 from the_mask.evaluation.predictions import PredictionErrors, evaluate_predictions
@@ -19,6 +20,7 @@ __all__ = [
     "VideoSemSegEvaluator",
     "best_constant_class",
     "confusion_matrix",
+    "constant_baseline",
     "evaluate_dataset",
     "evaluate_predictions",
     "iou_from_confusion",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from the_mask.data import get_records
-from the_mask.data.io import apply_label_table, read_label, read_label_raw
+from the_mask.data.io import apply_label_table, read_label_raw
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
+from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.metrics import check_labels
 from the_mask.evaluation.temporal_consistency import FlowFunction
 
 logger = logging.getLogger(__name__)
-Frame = Mapping[str, Any]
 
 
 class PredictionErrors(ValueError):
@@ -72,7 +72,9 @@ def evaluate_predictions(
     records = get_records(dataset_name)
     if not any(frame["sem_seg_file_name"] for record in records for frame in record["frames"]):
         raise ValueError(f"data set {dataset_name} has no ground truth to score against")
-    wanted = [_prediction_path(folder, record["video_id"], f) for record in records for f in record["frames"]]
+    wanted = [
+        folder / record["video_id"] / f"{frame['frame_id']}.png" for record in records for frame in record["frames"]
+    ]
     missing = [f"{path}: missing" for path in wanted if not path.is_file()]
     if missing:
         raise PredictionErrors(folder, missing)
@@ -89,7 +91,7 @@ def evaluate_predictions(
     metadata = MetadataCatalog.get(dataset_name)
     problems: list[str] = []
     with tqdm(total=len(wanted), unit="frame", disable=None if progress else True) as bar:
-        for clip, path in _single_frames(records, folder):
+        for clip, path in zip(single_frame_clips(records), wanted, strict=True):
             try:
                 labels = _read_prediction(path, metadata, train_ids)
                 _check_against_truth(labels, clip["labels"][0], metadata.ignore_label, path)
@@ -102,27 +104,6 @@ def evaluate_predictions(
     if problems:
         raise PredictionErrors(folder, problems)
     return evaluator.evaluate(expected_frames=len(wanted))
-
-
-def _prediction_path(folder: Path, video_id: str, frame: Frame) -> Path:
-    return folder / video_id / f"{frame['frame_id']}.png"
-
-
-def _single_frames(records: Sequence[Frame], folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Clips of one frame each, in order, with the path of their prediction."""
-    for record in records:
-        table = MetadataCatalog.get(record["dataset"]).label_table
-        for index, frame in enumerate(record["frames"]):
-            mask = frame["sem_seg_file_name"]
-            clip = {
-                "video_id": record["video_id"],
-                "frame_ids": [frame["frame_id"]],
-                "file_names": [frame["file_name"]],
-                "frame_indices": [index],
-                "labels": [None if mask is None else read_label(mask, table)],
-                "is_last": index == len(record["frames"]) - 1,
-            }
-            yield clip, _prediction_path(folder, record["video_id"], frame)
 
 
 def _read_prediction(path: Path, metadata: Any, train_ids: bool) -> NDArray[np.integer]:

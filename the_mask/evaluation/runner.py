@@ -13,17 +13,17 @@ from typing import Any, Protocol
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
 from the_mask.data import build_test_loader, get_records
 from the_mask.data.build import check_classes
-from the_mask.data.io import check_same_size, read_image, read_label
+from the_mask.data.io import check_same_size, read_image
 from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
+from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.temporal_consistency import raft_flow
 from the_mask.inference import StreamingSegmentor
 
@@ -115,27 +115,17 @@ def stream_videos(segmentor: FrameSegmentor, records: Sequence[Record], meter: P
     Raises:
         ValueError, FileNotFoundError: unreadable image or mask, or one of another size; the file is named.
     """
-    for record in records:
-        label_table = MetadataCatalog.get(record["dataset"]).label_table
-        state = segmentor.init_state()
-        for index, frame in enumerate(record["frames"]):
-            image, mask = read_image(frame["file_name"]), frame["sem_seg_file_name"]
-            labels = None if mask is None else read_label(mask, label_table)
-            if labels is not None:
-                check_same_size(image, labels, frame["file_name"], mask)
-            with meter.model_time():
-                label_map, state = segmentor.step(image, state)
-            clip = {
-                "dataset": record["dataset"],
-                "video_id": record["video_id"],
-                "frame_ids": [frame["frame_id"]],
-                "file_names": [frame["file_name"]],
-                "frame_indices": [index],
-                "labels": [labels],
-                "is_first": index == 0,
-                "is_last": index == len(record["frames"]) - 1,
-            }
-            yield [clip], [[label_map]]
+    state: Any = None
+    for clip in single_frame_clips(records):
+        if clip["is_first"]:
+            state = segmentor.init_state()
+        file_name, labels = clip["file_names"][0], clip["labels"][0]
+        image = read_image(file_name)
+        if labels is not None:
+            check_same_size(image, labels, file_name, clip["mask_file_name"])
+        with meter.model_time():
+            label_map, state = segmentor.step(image, state)
+        yield [clip], [[label_map]]
 
 
 @contextmanager

@@ -1,0 +1,37 @@
+"""Ground truth of a data set, frame by frame, in the form of the test loader's clips but without the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+from the_mask.data.io import read_label
+
+
+def single_frame_clips(records: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each frame of the videos in time order, as a clip of one frame.
+
+    Yields:
+        ``dataset``, ``video_id``, ``frame_ids``, ``file_names``, ``frame_indices``, ``labels`` ([H, W] of train ids, or
+        None), ``mask_file_name`` (or None), ``is_first``, ``is_last``.
+
+    Raises:
+        ValueError, FileNotFoundError: an unreadable mask, or illegal values in it; the file is named.
+    """
+    for record in records:
+        label_table = MetadataCatalog.get(record["dataset"]).label_table
+        for index, frame in enumerate(record["frames"]):
+            mask = frame["sem_seg_file_name"]
+            yield {
+                "dataset": record["dataset"],
+                "video_id": record["video_id"],
+                "frame_ids": [frame["frame_id"]],
+                "file_names": [frame["file_name"]],
+                "frame_indices": [index],
+                "labels": [None if mask is None else read_label(mask, label_table)],
+                "mask_file_name": mask,
+                "is_first": index == 0,
+                "is_last": index == len(record["frames"]) - 1,
+            }
