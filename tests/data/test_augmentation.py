@@ -131,8 +131,9 @@ def test_crop_and_flip_and_scale_cover_their_ranges():
     assert min(heights) <= 11
     assert max(heights) >= 39
     assert 0.4 < np.mean([g.flip for g in drawn]) < 0.6
-    at_full = [g.crop[:2] for g in drawn if g.resized == (20, 20)]
-    assert len(set(at_full)) > 1
+    fixed = aug.GeometryRange((0, 0), crop=(8, 8))
+    crops = [aug.sample_geometry(np.random.default_rng(s), None, (20, 20), fixed, 255).crop for s in range(400)]
+    assert {c[0] for c in crops} == {c[1] for c in crops} == set(range(13))
     # Rows and columns are drawn independently, not along a diagonal.
     shares = np.array([(g.crop[0] / max(g.resized[0] - 8, 1), g.crop[1] / max(g.resized[1] - 8, 1)) for g in drawn])
     assert abs(np.corrcoef(shares.T)[0, 1]) < 0.2

@@ -75,6 +75,19 @@ def test_all_frames_share_one_geometry(make_tree):
         assert all(x.shape == (3, 20, 28) for x in clip["frames"])
 
 
+def test_the_reference_frame_judges_the_crop(make_tree, tmp_path):
+    name = make_tree("map_judge", {"v": 2})
+    checker = np.full((24, 40), 7, np.uint8)
+    checker[:, 30:] = 8  # crops of width 10 are diverse near column 30 only
+    for stem, mask in (("000", np.full((24, 40), 9, np.uint8)), ("001", checker)):
+        Image.fromarray(mask).save(tmp_path / name / "data" / "v" / "mask" / f"{stem}.png")
+    (record,) = get_records(name)
+    ranges = GeometryRange((0, 0), crop=(24, 10), max_category_share=0.75)
+    clips = [mapper(name, dilations=[-1], ranges=ranges)(record, seed, reference=1) for seed in range(30)]
+    assert all(len(clip["labels"][0].unique()) == 1 for clip in clips)
+    assert sum(len(clip["labels"][1].unique()) == 2 for clip in clips) >= 20
+
+
 def test_color_modes(make_tree):
     name = make_tree("map_color", {"v": 1})
     (record,) = get_records(name)
