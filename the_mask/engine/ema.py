@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class ExponentialMovingAverage:
     """Keeps ``average <- d * average + (1 - d) * weights`` for every floating tensor of a model's state dict.
 
-    ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that a short run is not dominated by its random start.
-    Other tensors (counters) are copied. Averages are kept in at least float32.
+    ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that the random start does not dominate a
+    short run. Other tensors (counters) are copied. Averages are kept in at least float32.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

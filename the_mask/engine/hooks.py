@@ -102,7 +102,9 @@ class EvalHook(HookBase):
         """Evaluate now, put the numbers into the storage, and save the weights if they are the best so far."""
         flat = flatten_results(self.trainer.evaluate())
         for name, value in flat.items():
-            self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+            # Not a number is a figure that was not computed, and no JSON either.
+            if math.isfinite(value):
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         self.trainer.save_best_if(self._is_new_best(flat), flat)
 
     def _is_new_best(self, flat: dict[str, float]) -> bool:

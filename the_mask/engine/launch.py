@@ -84,10 +84,7 @@ def launch(
     if processes * num_machines == 1:
         main(*args)
         return
-    if num_processes > 0:
-        # Detectron2 takes nccl wherever it sees a GPU; CPU processes must not see one.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with _forwarded_signals() as received:
+    with _hidden_gpus(num_processes > 0), _forwarded_signals() as received:
         try:
             detectron2_launch(_worker, processes, num_machines, machine_rank, dist_url, (main, args, processes))
         except ProcessExitedException as error:
@@ -125,6 +122,23 @@ def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
         main(*args)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _hidden_gpus(hidden: bool) -> Iterator[None]:
+    """Children started inside the block see no GPU: Detectron2 takes nccl wherever one is seen."""
+    if not hidden:
+        yield
+        return
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @contextmanager

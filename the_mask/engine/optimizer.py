@@ -210,7 +210,8 @@ def clip_gradients(
 
     Args:
         parameters: those with a gradient are clipped.
-        clip_type: ``"full_model"``, one norm over all parameters (Mask2Former); ``"norm"``, one per parameter; ``"value"``.
+        clip_type: ``"full_model"``, one norm over all parameters (Mask2Former); ``"norm"``, one per
+            parameter; ``"value"``, each entry for itself.
         value: largest norm or absolute value.
         norm_type: order of the norm.
 

@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError
 from the_mask.engine.setup import setup
@@ -60,9 +61,6 @@ def run_training(options: RunOptions) -> dict[str, Any]:
         ValueError, FileNotFoundError: bad input, found before the first iteration where possible.
         FloatingPointError, CheckpointWriteError, TrainingInterrupted: see :meth:`Trainer.train`.
     """
-    import the_mask.data
-    import the_mask.modeling  # noqa: F401  fills the registries
-
     cfg = options.load()
     validate(cfg, comm.get_world_size(), training=not options.eval_only)
     setup(cfg)

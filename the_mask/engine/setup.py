@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from the_mask.engine.checkpoint import atomic_write
 from the_mask.engine.logs import setup_logging
+from the_mask.env import environment_report
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,7 @@ def setup(cfg: CfgNode) -> None:
     set_library_flags(cfg)
     if not comm.is_main_process():
         return
-    from the_mask.env import report
-
-    logger.info("environment:\n%s", report())
+    logger.info("environment:\n%s", environment_report())
     text = cfg.dump()
     atomic_write(folder / CONFIG_FILE, lambda stream: stream.write(text.encode()))
     world, device = comm.get_world_size(), cfg.MODEL.DEVICE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -43,6 +44,7 @@ class StopRequest:
         self.signum = 0
         self._since = 0.0
         self._immediate = False
+        self._pid = os.getpid()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -67,6 +69,9 @@ class StopRequest:
             self._immediate = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A forked data worker: it ends with its parent, which still wants the rest of the present batch.
+            return
         now = time.monotonic()
         if not self.signum:
             self.signum, self._since = signum, now

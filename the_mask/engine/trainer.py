@@ -19,11 +19,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 
+from the_mask.data import build_train_loader
 from the_mask.engine import resume
 from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError, remove_leftovers
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
-from the_mask.engine.freeze import freeze_parameters, set_training_mode
 from the_mask.engine.hooks import CheckpointHook, EvalHook, ProgressHook, StopHook
 from the_mask.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
@@ -32,6 +32,7 @@ from the_mask.engine.setup import with_seed
 from the_mask.engine.signals import StopRequest, TrainingInterrupted
 from the_mask.engine.weights import LoadReport, load_weights
 from the_mask.engine.writers import LogWriter, prepare_metrics_file
+from the_mask.evaluation import evaluate_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,6 @@ class Trainer(TrainerBase):
         # Ranks differ, so that dropout does; their models are made equal to the first one's.
         seed_everything(self.cfg.SEED + comm.get_rank())
         self.model = self.build_model(self.cfg)
-        freeze_parameters(self.model, cfg.MODEL.THE_MASK.TRAINABLE)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = WarmupPoly.from_config(cfg)
         precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None
@@ -98,22 +98,18 @@ class Trainer(TrainerBase):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterable[list[dict[str, Any]]]:
         """Endless micro-batches, beginning with those of iteration ``start_iter``."""
-        from the_mask.data import build_train_loader
-
         return build_train_loader(cfg, start_iter=start_iter)
 
     @classmethod
     def evaluate_model(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Results on ``DATASETS.TEST``: those of one dataset as they are, of several under the datasets' names."""
-        from the_mask.evaluation import evaluate_dataset
-
         results = {name: evaluate_dataset(cfg, model, name) for name in cfg.DATASETS.TEST}
         return next(iter(results.values())) if len(results) == 1 else results
 
-    def build_hooks(self) -> list[HookBase]:
+    def build_hooks(self) -> list[HookBase | None]:
         """Hooks in the order in which they run after a step."""
         solver = self.cfg.SOLVER
-        hooks: list[HookBase] = [
+        hooks: list[HookBase | None] = [
             CheckpointHook(solver.CHECKPOINT_PERIOD),
             StopHook(),
             EvalHook(self.cfg.TEST.EVAL_PERIOD if self.cfg.DATASETS.TEST else 0, solver.CHECKPOINT_BEST),
@@ -176,7 +172,7 @@ class Trainer(TrainerBase):
             return self.results
         if comm.is_main_process() and self.checkpoints.folder.is_dir():
             remove_leftovers(self.checkpoints.folder)
-        set_training_mode(self.model, self.cfg.MODEL.THE_MASK.FROZEN_EVAL)
+        self.model.train()
         self._parallel = wrap_distributed(self.model, self.device)
         with self.stop.installed():
             try:
@@ -190,7 +186,6 @@ class Trainer(TrainerBase):
         return self.results
 
     def _open_loader(self) -> None:
-        # Creating a DataLoader's iterator draws from the global generator, which a resumed run must not see.
         with preserved_rng():
             self._loader = self.build_train_loader(self.cfg, self.completed)
             self._batches = iter(self._loader)
@@ -230,7 +225,9 @@ class Trainer(TrainerBase):
         waited = 0.0
         for step in range(steps):
             before = time.perf_counter()
-            clips = next(self._batches)
+            # Loading data leaves no trace in the generators, so it does not matter where a resumed loader begins.
+            with preserved_rng():
+                clips = next(self._batches)
             waited += time.perf_counter() - before
             files += [file for clip in clips for file in clip.get("file_names", [])]
             with self._without_sync(step + 1 < steps):
@@ -294,8 +291,9 @@ class Trainer(TrainerBase):
     def _record(
         self, losses: dict[str, float], norm: float | None, lr: float, data_time: float, seconds: float
     ) -> None:
-        self.storage.put_scalars(total_loss=sum(losses.values()), **losses)
-        self.storage.put_scalars(data_time=data_time, time=seconds)
+        scalars = {**losses, "total_loss": sum(losses.values()), "data_time": data_time, "time": seconds}
+        for name, value in scalars.items():
+            self.storage.put_scalar(name, value)
         self.storage.put_scalar("lr", lr, smoothing_hint=False)
         if norm is not None:
             self.storage.put_scalar("grad_norm", norm)
@@ -310,7 +308,7 @@ class Trainer(TrainerBase):
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the present (with EMA: the averaged) weights, leaving no trace in the training."""
-        modes = [(module, module.training) for module in self.model.modules()]
+        training = self.model.training
         averaged = self.ema.applied_to(self.model) if self.ema is not None else nullcontext()
         # Other ranks would wait for ever for one that left at once.
         alone = comm.get_world_size() == 1
@@ -319,8 +317,7 @@ class Trainer(TrainerBase):
                 self.model.eval()
                 self.results = self.evaluate_model(self.cfg, self.model) or {}
             finally:
-                for module, training in modes:
-                    module.training = training
+                self.model.train(training)
         return self.results
 
     # Checkpoints.

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from the_mask.data import get_records
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.schedule import WARMUP_METHODS
 
@@ -68,8 +69,8 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> None:
         training: an evaluation needs neither a training set nor a batch size.
 
     Raises:
-        ValueError: all problems, one per line.
-        FileNotFoundError: ``MODEL.WEIGHTS`` does not exist.
+        ValueError: all problems, one per line; or defects of a data set's tree.
+        FileNotFoundError: ``MODEL.WEIGHTS`` or a data set does not exist.
     """
     problems = [
         *_check_choices(cfg),
@@ -85,6 +86,12 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> None:
     weights = cfg.MODEL.WEIGHTS
     if weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
+    # The test sets too: a missing one should not be found by the first evaluation, hours later.
+    used = [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST]
+    if training and cfg.TEST.EVAL_PERIOD <= 0:
+        used = list(cfg.DATASETS.TRAIN)
+    for name in used:
+        get_records(name)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

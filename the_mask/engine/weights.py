@@ -22,6 +22,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from the_mask.engine.checkpoint import zip_problem
+from the_mask.modeling.mask_decoders import stage1_to_stage2
 
 logger = logging.getLogger(__name__)
 
@@ -125,15 +126,13 @@ def load_weights(
     if rename:
         notes.append(f"names: {rename}")
     if stage1:
-        from the_mask.modeling.mask_decoders import stage1_to_stage2
-
         state = stage1_to_stage2(state)
         notes.append("stage 1 to stage 2: norm and heads copied to the clip and the frame branch")
     report = compare(state, ours, str(path))
     report.notes = notes
     if report.match < LEAST_MATCH:
         raise ValueError(
-            f"{path} looks like the weights of another architecture: only {report.match:.0%} of its tensors fit\n{report}"
+            f"{path} looks like weights of another architecture: only {report.match:.0%} of its tensors fit\n{report}"
         )
     if strict and report.untrained():
         raise ValueError(f"{path} does not fill the whole model, so an evaluation would mean nothing\n{report}")
@@ -172,10 +171,10 @@ def read_state_dict(
         raise FileNotFoundError(f"weights file {path} does not exist (MODEL.WEIGHTS)")
     content = _read_file(path, trust_pickle)
     notes = []
-    if use_ema and isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
-        if "average" in content["ema"]:
-            content = content["ema"]["average"]
-            notes.append("weights: the exponential moving average")
+    average = content.get("ema") if use_ema and isinstance(content, Mapping) else None
+    if isinstance(average, Mapping) and "average" in average:
+        content = average["average"]
+        notes.append("weights: the exponential moving average")
     while isinstance(content, Mapping):
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if wrapper is None:

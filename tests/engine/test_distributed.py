@@ -1,0 +1,104 @@
+"""Several processes on the CPU (gloo) against one."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_fakes import assert_same, debug_cfg, fake_cfg, train_both
+
+from the_mask.engine import Trainer, launch, read_checkpoint
+from the_mask.engine.launch import threads_per_process, under_torchrun
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_processes_equal_one(tiny_shapes: Path, tmp_path: Path) -> None:
+    """Group norm and per-clip random points make the batch's split invisible; normalisers are shared over ranks."""
+    overrides = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 0, "TEST.EVAL_PERIOD", 2]
+    fake = ["SOLVER.IMS_PER_BATCH", 8, "SOLVER.ACCUM_STEPS", 2, "SOLVER.EMA.ENABLED", True]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, start in ((one, train_both), (two, lambda *args: launch(train_both, args, num_processes=2))):
+        (folder / "fake").mkdir(parents=True)
+        start(debug_cfg(folder, *overrides), str(tiny_shapes), fake_cfg(folder / "fake", *fake))
+    alone = torch.load(one / "rank0.pth", weights_only=True)
+    ranks = [torch.load(two / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
+    assert_same(ranks[0]["model"], ranks[1]["model"])
+    assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    start = Trainer(debug_cfg(tmp_path, *overrides)).model.state_dict()
+    for name, value in alone["model"].items():
+        moved = (value.double() - start[name].double()).abs().max().item()
+        error = (value.double() - ranks[0]["model"][name].double()).abs().max().item()
+        # AdamW's first steps divide by the gradient's own size, so rounding shows most where gradients are near zero.
+        assert error <= 2e-5 + 0.02 * moved, (name, error, moved)
+    assert ranks[0]["results"]["mIoU"] == pytest.approx(alone["results"]["mIoU"], abs=0.5)
+    state = read_checkpoint(two / "model_final.pth")
+    assert len(state["rng"]) == 2
+    assert (two / "metrics.json").exists()
+
+    # The fake model in the same processes: accumulation over processes, averaged weights.
+    for kind in ("model", "ema"):
+        ours, theirs = (read_checkpoint(folder / "fake" / "model_final.pth")[kind] for folder in (one, two))
+        ours, theirs = ours.get("average", ours), theirs.get("average", theirs)
+        for name, value in ours.items():
+            if name != "count":
+                assert torch.allclose(value, theirs[name], atol=1e-6), (kind, name)
+
+
+def test_errors_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        launch(print, num_gpus=2, num_processes=2)
+    with pytest.raises(ValueError, match="--num-gpus 99: this machine has"):
+        launch(print, num_gpus=99)
+    with pytest.raises(ValueError, match="need --dist-url"):
+        launch(print, num_processes=2, num_machines=2)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match="RANK, WORLD_SIZE"):
+        launch(print)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert under_torchrun()
+    with pytest.raises(ValueError, match="torchrun already decides"):
+        launch(print, num_processes=2)
+
+
+def test_one_process_runs_in_place(capsys: pytest.CaptureFixture[str]) -> None:
+    launch(print, ("here",), num_processes=1)
+    assert capsys.readouterr().out == "here\n"
+
+
+def test_threads_are_shared_out() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert threads_per_process(1) == cores
+    assert threads_per_process(10 * cores) == 1
+
+
+def test_torchrun_and_sigterm(tiny_shapes: Path, tmp_path: Path) -> None:
+    """torchrun trains on two processes; SIGTERM to it leaves a checkpoint that one process resumes."""
+    output = tmp_path / "out"
+    cfg = debug_cfg(output)
+    overrides = ["OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "100000"]
+    overrides += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["tools/train_net.py", "--config-file", "configs/debug/mask2former_debug.yaml", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "iter 2/" in line:
+                process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert process.returncode != 0
+    state = read_checkpoint(output / (output / "last_checkpoint").read_text())
+    assert state["iteration"] >= 1, "".join(lines)
+    assert len(state["rng"]) == 2
+    trainer = Trainer(debug_cfg(output, "SOLVER.MAX_ITER", 100000))
+    trainer.resume_or_load(True)
+    assert trainer.completed == state["iteration"] + 1

@@ -1,0 +1,271 @@
+"""Loading weights: formats, trust, names, and the report on what does not fit."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from detectron2.modeling import build_backbone, build_model
+from engine_fakes import CONFIGS, DEBUG
+from safetensors.torch import save_file
+from torch import nn
+
+import the_mask.modeling  # noqa: F401
+from the_mask.config import load_config
+from the_mask.engine import LoadReport, load_weights
+from the_mask.engine.ema import ExponentialMovingAverage
+from the_mask.engine.weights import compare
+
+
+class Segmentor(nn.Module):
+    def __init__(self, classes: int = 3, width: int = 4) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
+        self.class_embed = nn.Linear(width, classes + 1)
+        self.criterion = nn.Module()
+        self.criterion.register_buffer("empty_weight", torch.ones(classes + 1))
+
+
+def filled(model: nn.Module, value: float) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(tensor, value) for name, tensor in model.state_dict().items()}
+
+
+def save_torch(state: dict, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("wrap", ["bare", "model", "state_dict", "nested", "ddp", "safetensors", "numpy pickle"])
+def test_formats(tmp_path: Path, wrap: str) -> None:
+    model = Segmentor()
+    state = filled(model, 2)
+    if wrap == "safetensors":
+        path = tmp_path / "w.safetensors"
+        save_file(state, path)
+    elif wrap == "numpy pickle":
+        path = tmp_path / "w.pkl"
+        content = {"model": {k: v.numpy() for k, v in state.items()}, "__author__": "x", "matching_heuristics": True}
+        path.write_bytes(pickle.dumps(content))
+    else:
+        content = {
+            "bare": state,
+            "model": {"model": state, "iteration": 3},
+            "state_dict": {"state_dict": state, "meta": {"epoch": 1}},
+            "nested": {"model": {"state_dict": state}},
+            "ddp": {f"module.{name}": value for name, value in state.items()},
+        }[wrap]
+        path = save_torch(content, tmp_path / "w.pth")
+    report = load_weights(model, path, trust_pickle=wrap == "numpy pickle", strict=True)
+    assert len(report.loaded) == len(state)
+    assert report.match == 1
+    assert not report.missing
+    assert all((value == 2).all() for value in model.state_dict().values())
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_pickles_need_trust(tmp_path: Path, suffix: str) -> None:
+    model, path, trace = Segmentor(), tmp_path / f"w{suffix}", tmp_path / "executed"
+    content = {"model": filled(model, 2), "x": Payload(str(trace))}
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"is refused.*--trust-pickle"):
+        load_weights(model, path)
+    assert not trace.exists()
+    load_weights(model, path, trust_pickle=True)
+    assert trace.exists()
+
+
+def test_numpy_scalars_beside_tensors_need_trust(tmp_path: Path) -> None:
+    """Many published checkpoints hold such a value; upstream gives no way to open them."""
+    model = Segmentor()
+    path = save_torch({"model": filled(model, 2), "best": np.float64(3)}, tmp_path / "w.pth")
+    load_weights(model, path, trust_pickle=True)
+    assert model.class_embed.bias[0] == 2
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_damaged_files(tmp_path: Path, suffix: str, damage: str) -> None:
+    model, path = Segmentor(), tmp_path / f"w{suffix}"
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"model": {"x": np.zeros(500)}}))
+    elif suffix == ".pth":
+        torch.save(filled(model, 1), path)
+    else:
+        save_file(filled(model, 1), path)
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"\x93" * 999, "empty": b""}[damage])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"w{suffix} is corrupt"):
+        load_weights(model, path, trust_pickle=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = save_torch(filled(Segmentor(), 1), tmp_path / "w.pth")
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(3).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum"):
+        load_weights(Segmentor(), path)
+
+
+def test_not_weights_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS"):
+        load_weights(Segmentor(), tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="holds a list"):
+        load_weights(Segmentor(), save_torch([1], tmp_path / "list.pth"))
+    with pytest.raises(ValueError, match=r"holds no tensors; its keys are \['epoch'\]"):
+        load_weights(Segmentor(), save_torch({"epoch": 1}, tmp_path / "epoch.pth"))
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    model = Segmentor()
+    path = save_torch(nn.TransformerEncoderLayer(8, 2, 8).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"another architecture: only 0%") as info:
+        load_weights(model, path)
+    for part in ("missing in the file", "unknown to the model", "self_attn.in_proj_weight", "class_embed.*"):
+        assert part in str(info.value)
+
+
+def test_other_widths_are_another_architecture(tmp_path: Path) -> None:
+    path = save_torch(filled(Segmentor(width=9), 1), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"(?s)another architecture.*file \[9, 3, 1, 1\], model \[4, 3, 1, 1\]"):
+        load_weights(Segmentor(), path)
+
+
+def test_other_classes_drop_class_layers_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = Segmentor(classes=5)
+    before = model.class_embed.weight.clone()
+    path = save_torch(filled(Segmentor(classes=3), 7), tmp_path / "w.pth")
+    with caplog.at_level("INFO", logger="the_mask"):
+        report = load_weights(model, path)
+    assert [name for name, _, _ in report.dropped] == [
+        "class_embed.weight",
+        "class_embed.bias",
+        "criterion.empty_weight",
+    ]
+    assert not report.mismatched
+    assert torch.equal(model.class_embed.weight, before)
+    assert torch.equal(model.criterion.empty_weight, torch.ones(6))
+    assert (model.backbone[0].weight == 7).all()
+    assert "class layers, started anew" in caplog.text
+    assert "file [4, 4], model [6, 4]" in caplog.text
+    with pytest.raises(ValueError, match="does not fill the whole model"):
+        load_weights(Segmentor(classes=5), path, strict=True)
+
+
+def test_strict_ignores_constants(tmp_path: Path) -> None:
+    model = Segmentor()
+    state = filled(model, 1)
+    del state["criterion.empty_weight"], state["backbone.1.num_batches_tracked"]
+    report = load_weights(model, save_torch(state, tmp_path / "w.pth"), strict=True)
+    assert report.missing == ["backbone.1.num_batches_tracked", "criterion.empty_weight"]
+    del state["backbone.1.running_mean"]
+    with pytest.raises(ValueError, match="does not fill the whole model"):
+        load_weights(model, save_torch(state, tmp_path / "w.pth"), strict=True)
+
+
+def test_bare_backbone(tmp_path: Path) -> None:
+    model = Segmentor()
+    bare = {name.removeprefix("backbone."): value for name, value in filled(model, 4).items() if "backbone" in name}
+    bare["head.weight"] = torch.zeros(10, 4)
+    report = load_weights(model, save_torch(bare, tmp_path / "w.pth"))
+    assert report.unexpected == ["backbone.head.weight"]
+    assert any("'backbone.' put before each" in note for note in report.notes)
+    assert (model.backbone[0].weight == 4).all()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_torchvision_resnet(tmp_path: Path, depth: int) -> None:
+    """Same features from torchvision's network and from Detectron2's with its weights."""
+    overrides = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", "FrozenBN"]
+    overrides += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64 if depth == 18 else 256]
+    ours = nn.ModuleDict({"backbone": build_backbone(load_config(None, overrides))}).eval()
+    theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    torch.manual_seed(0)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.2, 1)
+    report = load_weights(ours, save_torch(theirs.state_dict(), tmp_path / "r.pth"))
+    assert not report.missing
+    assert report.unexpected == ["backbone.fc.weight", "backbone.fc.bias"]
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
+        expected = {}
+        for number in range(1, 5):
+            x = expected[f"res{number + 1}"] = getattr(theirs, f"layer{number}")(x)
+        found = ours["backbone"](image)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max())), name
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    model = Segmentor()
+    ema = ExponentialMovingAverage(model, 0.5)
+    ema.average = filled(model, 8)
+    path = save_torch({"model": filled(model, 3), "ema": ema.state_dict()}, tmp_path / "w.pth")
+    report = load_weights(model, path)
+    assert report.notes == ["weights: the exponential moving average"]
+    assert (model.class_embed.weight == 8).all()
+    load_weights(model, path, use_ema=False)
+    assert (model.class_embed.weight == 3).all()
+
+
+def test_stage_2_from_stage_1(tmp_path: Path) -> None:
+    overrides = ["MODEL.DEVICE", "cpu"]
+    stage1 = build_model(load_config(CONFIGS / "debug" / "the_mask_debug_1f.yaml", overrides))
+    stage2 = build_model(load_config(CONFIGS / "debug" / "the_mask_debug_video.yaml", overrides))
+    path = save_torch({"model": stage1.state_dict()}, tmp_path / "stage1.pth")
+    report = load_weights(stage2, path, stage1=True)
+    assert not report.unexpected
+    assert not report.mismatched
+    assert all(".temporal_layer." in name for name in report.missing)
+    both, one = stage2.state_dict(), stage1.state_dict()
+    head = "sem_seg_head.predictor."
+    assert torch.equal(both[f"{head}frame_class_embed.weight"], one[f"{head}class_embed.weight"])
+    assert torch.equal(both[f"{head}class_embed.weight"], one[f"{head}class_embed.weight"])
+
+    own = save_torch({"model": stage2.state_dict()}, tmp_path / "stage2.pth")
+    with pytest.raises(ValueError, match="needs a one-frame checkpoint"):
+        load_weights(stage2, own, stage1=True)
+    foreign = save_torch(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match="needs a one-frame"):
+        load_weights(stage2, foreign, stage1=True)
+
+
+def test_deeper_backbone_is_reported(tmp_path: Path) -> None:
+    """R34 weights in an R18 model: most fits, and what is too much is named."""
+    small = build_model(load_config(DEBUG, ["MODEL.DEVICE", "cpu"]))
+    large = build_model(load_config(DEBUG, ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 34]))
+    report = load_weights(small, save_torch(large.state_dict(), tmp_path / "w.pth"))
+    assert not report.missing
+    assert all(name.startswith("backbone.res") for name in report.unexpected)
+    assert 0.5 < report.match < 1
+
+
+def test_report_folds_long_lists() -> None:
+    report = compare({}, {f"layer{i}.{kind}": torch.zeros(1) for i in range(9) for kind in ("weight", "bias")})
+    text = str(report)
+    assert "layer0.*, layer1.*" in text
+    assert "(3 more)" in text
+    assert report.match == 0
+    assert isinstance(report, LoadReport)
