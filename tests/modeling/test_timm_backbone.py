@@ -210,38 +210,41 @@ def test_checkpointing_changes_no_gradient(name):
         torch.testing.assert_close(a, b)
 
 
-@pytest.fixture(scope="module")
-def swin_state() -> dict[str, torch.Tensor]:
-    """A whole timm Swin-T, classifier included, with weights that no initialisation gives."""
-    model = timm.create_model("swin_tiny_patch4_window7_224")
-    return {key: torch.full_like(value, 0.01) for key, value in model.state_dict().items()}
+def whole_state(name: str) -> dict[str, torch.Tensor]:
+    """State dict of a whole timm model, classifier included, with values that no initialisation gives."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    return {key: torch.full(value.shape, 0.01, dtype=torch.float16) for key, value in model.state_dict().items()}
 
 
-def assert_loaded(path, swin_state):
-    model = build("swin_tiny_patch4_window7_224", "MODEL.TIMM.WEIGHTS", str(path))
-    own = model.model.state_dict()
-    assert set(swin_state) - set(own) == {"norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"}
+def assert_loaded(path, name: str, state: dict[str, torch.Tensor], unused: set[str]) -> None:
+    own = build(name, "MODEL.TIMM.WEIGHTS", str(path)).model.state_dict()
+    assert set(state) - set(own) == unused
     for key, value in own.items():
-        assert (value == swin_state[key]).all(), key
+        assert (value == state[key]).all(), key
+
+
+ATTO_UNUSED = {f"head.{part}.{leaf}" for part in ("norm", "fc") for leaf in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_local_weights(tmp_path, swin_state, wrapper):
-    path = tmp_path / "swin.pth"
-    torch.save({wrapper: swin_state} if wrapper else swin_state, path)
-    assert_loaded(path, swin_state)
+def test_local_weights(tmp_path, wrapper):
+    state, path = whole_state("convnext_atto"), tmp_path / "atto.pth"
+    torch.save({wrapper: state} if wrapper else state, path)
+    assert_loaded(path, "convnext_atto", state, ATTO_UNUSED)
 
 
-def test_local_safetensors(tmp_path, swin_state):
-    path = tmp_path / "swin.safetensors"
-    save_file(swin_state, path)
-    assert_loaded(path, swin_state)
+def test_local_safetensors(tmp_path):
+    state, path = whole_state("convnext_atto"), tmp_path / "atto.safetensors"
+    save_file(state, path)
+    assert_loaded(path, "convnext_atto", state, ATTO_UNUSED)
 
 
-def test_original_swin_layout(tmp_path, swin_state):
+def test_original_swin_layout(tmp_path):
     """Microsoft's files downsample at the end of a stage, name the head otherwise and hold index buffers."""
+    state = whole_state("swin_tiny_patch4_window7_224")
     original = {}
-    for key, value in swin_state.items():
+    for key, value in state.items():
         parts = key.split(".")
         if "downsample" in parts:
             parts[1] = str(int(parts[1]) - 1)
@@ -250,7 +253,8 @@ def test_original_swin_layout(tmp_path, swin_state):
     original["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
     path = tmp_path / "original.pth"
     torch.save({"model": original}, path)
-    assert_loaded(path, swin_state)
+    unused = {"norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"}
+    assert_loaded(path, "swin_tiny_patch4_window7_224", state, unused)
 
 
 class Evil:
@@ -258,34 +262,29 @@ class Evil:
         return (print, ("this must not run",))
 
 
-def test_bad_weights(tmp_path, swin_state, capsys):
-    def load(path, name="swin_tiny_patch4_window7_224"):
+def test_bad_weights(tmp_path, capsys):
+    def load(path, name="convnext_atto"):
         build(name, "MODEL.TIMM.WEIGHTS", str(path))
 
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist"):
         load(tmp_path / "nowhere.pth")
-    good = tmp_path / "good.pth"
-    torch.save(swin_state, good)
-    with pytest.raises(ValueError, match=r"does not fit ConvNeXt|another family than ConvNeXt"):
-        load(good, "convnext_atto")
-    with pytest.raises(ValueError, match="keys missing"):
-        load(good, "swin_small_patch4_window7_224")
-    truncated = tmp_path / "truncated.pth"
-    truncated.write_bytes(good.read_bytes()[:10_000])
-    with pytest.raises(ValueError, match="not a readable file of tensors"):
-        load(truncated)
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"not a safetensors file")
-    with pytest.raises(ValueError, match="not a readable file of tensors"):
-        load(broken)
-    evil = tmp_path / "evil.pth"
-    evil.write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
-    with pytest.raises(ValueError, match="not a readable file of tensors"):
-        load(evil)
-    assert "must not run" not in capsys.readouterr().out
-    torch.save({**swin_state, "adapter.weight": torch.zeros(1)}, good)
+    good, state = tmp_path / "good.pth", whole_state("convnext_atto")
+    torch.save(state, good)
+    load(good)
+    with pytest.raises(ValueError, match=r"does not fit ResNet: 120 keys missing"):
+        load(good, "resnet18")
+    with pytest.raises(ValueError, match="keys of other shape"):
+        load(good, "convnext_femto")
+    torch.save({**state, "adapter.weight": torch.zeros(1)}, good)
     with pytest.raises(ValueError, match=r"foreign, e\.g\. adapter\.weight"):
         load(good)
-    torch.save({**swin_state, "layers.0.blocks.0.norm1.weight": torch.zeros(5)}, good)
-    with pytest.raises(ValueError, match="of other shape"):
-        load(good)
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(good.read_bytes()[:10_000])
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a safetensors file")
+    evil = tmp_path / "evil.pth"
+    evil.write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
+    for path in (truncated, broken, evil):
+        with pytest.raises(ValueError, match="not a readable file of tensors"):
+            load(path)
+    assert "must not run" not in capsys.readouterr().out
