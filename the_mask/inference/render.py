@@ -89,6 +89,19 @@ def overlay(image: Picture, labels: Labels, palette: Palette, alpha: float = 0.5
     return mixed.round().astype(np.uint8)
 
 
+def hatch(image: Picture, where: NDArray[np.bool_], period: int = 7, strength: float = 0.75) -> Picture:
+    """Draw white diagonal lines over the pixels ``where`` [h, w]; resized (nearest) to the picture's size.
+
+    Used to mark wrong pixels, which class colours alone do not show.
+    """
+    height, width = image.shape[:2]
+    if where.shape != (height, width):
+        where = resize_labels(where.astype(np.uint8), height, width).astype(bool)
+    rows, columns = np.indices((height, width))
+    lines = where & ((rows + columns) % period < 2)
+    return np.where(lines[..., None], (1 - strength) * image + strength * 255.0, image).round().astype(np.uint8)
+
+
 def class_borders(labels: Labels) -> NDArray[np.bool_]:
     """Pixels [H, W] whose right or lower neighbour has another label."""
     border = np.zeros(labels.shape, dtype=bool)
@@ -133,21 +146,25 @@ def legend_column(classes: Sequence[int], palette: Palette, height: int, width: 
     return np.asarray(canvas)
 
 
-def legend_rows(classes: Sequence[int], palette: Palette, width: int, text_size: int = 14) -> Picture:
-    """Swatches and names of ``classes`` in as many rows as they need; for under a picture of this width."""
+def legend_rows(classes: Sequence[int], palette: Palette, width: int, text_size: int = 14, note: str = "") -> Picture:
+    """Swatches and names of ``classes`` in as many rows as they need, then a note; for under a picture."""
     font = _font(text_size)
     row, margin = round(text_size * 1.65), text_size // 2
-    places: list[tuple[int, int, int]] = []
+    places: list[tuple[int, int]] = []
     x = y = margin
-    for class_id in classes:
-        needed = min(_entry_width(palette.names[class_id], font), width - 2 * margin)
+    widths = [_entry_width(palette.names[class_id], font) for class_id in classes]
+    for needed in [*widths, *([round(font.getlength(note))] if note else [])]:
+        needed = min(needed, width - 2 * margin)
         if x > margin and x + needed > width - margin:
             x, y = margin, y + row
-        places.append((class_id, x, y))
+        places.append((x, y))
         x += needed + text_size
     canvas, draw = _canvas(y + row + margin, width)
-    for class_id, x, y in places:
+    for class_id, (x, y) in zip(classes, places):
         _legend_entry(draw, x, y, width - margin - x, class_id, palette, font)
+    if note:
+        x, y = places[-1]
+        draw.text((x, y + 0.75 * _swatch(font)), _fitted(note, width - margin - x, font), FAINT, font, anchor="lm")
     return np.asarray(canvas)
 
 
@@ -245,8 +262,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _entry_width(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    swatch = round(font.getbbox("X")[3])
-    return round(1.5 * swatch + font.getlength(name))
+    return round(1.5 * _swatch(font) + font.getlength(name))
+
+
+def _swatch(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    """Side of a colour swatch: the height of a capital letter, with its ascent."""
+    return round(font.getbbox("X")[3])
 
 
 def _legend_entry(
@@ -258,7 +279,7 @@ def _legend_entry(
     palette: Palette,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    swatch = round(font.getbbox("X")[3])
+    swatch = _swatch(font)
     top = y + 0.25 * swatch
     color = tuple(int(v) for v in palette.colors[class_id])
     draw.rectangle((x, top, x + swatch, top + swatch), fill=color, outline=FAINT)

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""The whole library on synthetic video, from data to pictures: what ``make demo`` runs.
+
+1. makes moving_shapes, unless it is there;
+2. trains the one-frame model, then the temporal one that starts from it;
+3. evaluates both on the validation videos, beside the best constant prediction;
+4. renders input, ground truth and both predictions side by side;
+5. prints a table and writes OUTPUT/{summary.json,demo.mp4,contact_sheet.png}.
+
+Run it again with --resume to continue after an interruption; without it everything is trained anew, and the same seed
+on the same machine gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Run from a source tree without installation.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from tabulate import tabulate
+
+import the_mask
+from the_mask.config import load_config
+from the_mask.data import dataset_root, get_records, register_all
+from the_mask.data.synthetic import make_moving_shapes
+from the_mask.engine import RunOptions, evaluate_only, exit_code, run_training
+from the_mask.evaluation import constant_baseline
+from the_mask.evaluation.report import percent
+from the_mask.inference.comparison import compare_videos
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ("mIoU", "VC8", "VC16", "VC8_compat", "VC16_compat", "pACC")
+STAGES = ("one_frame", "temporal")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    configs = ROOT / "configs" / "moving_shapes"
+    parser.add_argument("--one-frame-config", type=Path, default=configs / "demo_1f.yaml", metavar="YAML")
+    parser.add_argument("--temporal-config", type=Path, default=configs / "demo_video.yaml", metavar="YAML")
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
+    parser.add_argument("--resume", action="store_true", help="continue interrupted trainings, keep finished ones")
+    parser.add_argument("--show-videos", type=int, default=6, metavar="N", help="videos rendered (default: 6)")
+    parser.add_argument("--train-videos", type=int, default=48, metavar="N", help="of a new data set (default: 48)")
+    parser.add_argument("--val-videos", type=int, default=16, metavar="N", help="of a new data set (default: 16)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides for both stages")
+    return parser
+
+
+class StepTimer:
+    """Prints the name of each step and keeps its wall time in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
+        print(f"\n=== {name} ===", flush=True)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def run_demo(args: argparse.Namespace) -> dict[str, Any]:
+    """All steps; returns the summary that is written to ``summary.json``."""
+    timer = StepTimer()
+    results: dict[str, dict[str, float]] = {}
+    predictions: dict[str, Path] = {}
+    register_all()
+    with timer.step("data"):
+        tree = dataset_root() / "moving_shapes"
+        made = make_data(tree, args.train_videos, args.val_videos)
+        print(f"{tree}: {'made' if made else 'already there'}")
+
+    weights: Path | None = None
+    for stage, config in zip(STAGES, (args.one_frame_config, args.temporal_config), strict=True):
+        folder = args.output / stage
+        overrides = [*args.opts, "OUTPUT_DIR", str(folder)]
+        # Stage 2 starts from stage 1.
+        start = ["MODEL.WEIGHTS", str(weights)] if weights else []
+        with timer.step(f"train {stage}"):
+            # Evaluated once, after the training.
+            run_training(RunOptions(config, [*overrides, *start, "TEST.EVAL_PERIOD", "0"], resume=args.resume))
+        weights = folder / "model_final.pth"
+        predictions[stage] = folder / "predictions"
+        with timer.step(f"evaluate {stage}"):
+            final = ["MODEL.WEIGHTS", str(weights), "TEST.SAVE_PREDICTIONS", str(predictions[stage])]
+            cfg = load_config(config, [*overrides, *final])
+            results[stage] = evaluate_only(cfg)["sem_seg"]
+
+    dataset = cfg.DATASETS.TEST[0]
+    constant_class, baseline = constant_baseline(dataset, cfg.TEST.VC_WINDOWS)
+    with timer.step("render"):
+        titles = {
+            f"{stage.replace('_', ' ')}: {results[stage]['mIoU']:.1f} mIoU": predictions[stage] for stage in STAGES
+        }
+        video, sheet = args.output / "demo.mp4", args.output / "contact_sheet.png"
+        compare_videos(dataset, get_records(dataset)[: args.show_videos], titles, video, sheet)
+    return {
+        "dataset": dataset,
+        "constant_class": constant_class,
+        "results": {"constant": finite(baseline["sem_seg"]), **{s: finite(results[s]) for s in STAGES}},
+        "seconds": {**timer.seconds, "total": round(sum(timer.seconds.values()), 2)},
+        "machine": {
+            "the_mask": the_mask.__version__,
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "torch": torch.__version__,
+            "torch_threads": torch.get_num_threads(),
+            "device": cfg.MODEL.DEVICE,
+        },
+        "files": {"video": str(video), "contact_sheet": str(sheet), "weights": str(weights)},
+    }
+
+
+def make_data(tree: Path, train_videos: int, val_videos: int) -> bool:
+    """Make moving_shapes unless it is there with the same settings; True when it was made.
+
+    Raises:
+        ValueError: there is one with other settings.
+    """
+    try:
+        return make_moving_shapes(tree, train_videos=train_videos, val_videos=val_videos)
+    except FileExistsError as error:
+        raise ValueError(f"{error} (datasets/make_moving_shapes.py --force makes it anew)") from error
+
+
+def finite(figures: dict[str, float]) -> dict[str, float | None]:
+    """Figures rounded for JSON, which has no NaN."""
+    return {name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()}
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The tables that are printed at the end."""
+    names = {
+        "constant": f"constant prediction ({summary['constant_class']})",
+        "one_frame": "one frame",
+        "temporal": "temporal",
+    }
+    rows = [
+        [names[key], *(percent(math.nan if figures.get(f) is None else figures[f] / 100) for f in FIGURES)]
+        for key, figures in summary["results"].items()
+    ]
+    scores = tabulate(rows, [summary["dataset"], *FIGURES], disable_numparse=True, colalign=("left", *["right"] * 6))
+    times = tabulate([[name, f"{seconds:.1f}"] for name, seconds in summary["seconds"].items()], ["step", "seconds"])
+    files = "\n".join(f"{name}: {path}" for name, path in summary["files"].items())
+    return f"{scores}\n\n{times}\n\n{files}"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the demo, write ``summary.json`` and print the tables."""
+    summary = run_demo(args)
+    path = args.output / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{summary_text(summary)}\nsummary: {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return exit_code(lambda: run(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
