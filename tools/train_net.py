@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from the_mask.engine import RunOptions, exit_code, launch, run_training
+from the_mask.engine import RunOptions, exit_code, run_processes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,9 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_unsafe_yaml=args.allow_unsafe_yaml,
     )
     return exit_code(
-        lambda: launch(
-            run_training,
-            (options,),
+        lambda: run_processes(
+            options,
             num_gpus=args.num_gpus,
             num_processes=args.num_processes,
             num_machines=args.num_machines,

@@ -156,6 +156,11 @@ def hooked(action: Callable[[Trainer], None], at: int, when: str = "before_step"
 def train_both(cfg: CfgNode, root: str, fake: CfgNode) -> None:
     """What each process of a distributed test does: a fake training, then a real one that leaves weights and losses."""
     FakeTrainer(fake).train()
+    bad = variant(bad_position=6)(fake_cfg(Path(cfg.OUTPUT_DIR) / "bad"))
+    try:
+        bad.train()
+    except FloatingPointError as error:
+        (Path(cfg.OUTPUT_DIR) / f"error{comm.get_rank()}.txt").write_text(str(error))
     register_all(root)
     trainer = Trainer(cfg)
     losses: list[float] = []

@@ -11,7 +11,7 @@ import torch
 from engine_fakes import assert_same, debug_cfg, fake_cfg, train_both
 
 from the_mask.engine import Trainer, launch, read_checkpoint
-from the_mask.engine.launch import threads_per_process, under_torchrun
+from the_mask.engine.launch import plain_message, threads_per_process, under_torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +39,13 @@ def test_two_processes_equal_one(tiny_shapes: Path, tmp_path: Path) -> None:
     assert len(state["rng"]) == 2
     assert (two / "metrics.json").exists()
 
+    # A loss that is NaN on one rank stops both, and both know whose files they were.
+    for rank in (0, 1):
+        text = (two / f"error{rank}.txt").read_text()
+        assert "iteration 1" in text
+        assert "rank 0: video/004.jpg, video/005.jpg" in text
+        assert "rank 1: video/006.jpg, video/007.jpg" in text
+
     # The fake model in the same processes: accumulation over processes, averaged weights.
     for kind in ("model", "ema"):
         ours, theirs = (read_checkpoint(folder / "fake" / "model_final.pth")[kind] for folder in (one, two))
@@ -63,6 +70,13 @@ def test_errors_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert under_torchrun()
     with pytest.raises(ValueError, match="torchrun already decides"):
         launch(print, num_processes=2)
+
+
+def test_message_of_a_data_worker() -> None:
+    text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    text += '  File "x.py", line 1, in f\nValueError: a/b.jpg: image file is truncated: 12 bytes\n'
+    assert plain_message(ValueError(text)) == "a/b.jpg: image file is truncated: 12 bytes"
+    assert plain_message(ValueError("plain: text")) == "plain: text"
 
 
 def test_one_process_runs_in_place(capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_foreign_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="written by AdamW, this run uses SGD"):
         load_optimizer_state(sgd, saved)
     model.head.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"1 parameters are not trained here \['head.bias'\]"):
+    with pytest.raises(ValueError, match=r"1 parameters with state are not trained here \['head.bias'\]"):
         load_optimizer_state(build_optimizer(cfg, model), saved)
 
 

@@ -40,6 +40,10 @@ def test_line() -> None:
     assert line.startswith(
         "iter 10/100  loss 3.5  (ce 1  auxiliary 2.5)  grad 7  lr 0.0001  2.000 s/it (data 0.500)  eta 0:03:00  mem "
     )
+    storage = EventStorage()
+    storage.put_scalar("criterion/positive_round1", 0.083)
+    storage.put_scalar("criterion/positive_all", 0.166)
+    assert "positive 8.3% -> 16.6%" in progress_line(storage, 0, 5)
     assert progress_line(EventStorage(), 0, 5).startswith("iter 1/5  mem ")
 
 

@@ -3,7 +3,7 @@
 from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError, read_checkpoint, save_checkpoint
 from the_mask.engine.launch import launch
 from the_mask.engine.optimizer import build_optimizer, parameter_groups
-from the_mask.engine.run import RunOptions, evaluate_only, exit_code, run_training
+from the_mask.engine.run import RunOptions, evaluate_only, exit_code, run_processes, run_training
 from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
@@ -26,6 +26,7 @@ __all__ = [
     "load_weights",
     "parameter_groups",
     "read_checkpoint",
+    "run_processes",
     "run_training",
     "save_checkpoint",
     "setup",

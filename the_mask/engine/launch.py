@@ -19,7 +19,17 @@ from torch.multiprocessing import ProcessExitedException
 
 from the_mask.engine.signals import SIGNALS, TrainingInterrupted
 
+# Errors that a user can mend; they are shown without a traceback.
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def plain_message(error: BaseException) -> str:
+    """The message of an error; of one that a data worker has sent with its whole traceback, the last line."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        return text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def under_torchrun() -> bool:
@@ -44,6 +54,27 @@ def threads_per_process(processes: int) -> int:
     return max(1, cores // processes)
 
 
+def count_processes(num_gpus: int = 0, num_processes: int = 0, num_machines: int = 1, dist_url: str = "auto") -> int:
+    """Processes of the whole job, from the numbers that :func:`launch` takes or from torchrun.
+
+    Raises:
+        ValueError: numbers that do not go together, or more GPUs than there are.
+    """
+    if under_torchrun():
+        if num_machines > 1 or num_gpus > 1 or num_processes > 1:
+            raise ValueError("torchrun already decides the number of processes: leave out --num-gpus and the like")
+        return int(os.environ["WORLD_SIZE"])
+    if num_gpus > 0 and num_processes > 0:
+        raise ValueError("--num-gpus and --num-processes (on the CPU) exclude each other")
+    if num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}; use --num-processes on the CPU"
+        )
+    if num_machines > 1 and dist_url == "auto":
+        raise ValueError("several machines need --dist-url tcp://HOST:PORT of machine 0")
+    return max(1, num_gpus, num_processes) * num_machines
+
+
 def launch(
     main: Callable[..., Any],
     args: tuple[Any, ...] = (),
@@ -64,26 +95,17 @@ def launch(
         num_machines, machine_rank, dist_url: as in Detectron2; ``"auto"`` finds a free port on one machine.
 
     Raises:
-        ValueError: numbers that do not go together, or more GPUs than there are.
+        ValueError: see :func:`count_processes`.
         TrainingInterrupted: the processes were stopped by Ctrl-C or SIGTERM.
     """
+    world_size = count_processes(num_gpus, num_processes, num_machines, dist_url)
     if under_torchrun():
-        if num_machines > 1 or num_gpus > 1 or num_processes > 1:
-            raise ValueError("torchrun already decides the number of processes: leave out --num-gpus and the like")
         _run_in_torchrun(main, args)
         return
-    if num_gpus > 0 and num_processes > 0:
-        raise ValueError("--num-gpus and --num-processes (on the CPU) exclude each other")
-    if num_gpus > torch.cuda.device_count():
-        raise ValueError(
-            f"--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}; use --num-processes on the CPU"
-        )
-    if num_machines > 1 and dist_url == "auto":
-        raise ValueError("several machines need --dist-url tcp://HOST:PORT of machine 0")
-    processes = max(1, num_gpus, num_processes)
-    if processes * num_machines == 1:
+    if world_size == 1:
         main(*args)
         return
+    processes = world_size // num_machines
     with _hidden_gpus(num_processes > 0), _forwarded_signals() as received:
         try:
             detectron2_launch(_worker, processes, num_machines, machine_rank, dist_url, (main, args, processes))
@@ -105,6 +127,9 @@ def _worker(main: Callable[..., Any], args: tuple[Any, ...], local_processes: in
     except TrainingInterrupted as interruption:
         # An exit code survives where Detectron2's launcher would print a traceback.
         sys.exit(interruption.exit_code)
+    except USER_ERRORS as error:
+        print(f"error (process {comm.get_rank()}): {plain_message(error)}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:

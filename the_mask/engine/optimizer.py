@@ -8,6 +8,7 @@ configuration decays them by an accident of its name matching).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("ADAMW", "SGD")
 CLIP_TYPES = ("full_model", "norm", "value")
@@ -183,7 +186,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
     """Put back what :func:`optimizer_state` gave.
 
     Raises:
-        ValueError: another kind of optimiser, or state for other parameters or shapes.
+        ValueError: another kind of optimiser, or state of parameters that are not trained here.
     """
     if saved["kind"] != type(optimizer).__name__:
         raise ValueError(
@@ -192,12 +195,15 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
         )
     names = [name for group in optimizer.param_groups for name in group["names"]]
     strange = sorted(set(saved["state"]) - set(names))
-    absent = sorted(set(names) - set(saved["state"])) if saved["state"] else []
-    if strange or absent:
+    if strange:
         raise ValueError(
-            f"the optimiser state does not fit: {len(strange)} parameters are not trained here {strange[:3]}, "
-            f"{len(absent)} have no state {absent[:3]}; start from the weights alone (MODEL.WEIGHTS, without --resume)"
+            f"the optimiser state does not fit: {len(strange)} parameters with state are not trained here "
+            f"{strange[:3]}; start from the weights alone (MODEL.WEIGHTS, without --resume)"
         )
+    absent = sorted(set(names) - set(saved["state"]))
+    if absent and saved["state"]:
+        # They had no gradient so far, or were frozen.
+        logger.warning("%d parameters start with a fresh optimiser state: %s", len(absent), absent[:3])
     state = optimizer.state_dict()
     state["state"] = {index: saved["state"][name] for index, name in enumerate(names) if name in saved["state"]}
     optimizer.load_state_dict(state)

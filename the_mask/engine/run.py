@@ -11,10 +11,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
-from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError
+from the_mask.engine.checkpoint import CheckpointFolder
+from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
@@ -51,6 +53,46 @@ class RunOptions:
         return cfg
 
 
+def check(options: RunOptions, world_size: int) -> CfgNode:
+    """Load the config and find what is wrong with it and the options before anything starts.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`the_mask.engine.validate`; or an evaluation without weights.
+    """
+    cfg = options.load()
+    validate(cfg, world_size, training=not options.eval_only)
+    if options.eval_only:
+        _weights_to_evaluate(cfg, options.resume)
+    return cfg
+
+
+def run_processes(
+    options: RunOptions,
+    *,
+    num_gpus: int = 0,
+    num_processes: int = 0,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> None:
+    """:func:`check` once, then :func:`run_training` in the processes that :func:`the_mask.engine.launch` starts.
+
+    Args:
+        options: what to run.
+        num_gpus, num_processes, num_machines, machine_rank, dist_url: see :func:`the_mask.engine.launch`.
+    """
+    check(options, count_processes(num_gpus, num_processes, num_machines, dist_url))
+    launch(
+        run_training,
+        (options,),
+        num_gpus=num_gpus,
+        num_processes=num_processes,
+        num_machines=num_machines,
+        machine_rank=machine_rank,
+        dist_url=dist_url,
+    )
+
+
 def run_training(options: RunOptions) -> dict[str, Any]:
     """Train or evaluate in this process, as one of however many there are.
 
@@ -61,8 +103,7 @@ def run_training(options: RunOptions) -> dict[str, Any]:
         ValueError, FileNotFoundError: bad input, found before the first iteration where possible.
         FloatingPointError, CheckpointWriteError, TrainingInterrupted: see :meth:`Trainer.train`.
     """
-    cfg = options.load()
-    validate(cfg, comm.get_world_size(), training=not options.eval_only)
+    cfg = check(options, comm.get_world_size())
     setup(cfg)
     if options.eval_only:
         return evaluate_only(cfg, options.resume, options.trust_pickle)
@@ -77,14 +118,18 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False
     Raises:
         ValueError: no weights are given, or they do not fill the whole model.
     """
-    last = CheckpointFolder(cfg.OUTPUT_DIR).last() if resume else None
-    path = last or cfg.MODEL.WEIGHTS
-    if not path:
-        where = f", and {cfg.OUTPUT_DIR} has no checkpoint" if resume else ""
-        raise ValueError(f"an evaluation needs weights: MODEL.WEIGHTS is empty{where}")
+    path = _weights_to_evaluate(cfg, resume)
     model = Trainer.build_model(cfg)
     load_weights(model, path, trust_pickle=trust_pickle, strict=True)
     return Trainer.evaluate_model(cfg, model.eval())
+
+
+def _weights_to_evaluate(cfg: CfgNode, resume: bool) -> Path:
+    last = CheckpointFolder(cfg.OUTPUT_DIR).last() if resume else None
+    if last is None and not cfg.MODEL.WEIGHTS:
+        where = f", and {cfg.OUTPUT_DIR} has no checkpoint" if resume else ""
+        raise ValueError(f"an evaluation needs weights: MODEL.WEIGHTS is empty{where}")
+    return last or Path(cfg.MODEL.WEIGHTS)
 
 
 def exit_code(command: Callable[[], object]) -> int:
@@ -97,7 +142,10 @@ def exit_code(command: Callable[[], object]) -> int:
     except TrainingInterrupted as interruption:
         print(f"{interruption}; the checkpoint is in OUTPUT_DIR, continue with --resume", file=sys.stderr)
         return interruption.exit_code
-    except (ValueError, FileNotFoundError, FloatingPointError, CheckpointWriteError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ProcessExitedException as error:
+        # The process has said why.
+        return error.exit_code if error.exit_code and error.exit_code > 0 else 1
+    except USER_ERRORS as error:
+        print(f"error: {plain_message(error)}", file=sys.stderr)
         return 1
     return 0

@@ -25,6 +25,7 @@ from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError, r
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import CheckpointHook, EvalHook, ProgressHook, StopHook
+from the_mask.engine.matching_stats import MatchingHook
 from the_mask.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
 from the_mask.engine.schedule import WarmupPoly
@@ -110,6 +111,7 @@ class Trainer(TrainerBase):
         """Hooks in the order in which they run after a step."""
         solver = self.cfg.SOLVER
         hooks: list[HookBase | None] = [
+            MatchingHook(solver.CHECKPOINT_PERIOD),
             CheckpointHook(solver.CHECKPOINT_PERIOD),
             StopHook(),
             EvalHook(self.cfg.TEST.EVAL_PERIOD if self.cfg.DATASETS.TEST else 0, solver.CHECKPOINT_BEST),

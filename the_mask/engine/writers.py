@@ -62,6 +62,9 @@ def progress_line(storage: EventStorage, iteration: int, max_iter: int, window: 
     shown = summarise_losses(terms)
     if shown:
         parts.append("(" + "  ".join(f"{name.replace('loss_', '')} {value:.3g}" for name, value in shown.items()) + ")")
+    shares = [smooth.get(f"criterion/positive_{name}") for name in ("round1", "all")]
+    if None not in shares:
+        parts.append("positive " + " -> ".join(f"{share:.1%}" for share in shares))
     if "grad_norm" in smooth:
         parts.append(f"grad {smooth['grad_norm']:.3g}")
     if "lr" in histories:
