@@ -8,22 +8,29 @@ from detectron2.modeling import build_model
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.modeling.backbones.internimage import VARIANTS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Files that start with an underscore are bases of others.
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("_"))
 
-# Crops, queries and points are made small; what defines the model (backbone, decoder, clip length) stays.
+# What is repeated is made few (queries, points, layers); the kinds of parts and the clip length stay.
 SMALL = [
     *("MODEL.DEVICE", "cpu"),
     *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 15),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", 4),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64),
+    *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1),
     *("MODEL.THE_MASK.SECONDARY_NUM_POINTS", 64),
-    # A batch of two 64x64 frames leaves one value per channel and frame at stride 32, too few for batch statistics.
+    # A batch of two 64x64 frames leaves few values per channel at stride 32, too few for batch statistics.
     *("MODEL.RESNETS.NORM", "FrozenBN"),
 ]
-# More parameters than this are built on the meta device only.
-MAX_TRAINED_PARAMETERS = 150e6
+
+
+def small_backbone(cfg):
+    if cfg.MODEL.BACKBONE.NAME == "build_internimage_backbone":
+        cfg.MODEL.INTERNIMAGE.CHANNELS = VARIANTS[cfg.MODEL.INTERNIMAGE.VARIANT].group_channels
+        cfg.MODEL.INTERNIMAGE.DEPTHS = [1, 1, 6, 1]
 
 
 def random_clips(cfg, num_clips=2, size=64):
@@ -48,11 +55,10 @@ def identifier(path):
 
 @pytest.mark.parametrize("path", FILES, ids=identifier)
 def test_config_builds_and_steps(path):
-    cfg = load_config(path, SMALL)
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in build_model_on(cfg, "meta").parameters())
-    if size > MAX_TRAINED_PARAMETERS:
-        return
+        build_model_on(load_config(path), "meta")  # at full size
+    cfg = load_config(path, SMALL)
+    small_backbone(cfg)
     torch.manual_seed(0)
     model = build_model_on(cfg, "cpu").train()
     losses = model(random_clips(cfg))
@@ -77,4 +83,4 @@ def build_model_on(cfg, device):
 def test_every_base_is_used():
     lines = [line for path in CONFIGS.rglob("*.yaml") for line in path.read_text().splitlines()]
     used = {Path(line.split()[1].strip('"')).name for line in lines if line.startswith("_BASE_:")}
-    assert used == {path.name for path in CONFIGS.rglob("_*.yaml")}
+    assert {path.name for path in CONFIGS.rglob("_*.yaml")} <= used
