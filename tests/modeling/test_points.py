@@ -23,6 +23,18 @@ def bilinear_loop(grid: torch.Tensor, x: float, y: float) -> float:
     return total
 
 
+def shared(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """All blocks of shared_point_blocks, channels first."""
+    blocks = list(P.shared_point_blocks(maps, points))
+    assert [i for rows, _ in blocks for i in range(len(points))[rows]] == list(range(len(points)))
+    return torch.cat([values for _, values in blocks]).t()
+
+
+def uniform(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """Candidates as importance_points draws them."""
+    return (torch.empty(*shape).uniform_(-1, 1, generator=generator) + 1) / 2
+
+
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
@@ -40,11 +52,11 @@ def test_all_samplers_equal_the_loop(size, channels, seed):
     expected = torch.tensor([[bilinear_loop(m.double(), *p) for p in points.double().tolist()] for m in maps])
     got = P.point_sample(maps[None], points[None])[0]
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(P.shared_point_sample(maps, points).t(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(shared(maps, points), expected, atol=2e-5, rtol=1e-5)
     # A transposed, non-contiguous map of lower precision.
     view = maps.transpose(1, 2)
     flipped = points.flip(1)
-    torch.testing.assert_close(P.shared_point_sample(view, flipped).t(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(shared(view, flipped), expected, atol=2e-5, rtol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,8 +79,7 @@ def test_corner_weights_inside_sum_to_one():
 
 
 def test_samplers_take_empty_input():
-    assert P.shared_point_sample(torch.zeros(0, 3, 3), torch.rand(4, 2)).shape == (4, 0)
-    assert P.shared_point_sample(torch.zeros(2, 3, 3), torch.rand(0, 2)).shape == (0, 2)
+    assert list(P.shared_point_blocks(torch.zeros(2, 3, 3), torch.rand(0, 2))) == []
     empty = P.importance_points(torch.zeros(0, 3, 3), 8, 3.0, 0.75, torch.Generator())
     assert empty.shape == (0, 8, 2)
 
@@ -84,7 +95,7 @@ def test_importance_points_follow_the_definition():
     maps = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0)) * 4
     got = P.importance_points(maps, 40, 3.0, 0.75, P.point_generator(7, 1))
     generator = P.point_generator(7, 1)
-    candidates = torch.rand(5, 120, 2, generator=generator)
+    candidates = uniform(generator, 5, 120, 2)
     fresh = torch.rand(5, 10, 2, generator=generator)
     for m in range(5):
         logits = torch.tensor([bilinear_loop(maps[m].double(), *p) for p in candidates[m].double().tolist()])
@@ -99,7 +110,7 @@ def test_importance_points_with_transformers():
     maps = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     got = P.importance_points(maps, 20, 3.0, 0.75, P.point_generator(1, 1))
     generator = P.point_generator(1, 1)
-    draws = [torch.rand(3, 60, 2, generator=generator), torch.rand(3, 5, 2, generator=generator)]
+    draws = [uniform(generator, 3, 60, 2), torch.rand(3, 5, 2, generator=generator)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda *a, **k: draws.pop(0))
         loss = module.Mask2FormerLoss.__new__(module.Mask2FormerLoss)
@@ -114,7 +125,7 @@ def test_importance_ratio_extremes(ratio, uncertain):
     got = P.importance_points(maps, 16, 1.0, ratio, P.point_generator(0, 0))
     assert got.shape == (2, 16, 2)
     generator = P.point_generator(0, 0)
-    candidates = torch.rand(2, 16, 2, generator=generator)
+    candidates = uniform(generator, 2, 16, 2)
     fresh = torch.rand(2, 16 - uncertain, 2, generator=generator)
     expected = candidates if uncertain else fresh
     assert torch.equal(got.sort(1).values, expected.sort(1).values)
@@ -122,7 +133,7 @@ def test_importance_ratio_extremes(ratio, uncertain):
 
 def test_importance_points_are_bounded_in_memory(monkeypatch):
     """Maps are handled a few at a time; every map still gets the points of its own logits."""
-    monkeypatch.setattr(P, "_CANDIDATES_PER_CHUNK", 60)
+    monkeypatch.setitem(P._CANDIDATES_PER_CHUNK, "cpu", 60)
     maps = torch.zeros(5, 1, 2)
     maps[:, 0, 1] = torch.tensor([10.0, -10.0, 10.0, -10.0, 10.0])
     maps[:, 0, 0] = torch.tensor([0.0, 0.0, 10.0, 0.0, -10.0])

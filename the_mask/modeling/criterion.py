@@ -25,7 +25,7 @@ from the_mask.modeling.points import (
     point_generator,
     point_sample,
     shared_index_sample,
-    shared_point_sample,
+    shared_point_blocks,
 )
 from the_mask.modeling.targets import ClipTargets, cell_counts
 
@@ -223,22 +223,21 @@ class MaskCriterion(nn.Module):
             frames = target.supervised_frames(self.valid_mask)
             generator = point_generator(seeds[b], _MATCHING, device)
             points = torch.rand(num_sets, self.num_points, 2, generator=generator, device=device)
-            # [T'][S * P, N + 1]; the last column is the ignored share of the point.
-            sampled = [
-                shared_index_sample(target.index_map[t], points.view(-1, 2), target.num_targets + 1) for t in frames
-            ]
+            # [T'][S, P, N + 1]; the last column is the ignored share of the point.
+            sampled = [shared_index_sample(target.index_map[t], points, target.num_targets + 1) for t in frames]
             labels = target.labels.to(device)
             for s in range(num_sets):
                 sums: losses.MaskSums | None = None
-                rows = slice(s * self.num_points, (s + 1) * self.num_points)
                 for t, values in zip(frames, sampled, strict=True):
-                    logits = shared_point_sample(mask_sets[s]["pred_masks"][b, :, t], points[s])
-                    truth = values[rows]
+                    truth = values[s]
                     # Beyond the border lies what the border pixel is: normalising the share does just that.
                     skip_ignored = self.valid_mask and target.has_ignored[t]
                     valid = 1 - truth[:, -1] / truth.sum(1) if skip_ignored else None
-                    part = losses.pairwise_mask_sums(logits.t(), truth[:, :-1].t(), valid)
-                    sums = part if sums is None else sums.plus(part)
+                    for rows, logits in shared_point_blocks(mask_sets[s]["pred_masks"][b, :, t], points[s]):
+                        part = losses.pairwise_mask_sums(
+                            logits.t(), truth[rows, :-1].t(), None if valid is None else valid[rows]
+                        )
+                        sums = part if sums is None else sums.plus(part)
                 assert sums is not None
                 bce = losses.bce_cost(sums)
                 costs[s, b] = (

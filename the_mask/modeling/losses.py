@@ -14,8 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-# Points per block of the pairwise sums: a block of 100 queries stays in a core's cache.
-_POINTS_PER_BLOCK = 4096
 _TINY = 1e-6
 
 
@@ -54,26 +52,19 @@ def pairwise_mask_sums(logits: Tensor, targets: Tensor, valid: Tensor | None = N
         targets: [N, P] in 0..1.
         valid: [P] or None (all 1).
     """
-    num_points = logits.shape[1]
-    result: MaskSums | None = None
-    for start in range(0, max(num_points, 1), _POINTS_PER_BLOCK):
-        block = slice(start, start + _POINTS_PER_BLOCK)
-        x, t = logits[:, block].float(), targets[:, block].float()
-        v = x.new_ones(x.shape[1]) if valid is None else valid[block].float()
-        # Point-major: both products read the samples [P, Q] as they lie in memory.
-        samples, weights = x.t(), torch.cat([t, v[None]])
-        overlap = (weights @ samples.sigmoid()).t()
-        sums = MaskSums(
-            softplus=v @ F.softplus(samples),
-            logit=(t @ samples).t(),
-            overlap=overlap[:, :-1],
-            area=overlap[:, -1],
-            target=t.sum(1),
-            total=v.sum(),
-        )
-        result = sums if result is None else result.plus(sums)
-    assert result is not None
-    return result
+    x, t = logits.float(), targets.float()
+    v = x.new_ones(x.shape[1]) if valid is None else valid.float()
+    # Point-major: the products read samples [P, Q] as they lie in memory.
+    samples, weights = x.t(), torch.cat([t, v[None]])
+    overlap = (weights @ samples.sigmoid()).t()
+    return MaskSums(
+        softplus=v @ F.softplus(samples),
+        logit=(weights[:-1] @ samples).t(),
+        overlap=overlap[:, :-1],
+        area=overlap[:, -1],
+        target=t.sum(1),
+        total=v.sum(),
+    )
 
 
 def bce_cost(sums: MaskSums) -> Tensor:

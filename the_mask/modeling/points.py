@@ -7,13 +7,18 @@ the map's extent, (0, 0) being the outer corner of the first pixel; values outsi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Candidates drawn at a time by `importance_points`; bounds its memory whatever the number of maps.
-_CANDIDATES_PER_CHUNK = 1 << 20
+# Candidates drawn at a time by `importance_points`: bounds its memory whatever the number of maps. Small chunks stay in a
+# core's cache; a GPU wants few launches.
+_CANDIDATES_PER_CHUNK = {"cpu": 1 << 18, "other": 1 << 23}
+# Points per block of `shared_point_blocks`: with a hundred channels a block stays in a core's cache.
+_POINTS_PER_BLOCK = 4096
 
 
 def point_generator(seed: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -47,7 +52,12 @@ def point_sample(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor
     Returns:
         [M, C, P].
     """
-    grid = (2.0 * points - 1.0).unsqueeze(1).to(maps.dtype)
+    return _grid_sample(maps, (2.0 * points - 1.0).to(maps.dtype), padding)
+
+
+def _grid_sample(maps: Tensor, grid: Tensor, padding: str) -> Tensor:
+    """`point_sample` at coordinates in -1..1."""
+    grid = grid.unsqueeze(1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding, align_corners=False).squeeze(2)
 
 
@@ -81,25 +91,25 @@ def _corners_of_axis(position: Tensor, length: int) -> tuple[list[Tensor], list[
     return [index.clamp_(0, length - 1), upper.clamp_(0, length - 1)], weights
 
 
-def shared_point_sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear float32 values of all channels of one map at the same points; equal to `point_sample`.
+def shared_point_blocks(maps: Tensor, points: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Bilinear float32 values of all channels of one map at the same points, some points at a time.
 
-    The corners are looked up once for all channels and each lookup reads one contiguous row of channels, which on a
-    CPU is about ten times as fast as ``grid_sample`` at a hundred channels.
+    Equal to `point_sample`, without gradient. The corners are looked up once for all channels and each lookup reads one
+    contiguous row of channels, which on a CPU is about ten times as fast as ``grid_sample`` at a hundred channels.
 
     Args:
         maps: [C, h, w].
         points: [P, 2], (x, y) in 0..1.
 
-    Returns:
-        [P, C], not differentiable in practice (no caller needs it to be).
+    Yields:
+        The slice of the points, and their values [P', C].
     """
     channels, height, width = maps.shape
-    if channels == 0 or points.shape[0] == 0:
-        return points.new_zeros(points.shape[0], channels)
-    table = maps.reshape(channels, height * width).t().float().contiguous()
+    table = maps.detach().reshape(channels, height * width).t().float().contiguous()
     index, weight = bilinear_corners(points.float(), height, width)
-    return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+    for start in range(0, points.shape[0], _POINTS_PER_BLOCK):
+        rows = slice(start, start + _POINTS_PER_BLOCK)
+        yield rows, F.embedding_bag(index[rows], table, per_sample_weights=weight[rows], mode="sum")
 
 
 def shared_index_sample(index_map: Tensor, points: Tensor, num_values: int) -> Tensor:
@@ -107,16 +117,17 @@ def shared_index_sample(index_map: Tensor, points: Tensor, num_values: int) -> T
 
     Args:
         index_map: [H, W] integers in 0..num_values-1.
-        points: [P, 2], (x, y) in 0..1.
+        points: [..., P, 2], (x, y) in 0..1.
         num_values: how many one-hot maps there are, V.
 
     Returns:
-        float32 [P, V].
+        float32 [..., P, V].
     """
-    index, weight = bilinear_corners(points, *index_map.shape)
+    index, weight = bilinear_corners(points.reshape(-1, 2), *index_map.shape)
     values = index_map.flatten()[index].long()
     one_hot = torch.eye(num_values, device=points.device)
-    return F.embedding_bag(values, one_hot, per_sample_weights=weight, mode="sum")
+    sampled = F.embedding_bag(values, one_hot, per_sample_weights=weight, mode="sum")
+    return sampled.view(*points.shape[:-1], num_values)
 
 
 def importance_points(
@@ -154,23 +165,25 @@ def importance_points(
     num_candidates = int(num_points * oversample_ratio)
     num_uncertain = int(num_points * importance_ratio)
     num_maps, device = maps.shape[0], maps.device
-    chunk = max(1, _CANDIDATES_PER_CHUNK // num_candidates)
+    limit = _CANDIDATES_PER_CHUNK["cpu" if device.type == "cpu" else "other"]
+    chunk = max(1, limit // num_candidates)
     ignored_map = None if ignored is None else ignored[None, None].float()
     parts = []
     with torch.no_grad():
         for start in range(0, num_maps, chunk):
             logits = maps[start : start + chunk].float()
             count = logits.shape[0]
-            candidates = torch.rand(count, num_candidates, 2, generator=generator, device=device)
-            certainty = point_sample(logits[:, None], candidates)[:, 0].abs_()
+            # Drawn in grid_sample's own range -1..1: rescaling all candidates would cost as much as drawing them.
+            candidates = torch.empty(count, num_candidates, 2, device=device).uniform_(-1, 1, generator=generator)
+            certainty = _grid_sample(logits[:, None], candidates, "zeros")[:, 0].abs_()
             if ignored_map is not None:
-                mass = point_sample(ignored_map, candidates.view(1, -1, 2), "border").view(count, -1)
+                mass = _grid_sample(ignored_map, candidates.view(1, -1, 2), "border").view(count, -1)
                 # The weights of a fully ignored point sum to 1 up to rounding.
                 certainty.masked_fill_(mass > 1 - 1e-4, float("inf"))
             chosen = _smallest(certainty, num_uncertain)
             uncertain = candidates.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
             fresh = torch.rand(count, num_points - num_uncertain, 2, generator=generator, device=device)
-            parts.append(torch.cat([uncertain, fresh], dim=1))
+            parts.append(torch.cat([(uncertain + 1) / 2, fresh], dim=1))
     return torch.cat(parts) if parts else maps.new_zeros(0, num_points, 2, dtype=torch.float32)
 
 
