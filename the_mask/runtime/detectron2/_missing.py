@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -20,7 +21,8 @@ def not_provided(package: str) -> Callable[[str], Any]:
     """
 
     def __getattr__(name: str) -> NoReturn:
-        if name.startswith("__") or find_spec(f"{package}.{name}") is not None:
+        is_package = "__path__" in vars(sys.modules[package])
+        if name.startswith("__") or (is_package and find_spec(f"{package}.{name}") is not None):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         raise ImportError(f"{package}.{name} is not provided by the embedded runtime; {HOW_TO_INSTALL}", name=package)
 

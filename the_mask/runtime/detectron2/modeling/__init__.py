@@ -12,7 +12,6 @@ from .backbone import (
     make_stage,
 )
 from .meta_arch import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_model, build_sem_seg_head
-from .postprocessing import sem_seg_postprocess
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -27,7 +26,6 @@ __all__ = [
     "build_resnet_backbone",
     "build_sem_seg_head",
     "make_stage",
-    "sem_seg_postprocess",
 ]
 
 __getattr__ = not_provided(__name__)

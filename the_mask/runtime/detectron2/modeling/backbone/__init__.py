@@ -4,7 +4,6 @@ from ..._missing import not_provided
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY, build_backbone
 from .resnet import (
-    BasicBlock,
     BasicStem,
     BottleneckBlock,
     ResNet,
@@ -16,7 +15,6 @@ from .resnet import (
 __all__ = [
     "BACKBONE_REGISTRY",
     "Backbone",
-    "BasicBlock",
     "BasicStem",
     "BottleneckBlock",
     "ResNet",
