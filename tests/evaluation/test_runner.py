@@ -23,13 +23,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.free, self.frozen = nn.Dropout(), nn.Sequential(nn.BatchNorm2d(1))
         self.calls = []
-        self.train()
-
-    def train(self, mode=True):
-        super().train(mode)
-        if mode:
-            self.frozen.eval()
-        return self
+        self.frozen.eval()
 
     def predict(self, clips):
         assert not any(module.training for module in self.modules())
