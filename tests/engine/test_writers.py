@@ -1,9 +1,14 @@
 """Progress lines, the live bar, and metrics.json across resumes."""
 
+import fcntl
 import io
 import json
 import logging
+import os
+import pty
+import struct
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,14 @@ from detectron2.utils.events import EventStorage
 
 from the_mask.engine import writers
 from the_mask.engine.logs import setup_logging
-from the_mask.engine.writers import LogWriter, ProgressBar, prepare_metrics_file, progress_line, summarise_losses
+from the_mask.engine.writers import (
+    LogWriter,
+    ProgressBar,
+    has_screen,
+    prepare_metrics_file,
+    progress_line,
+    summarise_losses,
+)
 
 
 def test_auxiliary_losses_are_summed() -> None:
@@ -60,6 +72,16 @@ def test_log_writer_writes_each_iteration_once(caplog: pytest.LogCaptureFixture)
 
 def test_memory_is_plausible() -> None:
     assert 20 < writers.peak_memory_mib() < 2**20
+
+
+def test_screen_is_a_terminal_with_a_size() -> None:
+    assert not has_screen(io.StringIO())
+    leader, follower = pty.openpty()
+    with os.fdopen(leader, "wb", 0), os.fdopen(follower, "w") as terminal:
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+        assert not has_screen(terminal)
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        assert has_screen(terminal)
 
 
 def test_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

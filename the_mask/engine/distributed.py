@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from the_mask.engine.checkpoint import CheckpointWriteError
+
+# Newer torch gave the option another name.
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+_BUFFER_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
 
 
 def wrap_distributed(model: nn.Module, device: torch.device) -> nn.Module:
@@ -23,13 +29,8 @@ def wrap_distributed(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     # Detectron2 passes device_ids on the CPU too, which DistributedDataParallel refuses.
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
-    return DistributedDataParallel(
-        model,
-        device_ids=device_ids,
-        broadcast_buffers=False,
-        find_unused_parameters=False,
-        gradient_as_bucket_view=True,
-    )
+    options: dict[str, Any] = {_BUFFER_OPTION: False, "device_ids": device_ids, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(model, find_unused_parameters=False, **options)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 
 from the_mask.engine.signals import TrainingInterrupted
-from the_mask.engine.writers import ProgressBar
+from the_mask.engine.writers import ProgressBar, has_screen
 
 if TYPE_CHECKING:
     from the_mask.engine.trainer import Trainer
@@ -161,7 +161,7 @@ class ProgressHook(HookBase):
 
     def before_train(self) -> None:
         self._writers = self._build_writers()
-        if sys.stderr.isatty():
+        if has_screen(sys.stderr):
             self._bar = ProgressBar(self.trainer.start_iter, self.trainer.max_iter)
 
     def after_step(self) -> None:

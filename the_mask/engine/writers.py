@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import re
 import resource
 import sys
@@ -90,6 +91,17 @@ class LogWriter(EventWriter):
         if self._last < finished:
             self._last = finished
             logger.info("%s", progress_line(storage, finished, self._max_iter), extra={"progress": True})
+
+
+def has_screen(stream: TextIO) -> bool:
+    """Whether a live bar can be drawn on a stream: a terminal that knows its size (containers often give 0 x 0)."""
+    if not stream.isatty():
+        return False
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except OSError:
+        return False
+    return size.columns >= 40 and size.lines >= 2
 
 
 class _AboveBar:

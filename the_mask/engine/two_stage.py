@@ -1,0 +1,66 @@
+"""Both stages of a temporal model in one call: single frames, clips that start from them, evaluation of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from the_mask.config import load_config
+from the_mask.engine.run import RunOptions, evaluate_only, run_training
+
+STAGES = ("one_frame", "temporal")
+FINAL_WEIGHTS = "model_final.pth"
+
+
+def _no_step(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def train_two_stage(
+    configs: Sequence[str | Path],
+    output: Path,
+    overrides: Sequence[str] = (),
+    *,
+    weights: str = "",
+    resume: bool = False,
+    save_predictions: bool = False,
+    step: Callable[[str], AbstractContextManager[None]] = _no_step,
+) -> tuple[dict[str, dict[str, float]], list[CfgNode]]:
+    """Train stage 1, then stage 2 from its last weights, and evaluate each on its ``DATASETS.TEST[0]``.
+
+    Args:
+        configs: YAML of stage 1 and of stage 2.
+        output: stage s writes to ``output/<STAGES[s]>``.
+        overrides: ``KEY VALUE ...`` for both stages.
+        weights: where stage 1 starts from; "" as its config says.
+        resume: continue an interrupted run; finished trainings are kept.
+        save_predictions: write each stage's label maps to ``predictions`` in its folder.
+        step: context manager entered around each part with its name ("train one_frame", "evaluate one_frame", ...).
+
+    Returns:
+        Figures by stage, and the config of each stage's evaluation.
+    """
+    results: dict[str, dict[str, float]] = {}
+    finals: list[CfgNode] = []
+    for stage, config in zip(STAGES, configs, strict=True):
+        folder = output / stage
+        common = [*overrides, "OUTPUT_DIR", str(folder)]
+        start = ["MODEL.WEIGHTS", weights] if weights else []
+        with step(f"train {stage}"):
+            # Evaluated once, after the training.
+            run_training(RunOptions(Path(config), [*common, *start, "TEST.EVAL_PERIOD", "0"], resume=resume))
+        weights = str(folder / FINAL_WEIGHTS)
+        final = ["MODEL.WEIGHTS", weights]
+        if save_predictions:
+            final += ["TEST.SAVE_PREDICTIONS", str(folder / "predictions")]
+        with step(f"evaluate {stage}"):
+            cfg = load_config(config, [*common, *final])
+            figures: dict[str, Any] = evaluate_only(cfg)
+            # Of several test sets the first one's.
+            results[stage] = (figures if "sem_seg" in figures else figures[cfg.DATASETS.TEST[0]])["sem_seg"]
+        finals.append(cfg)
+    return results, finals
