@@ -8,6 +8,7 @@ from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
+from the_mask.engine.two_stage import evaluate_branches, train_two_stage
 from the_mask.engine.validate import validate
 from the_mask.engine.weights import LoadReport, load_weights
 
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingInterrupted",
     "WarmupPoly",
     "build_optimizer",
+    "evaluate_branches",
     "evaluate_only",
     "exit_code",
     "launch",
@@ -30,5 +32,6 @@ __all__ = [
     "run_training",
     "save_checkpoint",
     "setup",
+    "train_two_stage",
     "validate",
 ]

@@ -59,8 +59,24 @@ def train_two_stage(
             final += ["TEST.SAVE_PREDICTIONS", str(folder / "predictions")]
         with step(f"evaluate {stage}"):
             cfg = load_config(config, [*common, *final])
-            figures: dict[str, Any] = evaluate_only(cfg)
-            # Of several test sets the first one's.
-            results[stage] = (figures if "sem_seg" in figures else figures[cfg.DATASETS.TEST[0]])["sem_seg"]
+            results[stage] = _first_figures(cfg)
         finals.append(cfg)
     return results, finals
+
+
+def evaluate_branches(cfg: CfgNode) -> dict[str, dict[str, float]]:
+    """Figures of the clip branch and of the frame branch alone, of a temporal model's evaluation config."""
+    results = {}
+    for name, weight in (("clip branch", 1.0), ("frame branch", 0.0)):
+        alone = cfg.clone()
+        alone.defrost()
+        alone.MODEL.THE_MASK.CLIP_SCORE_WEIGHT = weight
+        alone.TEST.SAVE_PREDICTIONS = ""
+        results[name] = _first_figures(alone)
+    return results
+
+
+def _first_figures(cfg: CfgNode) -> dict[str, float]:
+    """Figures on the first test set."""
+    figures: dict[str, Any] = evaluate_only(cfg)
+    return (figures if "sem_seg" in figures else figures[cfg.DATASETS.TEST[0]])["sem_seg"]

@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Train a temporal model in its two stages and evaluate each.
+
+tools/train_two_stage.py --stage1 configs/vspw/the_mask_mit_b1_1f.yaml \\
+    --stage2 configs/vspw/the_mask_mit_b1_video.yaml --output output/mit_b1 [--branches] [--resume] [KEY VALUE ...]
+
+Stage 1 writes to OUTPUT/one_frame, stage 2 starts from its weights and writes to OUTPUT/temporal; the figures of both
+go to OUTPUT/summary.json. In one process; for several GPUs run tools/train_net.py twice, the second time with
+MODEL.WEIGHTS OUTPUT/one_frame/model_final.pth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from the_mask.engine import evaluate_branches, exit_code, train_two_stage
+
+FIGURES = ("mIoU", "fwIoU", "pACC", "VC8", "VC16")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage1", type=Path, required=True, metavar="YAML", help="the one-frame model")
+    parser.add_argument("--stage2", type=Path, required=True, metavar="YAML", help="the temporal model")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--weights", default="", metavar="FILE", help="where stage 1 starts from")
+    parser.add_argument("--resume", action="store_true", help="continue; finished trainings are kept")
+    parser.add_argument("--branches", action="store_true", help="evaluate the clip and the frame branch alone, too")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides for both stages")
+    return parser
+
+
+def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Train, evaluate, write ``summary.json``, print the table."""
+    results, configs = train_two_stage(
+        (args.stage1, args.stage2), args.output, args.opts, weights=args.weights, resume=args.resume
+    )
+    if args.branches:
+        results |= evaluate_branches(configs[-1])
+    summary = {name: {k: None if math.isnan(v) else v for k, v in figures.items()} for name, figures in results.items()}
+    (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    rows = [[name, *(figures.get(f, math.nan) for f in FIGURES)] for name, figures in results.items()]
+    print(tabulate(rows, ["model", *FIGURES], floatfmt=".2f"))
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return exit_code(lambda: run(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
