@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Candidates drawn at a time by `importance_points`: bounds its memory whatever the number of maps. Small chunks stay in a
-# core's cache; a GPU wants few launches.
+# Candidates drawn at a time by `importance_points`: bounds its memory whatever the number of maps. Small chunks stay
+# in a core's cache; a GPU wants few launches.
 _CANDIDATES_PER_CHUNK = {"cpu": 1 << 18, "other": 1 << 23}
 # Points per block of `shared_point_blocks`: with a hundred channels a block stays in a core's cache.
 _POINTS_PER_BLOCK = 4096
