@@ -21,7 +21,6 @@ SMALL = [
     *("MODEL.MASK_FORMER.DEC_LAYERS", 4),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64),
     *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1),
-    *("MODEL.THE_MASK.SECONDARY_NUM_POINTS", 64),
     # A batch of two 64x64 frames leaves few values per channel at stride 32, too few for batch statistics.
     *("MODEL.RESNETS.NORM", "FrozenBN"),
 ]

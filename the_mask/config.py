@@ -128,8 +128,8 @@ def _add_the_mask(cfg: CfgNode) -> None:
     cfg.MODEL.THE_MASK.SECONDARY_WEIGHT = 0.5
     cfg.MODEL.THE_MASK.SECONDARY_MASK_WEIGHT = 0.5
     cfg.MODEL.THE_MASK.SECONDARY_DICE_WEIGHT = 0.5
-    # Points per secondary mask; 0 takes every pixel of the ground truth, as released, in chunks.
-    cfg.MODEL.THE_MASK.SECONDARY_NUM_POINTS = 12544
+    # Points per secondary mask; 0 takes every pixel of the ground truth, as released (exact, and no more memory).
+    cfg.MODEL.THE_MASK.SECONDARY_NUM_POINTS = 0
     # Weight of the frame branch beside the clip branch (temporal decoder only).
     cfg.MODEL.THE_MASK.FRAME_WEIGHT = 0.25
     # Iterations of plain one-round training before the hierarchical loss, and what drives them: "iteration", or
