@@ -148,6 +148,9 @@ def test_metric_printer(messages: list[str]) -> None:
         assert "time: 0.5000  last_time: 0.5000  data_time: 0.1250  last_data_time: 0.1250" in messages[-1]
         assert "lr: 0.0001" in messages[-1]
         assert storage.latest()["eta_seconds"] == (4.0, 1)
+        storage.put_scalar("[metric]mIoU", 0.25)
+        printer.write()
+        assert "total_loss: 1.235  [metric]mIoU: 0.25  time: " in messages[-1]
         count = len(messages)
         storage.iter = 10
         printer.write()

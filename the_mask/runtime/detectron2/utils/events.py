@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import logging
 import os
@@ -235,34 +236,32 @@ class TensorboardXWriter(EventWriter):
         self._window_size = window_size
         self._log_dir = log_dir
         self._writer_args = kwargs
-        self._writer: Any = None
         self._last_write = -1
 
-    def _get_writer(self) -> Any:
+    @functools.cached_property
+    def _writer(self) -> Any:
         # Late: tensorboard takes a second to import, and the file should exist only if something is written.
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._log_dir, **self._writer_args)
-        return self._writer
+        return SummaryWriter(self._log_dir, **self._writer_args)
 
     def write(self) -> None:
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
             if iteration > self._last_write:
-                self._get_writer().add_scalar(name, value, iteration)
+                self._writer.add_scalar(name, value, iteration)
                 newest = max(newest, iteration)
         self._last_write = newest
         for name, image, iteration in storage._vis_data:
-            self._get_writer().add_image(name, image, iteration)
+            self._writer.add_image(name, image, iteration)
         storage.clear_images()
         for histogram in storage._histograms:
-            self._get_writer().add_histogram_raw(**histogram)
+            self._writer.add_histogram_raw(**histogram)
         storage.clear_histograms()
 
     def close(self) -> None:
-        if self._writer is not None:
+        if "_writer" in self.__dict__:
             self._writer.close()
 
 
@@ -300,30 +299,34 @@ class CommonMetricPrinter(EventWriter):
         if iteration == self._max_iter:
             # The last call after training, when everything has been printed.
             return
-        parts = []
         eta = self._get_eta(storage)
-        if eta:
-            parts.append(f" eta: {eta}")
-        parts.append(f"iter: {iteration}")
-        losses = {name: history for name, history in storage.histories().items() if "loss" in name}
-        parts += [f"{name}: {self._median(storage, name, history):.4g}" for name, history in losses.items()]
-        for name in ("time", "data_time"):
-            parts += self._time(storage, name)
+        losses = self._medians(storage, "loss")
+        # What an evaluation or a model wants printed beside the losses.
+        metrics = self._medians(storage, "[metric]")
+        times = self._time(storage, "time") + self._time(storage, "data_time")
         lr = _latest_or_none(storage.histories(), "lr")
-        parts.append(f"lr: {'N/A' if lr is None else format(lr, '.5g')}")
+        memory = ""
         if torch.cuda.is_available():
-            parts.append(f"max_mem: {torch.cuda.max_memory_allocated() / 1024.0 / 1024.0:.0f}M")
-        self.logger.info("  ".join(parts))
+            memory = f"max_mem: {torch.cuda.max_memory_allocated() / 1024.0 / 1024.0:.0f}M"
+        # The spaces are upstream's, for programs that read logs.
+        self.logger.info(
+            f" {f'eta: {eta}  ' if eta else ''}iter: {iteration}  {losses}  {metrics}  {times}"
+            f" lr: {'N/A' if lr is None else format(lr, '.5g')}  {memory}"
+        )
 
-    def _median(self, storage: EventStorage, name: str, history: HistoryBuffer) -> float:
-        return history.median(storage.count_samples(name, self._window_size))
+    def _medians(self, storage: EventStorage, part_of_name: str) -> str:
+        return "  ".join(
+            f"{name}: {history.median(storage.count_samples(name, self._window_size)):.4g}"
+            for name, history in storage.histories().items()
+            if part_of_name in name
+        )
 
-    def _time(self, storage: EventStorage, name: str) -> list[str]:
+    def _time(self, storage: EventStorage, name: str) -> str:
         history = storage.histories().get(name)
         if history is None:
-            return []
+            return ""
         average = history.avg(storage.count_samples(name, self._window_size))
-        return [f"{name}: {average:.4f}", f"last_{name}: {history.latest():.4f}"]
+        return f"{name}: {average:.4f}  last_{name}: {history.latest():.4f}  "
 
 
 def _latest_or_none(histories: Mapping[str, HistoryBuffer], name: str) -> float | None:
