@@ -9,7 +9,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
+from the_mask.engine.logs import setup_logging
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.demo import DemoStyle, palette_from_config, run_demo
 from the_mask.inference.video_io import VideoWriter, open_source
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    setup_logging(None)
     try:
         run(args)
     except (ValueError, OSError) as error:

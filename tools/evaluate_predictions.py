@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from the_mask.engine.logs import setup_logging
 from the_mask.evaluation import constant_baseline, evaluate_predictions, raft_flow
 from the_mask.evaluation.report import summary_table
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    setup_logging(None)
     try:
         if args.constant:
             class_name, results = constant_baseline(args.dataset, args.vc_windows)

@@ -1,14 +1,20 @@
 """evaluate_dataset with small fake models on a small tree."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
 from PIL import Image
 from torch import nn
 
+import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.data.io import read_label, read_label_raw
+from the_mask.engine import launch
 from the_mask.evaluation import evaluate_dataset, runner, video_consistency
 
 NAME = "runner_toy"
@@ -64,6 +70,10 @@ def cfg(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
     register_video_tree(NAME, tmp_path / "set", "val", ["one", "two", "three"])
+    return make_config()
+
+
+def make_config():
     options = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "DATASETS.TEST", (NAME,), "DATALOADER.NUM_WORKERS", 0]
     options += ["INPUT.TEST.LONG_EDGE", 0, "INPUT.TEST.SHORT_EDGE", 0, "INPUT.TEST.SIZE_MULTIPLE", 1]
     return load_config(None, options)
@@ -94,6 +104,32 @@ def test_streaming_gives_the_same_and_resets_for_each_video(cfg, monkeypatch):
     cfg.TEST.STREAMING = True
     assert evaluate_dataset(cfg, Oracle(), NAME) == reference
     assert stream.videos == list(LENGTHS.values())
+
+
+def test_the_real_stream_gives_what_the_real_model_gives_on_single_frames(cfg):
+    debug = load_config(Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml")
+    debug.merge_from_list(["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "DATASETS.TEST", (NAME,), "MODEL.DEVICE", "cpu"])
+    debug.merge_from_list(["INPUT.TEST.LONG_EDGE", 96, "INPUT.TEST.SHORT_EDGE", 64])
+    torch.manual_seed(0)
+    model = build_model(debug)
+    tiled = evaluate_dataset(debug, model, NAME)
+    debug.TEST.STREAMING = True
+    assert str(evaluate_dataset(debug, model, NAME)) == str(tiled)
+    assert 0 < tiled["sem_seg"]["pACC"] < 100
+
+
+def evaluate_in_a_process(root, path):
+    """What each of two processes runs: register the data again, evaluate, leave the figures in a file."""
+    register_video_tree(NAME, root / "set", "val", ["one", "two", "three"])
+    results = evaluate_dataset(make_config(), Oracle(), NAME)
+    (path / f"{comm.get_rank()}.txt").write_text(str(results))
+
+
+@pytest.mark.slow
+def test_two_real_processes_equal_one(cfg, tmp_path):
+    launch(evaluate_in_a_process, (tmp_path, tmp_path), num_processes=2)
+    expected = str(evaluate_dataset(cfg, Oracle(), NAME))
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [expected] * 2
 
 
 def test_predictions_are_saved(cfg, tmp_path):

@@ -177,7 +177,7 @@ def test_command_line(tool, folder, weights, tmp_path, capsys):
         ({"--weights": "nowhere.pth"}, "nowhere.pth"),
         ({"--weights": None}, "MODEL.WEIGHTS is empty"),
         ({"--alpha": "2"}, "--alpha 2.0"),
-        ({"--dataset": "camvid_val"}, "camvid_val has 11 classes"),
+        ({"--dataset": "vspw_val"}, "vspw_val has 124 classes"),
         ({"--config-file": "nowhere.yaml"}, "nowhere.yaml does not exist"),
         ({"opts": ["MODEL.NOTHING", "1"]}, "unknown config key MODEL.NOTHING"),
     ],

@@ -91,6 +91,7 @@ def compare_videos(
     titles = ["input", "ground truth", *prediction_dirs]
     note = "hatched: wrong"
     sheet: list[list[Picture]] = []
+    legend: Picture | None = None
     count = 0
     with VideoWriter(output, fps) as writer:
         for record in records:
@@ -98,7 +99,8 @@ def compare_videos(
             for frame in read_frames(record, prediction_dirs, table):
                 factor = max(1, math.ceil(MIN_HEIGHT / frame.image.shape[0]))
                 row = render.side_by_side(_panels(frame, palette, alpha, factor), titles, text_size=text_size)
-                legend = render.legend_rows(classes, palette, row.shape[1], text_size, note)
+                if legend is None or legend.shape[1] != row.shape[1]:
+                    legend = render.legend_rows(classes, palette, row.shape[1], text_size, note)
                 writer.write(render.stack_rows([row, legend], gap=0))
                 count += 1
                 if frame.number == middle:
