@@ -19,7 +19,7 @@ REQUIREMENTS = [
     "opencv-python-headless>=4.8",
     "ninja>=1.11",
     "numpy>=1.26",
-    "pillow>=10.0",
+    "pillow>=10.1",
     "av>=12.0",
     "tensorboard>=2.15",
     "tqdm>=4.66",
@@ -29,7 +29,7 @@ REQUIREMENTS = [
     "cloudpickle>=2.2",
 ]
 DEV_REQUIREMENTS = [
-    "pytest>=8.0",
+    "pytest>=9.0",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff>=0.6",

@@ -32,17 +32,16 @@ import torch
 from tabulate import tabulate
 
 import the_mask
-from the_mask.config import load_config
 from the_mask.data import dataset_root, get_records, register_all
 from the_mask.data.synthetic import make_moving_shapes
-from the_mask.engine import RunOptions, evaluate_only, exit_code, run_training
+from the_mask.engine import exit_code, train_two_stage
+from the_mask.engine.two_stage import STAGES
 from the_mask.evaluation import constant_baseline
 from the_mask.evaluation.report import percent
 from the_mask.inference.comparison import compare_videos
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("mIoU", "VC8", "VC16", "VC8_compat", "VC16_compat", "pACC")
-STAGES = ("one_frame", "temporal")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,35 +76,23 @@ class StepTimer:
 def run_demo(args: argparse.Namespace) -> dict[str, Any]:
     """All steps; returns the summary that is written to ``summary.json``."""
     timer = StepTimer()
-    results: dict[str, dict[str, float]] = {}
-    predictions: dict[str, Path] = {}
     register_all()
     with timer.step("data"):
         tree = dataset_root() / "moving_shapes"
         made = make_data(tree, args.train_videos, args.val_videos)
         print(f"{tree}: {'made' if made else 'already there'}")
 
-    weights: Path | None = None
-    for stage, config in zip(STAGES, (args.one_frame_config, args.temporal_config), strict=True):
-        folder = args.output / stage
-        overrides = [*args.opts, "OUTPUT_DIR", str(folder)]
-        # Stage 2 starts from stage 1.
-        start = ["MODEL.WEIGHTS", str(weights)] if weights else []
-        with timer.step(f"train {stage}"):
-            # Evaluated once, after the training.
-            run_training(RunOptions(config, [*overrides, *start, "TEST.EVAL_PERIOD", "0"], resume=args.resume))
-        weights = folder / "model_final.pth"
-        predictions[stage] = folder / "predictions"
-        with timer.step(f"evaluate {stage}"):
-            final = ["MODEL.WEIGHTS", str(weights), "TEST.SAVE_PREDICTIONS", str(predictions[stage])]
-            cfg = load_config(config, [*overrides, *final])
-            results[stage] = evaluate_only(cfg)["sem_seg"]
-
+    configs = (args.one_frame_config, args.temporal_config)
+    results, finals = train_two_stage(
+        configs, args.output, args.opts, resume=args.resume, save_predictions=True, step=timer.step
+    )
+    cfg = finals[-1]
     dataset = cfg.DATASETS.TEST[0]
     constant_class, baseline = constant_baseline(dataset, cfg.TEST.VC_WINDOWS)
     with timer.step("render"):
         titles = {
-            f"{stage.replace('_', ' ')}: {results[stage]['mIoU']:.1f} mIoU": predictions[stage] for stage in STAGES
+            f"{stage.replace('_', ' ')}: {results[stage]['mIoU']:.1f} mIoU": Path(final.TEST.SAVE_PREDICTIONS)
+            for stage, final in zip(STAGES, finals, strict=True)
         }
         video, sheet = args.output / "demo.mp4", args.output / "contact_sheet.png"
         compare_videos(dataset, get_records(dataset)[: args.show_videos], titles, video, sheet)
@@ -122,7 +109,7 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "device": cfg.MODEL.DEVICE,
         },
-        "files": {"video": str(video), "contact_sheet": str(sheet), "weights": str(weights)},
+        "files": {"video": str(video), "contact_sheet": str(sheet), "weights": cfg.MODEL.WEIGHTS},
     }
 
 
