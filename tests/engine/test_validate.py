@@ -69,6 +69,13 @@ def test_missing_files(tiny_shapes: Path, tmp_path: Path) -> None:
         validate(absent)
 
 
+def test_start_is_not_looked_for_when_resuming(tiny_shapes: Path, tmp_path: Path) -> None:
+    stage1 = ["MODEL.THE_MASK.INIT_FROM_STAGE1", True]
+    validate(debug_cfg(tmp_path, *stage1), resuming=True)
+    validate(debug_cfg(tmp_path, *stage1), training=False)
+    validate(debug_cfg(tmp_path, *stage1, "MODEL.WEIGHTS", str(tmp_path / "moved.pth")), resuming=True)
+
+
 def test_test_set_is_looked_for_when_it_will_be_needed(tiny_shapes: Path, tmp_path: Path) -> None:
     def cfg(period: int) -> Any:
         return debug_cfg(tmp_path, "TEST.EVAL_PERIOD", period)

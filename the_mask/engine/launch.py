@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
@@ -84,6 +85,7 @@ def launch(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    device: str = "",
 ) -> None:
     """Run ``main(*args)`` in as many processes as asked for; under torchrun, in this process as one of its group.
 
@@ -93,6 +95,7 @@ def launch(
         num_gpus: processes per machine, one per GPU (nccl).
         num_processes: processes per machine on the CPU (gloo); excludes ``num_gpus``.
         num_machines, machine_rank, dist_url: as in Detectron2; ``"auto"`` finds a free port on one machine.
+        device: of the models, ``"cpu"`` or ``"cuda"``; it chooses gloo or nccl under torchrun. ``""``: what there is.
 
     Raises:
         ValueError: see :func:`count_processes`.
@@ -100,7 +103,7 @@ def launch(
     """
     world_size = count_processes(num_gpus, num_processes, num_machines, dist_url)
     if under_torchrun():
-        _run_in_torchrun(main, args)
+        _run_in_torchrun(main, args, device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return
     if world_size == 1:
         main(*args)
@@ -132,13 +135,19 @@ def _worker(main: Callable[..., Any], args: tuple[Any, ...], local_processes: in
         sys.exit(1)
 
 
-def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...], device: str) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    gpu = torch.cuda.is_available() and local_size <= torch.cuda.device_count()
+    gpu = device.startswith("cuda")
     if gpu:
+        if local_size > torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun started {local_size} processes on this machine, which has {torch.cuda.device_count()} GPUs; "
+                "set MODEL.DEVICE cpu to train on the CPU"
+            )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(backend="nccl" if gpu else "gloo", init_method="env://")
+    # The timeout is Detectron2's: an evaluation may keep one process busy for long.
+    dist.init_process_group(backend="nccl" if gpu else "gloo", init_method="env://", timeout=DEFAULT_TIMEOUT)
     try:
         comm.create_local_process_group(local_size)
         comm.synchronize()

@@ -60,7 +60,8 @@ def check(options: RunOptions, world_size: int) -> CfgNode:
         ValueError, FileNotFoundError: see :func:`the_mask.engine.validate`; or an evaluation without weights.
     """
     cfg = options.load()
-    validate(cfg, world_size, training=not options.eval_only)
+    resuming = options.resume and CheckpointFolder(cfg.OUTPUT_DIR).last() is not None
+    validate(cfg, world_size, training=not options.eval_only, resuming=resuming)
     if options.eval_only:
         _weights_to_evaluate(cfg, options.resume)
     return cfg
@@ -81,7 +82,10 @@ def run_processes(
         options: what to run.
         num_gpus, num_processes, num_machines, machine_rank, dist_url: see :func:`the_mask.engine.launch`.
     """
-    check(options, count_processes(num_gpus, num_processes, num_machines, dist_url))
+    cfg = check(options, count_processes(num_gpus, num_processes, num_machines, dist_url))
+    device = cfg.MODEL.DEVICE
+    if num_gpus > 1 and device == "cpu":
+        raise ValueError(f"--num-gpus {num_gpus} with MODEL.DEVICE cpu: use --num-processes for CPU processes")
     launch(
         run_training,
         (options,),
@@ -90,6 +94,7 @@ def run_processes(
         num_machines=num_machines,
         machine_rank=machine_rank,
         dist_url=dist_url,
+        device=device,
     )
 
 
@@ -142,6 +147,9 @@ def exit_code(command: Callable[[], object]) -> int:
     except TrainingInterrupted as interruption:
         print(f"{interruption}; the checkpoint is in OUTPUT_DIR, continue with --resume", file=sys.stderr)
         return interruption.exit_code
+    except KeyboardInterrupt:
+        print("interrupted before there was anything to save", file=sys.stderr)
+        return 130
     except ProcessExitedException as error:
         # The process has said why.
         return error.exit_code if error.exit_code and error.exit_code > 0 else 1

@@ -60,13 +60,14 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 
 
-def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> None:
+def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming: bool = False) -> None:
     """Check a config against the data sets, the number of processes and the machine.
 
     Args:
         cfg: not changed.
         world_size: processes of the run.
         training: an evaluation needs neither a training set nor a batch size.
+        resuming: a checkpoint is there, so ``MODEL.WEIGHTS`` will not be read.
 
     Raises:
         ValueError: all problems, one per line; or defects of a data set's tree.
@@ -79,12 +80,12 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> None:
         *_check_device(cfg),
         *_check_datasets(cfg, training),
         *(_check_batch(cfg, world_size) if training else []),
-        *_check_stage(cfg),
+        *(_check_start(cfg) if training and not resuming else []),
     ]
     if problems:
         raise ValueError("the config cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems))
     weights = cfg.MODEL.WEIGHTS
-    if weights and not Path(weights).is_file():
+    if weights and not resuming and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
     # The test sets too: a missing one should not be found by the first evaluation, hours later.
     used = [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST]
@@ -119,6 +120,8 @@ def _check_lists(cfg: CfgNode) -> Iterable[str]:
     crop = list(cfg.INPUT.CROP.SIZE)
     if len(crop) != 2 or not all(isinstance(side, int) and side > 0 for side in crop):
         yield f"INPUT.CROP.SIZE {crop}: expected [height, width], two positive whole numbers of pixels"
+    if cfg.SOLVER.EMA.DECAY == 1:
+        yield "SOLVER.EMA.DECAY 1 never moves the average: expected a number below 1"
     resize = cfg.INPUT.RESIZE
     if not 0 < resize.MIN_SCALE <= resize.MAX_SCALE:
         yield f"INPUT.RESIZE: expected 0 < MIN_SCALE <= MAX_SCALE, got {resize.MIN_SCALE} and {resize.MAX_SCALE}"
@@ -177,8 +180,6 @@ def _check_datasets(cfg: CfgNode, training: bool) -> Iterable[str]:
         yield f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {ignore} is also the id of a class (NUM_CLASSES {classes})"
 
 
-def _check_stage(cfg: CfgNode) -> Iterable[str]:
+def _check_start(cfg: CfgNode) -> Iterable[str]:
     if cfg.MODEL.THE_MASK.INIT_FROM_STAGE1 and not cfg.MODEL.WEIGHTS:
         yield "MODEL.THE_MASK.INIT_FROM_STAGE1 needs the one-frame checkpoint in MODEL.WEIGHTS, which is empty"
-    if cfg.SOLVER.EMA.DECAY == 1:
-        yield "SOLVER.EMA.DECAY 1 never moves the average: expected a number below 1"

@@ -1,0 +1,65 @@
+"""Golden numbers of the debug run: both stages on six procedural videos, every logged loss and the final figures.
+
+A refactor must not move them. A change of numerics does: run ``THE_MASK_UPDATE_GOLDEN=1 pytest tests/engine/test_golden.py``,
+commit the new file, and show the convergence in docs/experiments.md. The numbers are the same on an installed Detectron2.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from the_mask.data import register_all
+from the_mask.data.synthetic import SceneSize, make_moving_shapes
+from the_mask.engine import train_two_stage
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GOLDEN = Path(__file__).parent / "golden" / "debug.json"
+FIGURES = ("mIoU", "fwIoU", "pACC")
+# Other processors and library versions round (and decode JPEG) a little differently.
+LOSS_TOLERANCE, FIGURE_TOLERANCE = 5e-3, 1.0
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    make_moving_shapes(tmp_path / "moving_shapes", 0, 4, 2, SceneSize(20, 64, 96))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_all()
+    yield
+    monkeypatch.undo()
+    register_all()
+
+
+def losses_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [{k: round(v, 5) for k, v in line.items() if "loss" in k} for line in lines if "total_loss" in line]
+
+
+def test_debug_run_has_golden_numbers(data, tmp_path):
+    configs = [ROOT / "configs" / "debug" / f"the_mask_debug_{stage}.yaml" for stage in ("1f", "video")]
+    results, _ = train_two_stage(configs, tmp_path / "run", ["MODEL.DEVICE", "cpu"])
+    found = {
+        stage: {
+            "losses": losses_of(tmp_path / "run" / stage),
+            "figures": {name: round(float(figures[name]), 3) for name in FIGURES},
+        }
+        for stage, figures in results.items()
+    }
+    if os.environ.get("THE_MASK_UPDATE_GOLDEN") == "1":
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    assert found.keys() == golden.keys()
+    for stage, numbers in golden.items():
+        assert len(found[stage]["losses"]) == len(numbers["losses"]) >= 5
+        for line, expected in zip(found[stage]["losses"], numbers["losses"], strict=True):
+            assert line.keys() == expected.keys()
+            torch.testing.assert_close(
+                torch.tensor(list(line.values())),
+                torch.tensor(list(expected.values())),
+                rtol=LOSS_TOLERANCE,
+                atol=LOSS_TOLERANCE,
+            )
+        for name, expected in numbers["figures"].items():
+            assert found[stage]["figures"][name] == pytest.approx(expected, abs=FIGURE_TOLERANCE)
