@@ -1,6 +1,6 @@
 """Golden numbers of the debug run: both stages on six procedural videos, every logged loss and the final figures.
 
-A refactor must not move them. A change of numerics does: run this file with ``THE_MASK_UPDATE_GOLDEN=1``, commit the new
+A refactor must not move them. A change of numerics does: run with ``THE_MASK_UPDATE_GOLDEN=1``, commit the new
 numbers, and show the convergence in docs/experiments.md. They are the same on an installed Detectron2.
 """
 
