@@ -1,8 +1,13 @@
 """Packaging of the_mask. Project metadata lives here; tool settings live in pyproject.toml."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from setuptools import find_namespace_packages, setup
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, find_namespace_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
@@ -37,6 +42,129 @@ DEV_REQUIREMENTS = [
     "transformers>=4.50",
 ]
 
+# THE_MASK_BUILD: "off" no kernels (pure Python, works everywhere), "cpu" CPU kernels, "cuda" CPU and CUDA kernels,
+# "auto" (default) what this machine can build. What is asked for by name must build; auto falls back with a notice.
+BUILD_MODES = ("auto", "off", "cpu", "cuda")
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise
+
+
+def notice(text: str) -> None:
+    """Say something during installation (pip shows it with -v)."""
+    print(f"the_mask: {text}", file=sys.stderr)
+
+
+def build_mode() -> str:
+    """THE_MASK_BUILD, checked."""
+    mode = os.environ.get("THE_MASK_BUILD") or "auto"
+    if mode not in BUILD_MODES:
+        raise SystemExit(f"THE_MASK_BUILD={mode}: expected one of {', '.join(BUILD_MODES)}")
+    return mode
+
+
+def cuda_toolkit_problem() -> str | None:
+    """Why CUDA kernels cannot be built with the torch installed here; None if they can."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    nvcc = Path(CUDA_HOME or "/nonexistent") / "bin" / "nvcc"
+    if not nvcc.exists():
+        return "no CUDA toolkit (nvcc) found; set CUDA_HOME"
+    import re
+    import subprocess
+
+    text = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", text)
+    if release is None or release[1] != torch.version.cuda.split(".")[0]:
+        found = release[0] if release else "an unknown release"
+        return f"nvcc is {found} and torch was built with CUDA {torch.version.cuda}: the major versions must be equal"
+    return None
+
+
+def make_extension(with_cuda: bool) -> Extension:
+    """The extension the_mask.ops._C: a plain library of torch operators, without a Python binding."""
+    import torch
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    def sources(*patterns: str) -> list[str]:
+        return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+
+    # Contraction to fused multiply-add is what the kernels are written for; -g0 halves the build.
+    flags = {"cxx": ["-O3", "-g0", "-ffp-contract=fast", "-Wno-psabi", "-fvisibility=hidden"]}
+    arguments: dict[str, Any] = {
+        "name": "the_mask.ops._C",
+        "sources": sources("*.cpp", "cpu/*.cpp", *(["cuda/*.cu"] if with_cuda else [])),
+        "depends": sources("*.h", "cpu/*.h", "cpu/*.inc", "cuda/*.h", "cuda/*.cuh"),
+        "extra_compile_args": flags,
+        "define_macros": [("THE_MASK_CUDA_VERSION", torch.version.cuda)] if with_cuda else [],
+        "py_limited_api": True,
+    }
+    if not with_cuda:
+        return CppExtension(**arguments)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    arguments["define_macros"].append(("THE_MASK_WITH_CUDA", None))
+    flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
+    flags["nvcc"] += ["-Xfatbin", "-compress-all"]
+    return CUDAExtension(**arguments)
+
+
+def extension_arguments() -> dict[str, Any]:
+    """ext_modules and cmdclass for this machine and THE_MASK_BUILD."""
+    mode = build_mode()
+    if mode == "off":
+        return {}
+    try:
+        import torch.utils.cpp_extension as cpp
+    except ImportError as error:
+        if mode != "auto":
+            raise SystemExit(
+                f"THE_MASK_BUILD={mode} needs torch at build time ({error}): install torch first, then run pip with "
+                "--no-build-isolation"
+            ) from error
+        notice("torch is not importable here, so no kernels are built (install it first, use --no-build-isolation)")
+        return {}
+    if os.name == "nt":
+        if mode != "auto":
+            raise SystemExit(f"THE_MASK_BUILD={mode}: the kernels need GCC or Clang; on Windows use THE_MASK_BUILD=off")
+        notice("no kernels on Windows: the portable PyTorch path runs")
+        return {}
+    problem = None if mode == "cpu" else cuda_toolkit_problem()
+    if mode == "cuda" and problem is not None:
+        raise SystemExit(f"THE_MASK_BUILD=cuda: {problem}")
+    if mode == "auto" and problem is not None:
+        notice(f"CPU kernels only: {problem}")
+    with_cuda = mode != "cpu" and problem is None
+
+    class Build(cpp.BuildExtension):  # type: ignore[misc]
+        """BuildExtension that, under auto, does with less when a compiler fails."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except (RuntimeError, OSError, cpp.subprocess.CalledProcessError) as error:
+                if mode != "auto":
+                    raise
+                self.retry(error)
+
+        def retry(self, error: Exception) -> None:
+            if with_cuda:
+                notice(f"the CUDA kernels do not build, trying the CPU kernels alone ({error})")
+                self.extensions = [make_extension(False)]
+                try:
+                    super().run()
+                    return
+                except (RuntimeError, OSError, cpp.subprocess.CalledProcessError) as second:
+                    error = second
+            notice(f"the kernels do not build, the portable PyTorch path runs instead ({error})")
+            self.extensions = []
+
+    return {
+        "ext_modules": [make_extension(with_cuda)],
+        "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=True)},
+    }
+
+
 setup(
     name="the_mask",
     version="0.1.0.dev0",
@@ -49,4 +177,5 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={"dev": DEV_REQUIREMENTS},
     zip_safe=False,
+    **extension_arguments(),
 )

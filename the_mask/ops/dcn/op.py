@@ -194,7 +194,7 @@ def _backward_operator(
         converted = [tensor.to(work) for tensor in inputs]
         scale = converted[3] if len(converted) == 4 else None
         found = dcnv3_python_backward(grad_output.to(work), converted[0], converted[1], converted[2], geometry, scale)
-    grads = [grad.to(tensor.dtype) for grad, tensor in zip(found, inputs)]
+    grads = [grad.to(tensor.dtype).contiguous() for grad, tensor in zip(found, inputs)]
     return grads[0], grads[1], grads[2], grads[3] if len(grads) == 4 else x.new_empty(0)
 
 

@@ -215,7 +215,9 @@ def _backward_operator(
         grads = ms_deform_attn_python_backward(
             grad_output.to(work), value.to(work), levels, sampling_locations.to(work), attention_weights.to(work)
         )
-    grad_value, grad_locations, grad_weights = (grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs))
+    grad_value, grad_locations, grad_weights = (
+        grad.to(tensor.dtype).contiguous() for grad, tensor in zip(grads, inputs)
+    )
     return grad_value, grad_locations, grad_weights
 
 

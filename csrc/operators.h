@@ -1,0 +1,51 @@
+// The private operators behind the_mask::ms_deform_attn and the_mask::dcnv3: one set of signatures for CPU and CUDA.
+// Arguments come checked and contiguous from Python; what memory safety rests on is checked again.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace the_mask {
+
+using at::Tensor;
+
+Tensor msda_forward_cpu(const Tensor& value, at::IntArrayRef sizes, const std::optional<Tensor>& device_shapes,
+                        const Tensor& locations, const Tensor& weights);
+std::tuple<Tensor, Tensor, Tensor> msda_backward_cpu(const Tensor& grad_output, const Tensor& value,
+                                                     at::IntArrayRef sizes, const std::optional<Tensor>& device_shapes,
+                                                     const Tensor& locations, const Tensor& weights,
+                                                     bool deterministic);
+Tensor dcn_forward_cpu(const Tensor& x, const Tensor& offset, const Tensor& mask, const std::optional<Tensor>& scale,
+                       at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                       at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center);
+// Gradients of x (in the working type), offset, mask, and scale (empty without one).
+std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
+    const Tensor& grad_output, const Tensor& x, const Tensor& offset, const Tensor& mask,
+    const std::optional<Tensor>& scale, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center, bool deterministic);
+
+#if defined(THE_MASK_WITH_CUDA)
+Tensor msda_forward_cuda(const Tensor& value, at::IntArrayRef sizes, const std::optional<Tensor>& device_shapes,
+                         const Tensor& locations, const Tensor& weights);
+std::tuple<Tensor, Tensor, Tensor> msda_backward_cuda(const Tensor& grad_output, const Tensor& value,
+                                                      at::IntArrayRef sizes, const std::optional<Tensor>& device_shapes,
+                                                      const Tensor& locations, const Tensor& weights,
+                                                      bool deterministic);
+Tensor dcn_forward_cuda(const Tensor& x, const Tensor& offset, const Tensor& mask, const std::optional<Tensor>& scale,
+                        at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                        at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center);
+std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cuda(
+    const Tensor& grad_output, const Tensor& x, const Tensor& offset, const Tensor& mask,
+    const std::optional<Tensor>& scale, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center, bool deterministic);
+#endif
+
+// Which instruction set the CPU kernels use; the second one forces one by name, "auto" takes the best.
+std::string cpu_capability();
+void force_cpu_capability(std::string name);
+
+}  // namespace the_mask
