@@ -1,0 +1,28 @@
+// The kernels of csrc/cuda on the emulator, for float and double; called through ctypes.
+#include "cuda_emulator.h"
+#include "kernels.cuh"
+
+using namespace the_mask::cuda;
+
+namespace {
+
+template <class Geometry>
+const char* run(const Problem* problem, const Geometry* geometry, int backward, int blocks) {
+  emulator::failure = nullptr;
+  most_blocks = blocks;
+  if (problem->storage == Storage::f64) {
+    backward ? run_backward<double>(*problem, *geometry, nullptr) : run_forward<double>(*problem, *geometry, nullptr);
+  } else {
+    backward ? run_backward<float>(*problem, *geometry, nullptr) : run_forward<float>(*problem, *geometry, nullptr);
+  }
+  return emulator::failure;
+}
+
+}  // namespace
+
+extern "C" const char* run_msda(const Problem* problem, const MsdaGeometry* geometry, int backward, int blocks) {
+  return run(problem, geometry, backward, blocks);
+}
+extern "C" const char* run_dcn(const Problem* problem, const DcnGeometry* geometry, int backward, int blocks) {
+  return run(problem, geometry, backward, blocks);
+}
