@@ -73,12 +73,12 @@ def test_context_changes_the_result():
     for before in (first, other):
         _, state = model.step(before, model.init_state())
         results.append(model.step(second, state)[0])
-    assert not torch.allclose(*results, atol=1e-4)
+    assert not torch.allclose(results[0], results[1], atol=1e-4)
 
 
 def test_features_are_computed_once_per_frame():
     model = build(4, 1)
-    shapes = []
+    shapes: list[object] = []
     model.backbone.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     model.sem_seg_head.pixel_decoder.register_forward_hook(lambda *_: shapes.append("pixel decoder"))
     state = model.init_state()

@@ -68,11 +68,8 @@ def official_names():
 
     predictor = "sem_seg_head.predictor."
     for layer in range(9):
-        for block, attention in (
-            ("transformer_self_attention_layers", "self_attn"),
-            ("transformer_cross_attention_layers", "multihead_attn"),
-        ):
-            prefix = f"{predictor}{block}.{layer}."
+        for kind, attention in (("self", "self_attn"), ("cross", "multihead_attn")):
+            prefix = f"{predictor}transformer_{kind}_attention_layers.{layer}."
             names += [f"{prefix}{attention}.in_proj_weight", f"{prefix}{attention}.in_proj_bias"]
             names += both(f"{prefix}{attention}.out_proj") + both(f"{prefix}norm")
         for part in ("linear1", "linear2", "norm"):

@@ -265,6 +265,16 @@ def test_every_parameter_gets_a_gradient():
     assert [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.parametrize("name", ["MaskedAttentionDecoder", "TemporalAggregationDecoder"])
+def test_can_be_exported(name):
+    decoder = build(TRANSFORMER_DECODER_NAME=name, DEC_LAYERS=2)
+    maps, mask_features = inputs(2)
+    program = torch.export.export(decoder, (maps, mask_features, 2))
+    outputs = program.module()(maps, mask_features, 2)
+    expected = decoder(maps, mask_features, 2)
+    torch.testing.assert_close(outputs["pred_masks"], expected["pred_masks"], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -93,7 +93,7 @@ class SlowDecoder:
         values, keys = [], []  # [level][frame]
         for level, m in enumerate(maps):
             tokens = m.double().flatten(2).transpose(1, 2) + self.p["level_embed.weight"][level]
-            position = sine_3d_clip(count, *m.shape[-2:], m.shape[1]).double().flatten(2).transpose(1, 2)
+            position = sine_3d_clip(count, m.shape[2], m.shape[3], m.shape[1]).double().flatten(2).transpose(1, 2)
             values.append(tokens)
             keys.append(tokens + position)
 
