@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_two_processes_equal_one(tiny_shapes: Path, tmp_path: Path) -> None:
     """Group norm and per-clip random points make the batch's split invisible; normalisers are shared over ranks."""
     overrides = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 0, "TEST.EVAL_PERIOD", 2]
+    # What rounding may decide is left out: AdamW's first steps divide by the gradient's own size, and the choice of
+    # uncertain points is a threshold.
+    overrides += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.1, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0]
+    overrides += ["MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 0.0]
     fake = ["SOLVER.IMS_PER_BATCH", 8, "SOLVER.ACCUM_STEPS", 2, "SOLVER.EMA.ENABLED", True]
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, start in ((one, train_both), (two, lambda *args: launch(train_both, args, num_processes=2))):
@@ -32,8 +36,7 @@ def test_two_processes_equal_one(tiny_shapes: Path, tmp_path: Path) -> None:
     for name, value in alone["model"].items():
         moved = (value.double() - start[name].double()).abs().max().item()
         error = (value.double() - ranks[0]["model"][name].double()).abs().max().item()
-        # AdamW's first steps divide by the gradient's own size, so rounding shows most where gradients are near zero.
-        assert error <= 2e-5 + 0.02 * moved, (name, error, moved)
+        assert error <= 2e-7 + 1e-4 * moved, (name, error, moved)
     assert ranks[0]["results"]["mIoU"] == pytest.approx(alone["results"]["mIoU"], abs=0.5)
     state = read_checkpoint(two / "model_final.pth")
     assert len(state["rng"]) == 2
