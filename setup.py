@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, find_namespace_packages, setup
+from setuptools.errors import CCompilerError, ExecError
 
 ROOT = Path(__file__).resolve().parent
 
@@ -45,6 +48,7 @@ DEV_REQUIREMENTS = [
 # THE_MASK_BUILD: "off" no kernels (pure Python, works everywhere), "cpu" CPU kernels, "cuda" CPU and CUDA kernels,
 # "auto" (default) what this machine can build. What is asked for by name must build; auto falls back with a notice.
 BUILD_MODES = ("auto", "off", "cpu", "cuda")
+BUILD_ERRORS = (RuntimeError, OSError, CCompilerError, ExecError, subprocess.CalledProcessError)
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise
 
 
@@ -62,24 +66,18 @@ def build_mode() -> str:
 
 
 def cuda_toolkit_problem() -> str | None:
-    """Why CUDA kernels cannot be built with the torch installed here; None if they can."""
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA"
-    nvcc = Path(CUDA_HOME or "/nonexistent") / "bin" / "nvcc"
-    if not nvcc.exists():
-        return "no CUDA toolkit (nvcc) found; set CUDA_HOME"
-    import re
-    import subprocess
-
-    text = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"release (\d+)\.(\d+)", text)
-    if release is None or release[1] != torch.version.cuda.split(".")[0]:
-        found = release[0] if release else "an unknown release"
-        return f"nvcc is {found} and torch was built with CUDA {torch.version.cuda}: the major versions must be equal"
-    return None
+    """Why CUDA kernels cannot be built with the torch installed here; None if they can. Sets an unset CUDA_HOME."""
+    spec = importlib.util.spec_from_file_location("cuda_check", ROOT / "csrc" / "cuda_check.py")
+    assert spec is not None
+    assert spec.loader is not None
+    cuda_check = sys.modules["cuda_check"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cuda_check)
+    toolkit = cuda_check.find_toolkit()
+    problem: str | None = cuda_check.why_not(toolkit)
+    if problem is None:
+        # torch takes the folder above nvcc's, which is wrong where the nvcc on the path is a script.
+        os.environ.setdefault("CUDA_HOME", str(toolkit))
+    return problem
 
 
 def make_extension(with_cuda: bool) -> Extension:
@@ -94,7 +92,7 @@ def make_extension(with_cuda: bool) -> Extension:
     flags = {"cxx": ["-O3", "-g0", "-ffp-contract=fast", "-Wno-psabi", "-fvisibility=hidden"]}
     arguments: dict[str, Any] = {
         "name": "the_mask.ops._C",
-        "sources": sources("*.cpp", "cpu/*.cpp", *(["cuda/*.cu"] if with_cuda else [])),
+        "sources": sources("*.cpp", "cpu/*.cpp", *(["cuda/*.cpp", "cuda/*.cu"] if with_cuda else [])),
         "depends": sources("*.h", "cpu/*.h", "cpu/*.inc", "cuda/*.h", "cuda/*.cuh"),
         "extra_compile_args": flags,
         "define_macros": [("THE_MASK_CUDA_VERSION", torch.version.cuda)] if with_cuda else [],
@@ -115,7 +113,7 @@ def extension_arguments() -> dict[str, Any]:
     if mode == "off":
         return {}
     try:
-        import torch.utils.cpp_extension as cpp
+        import torch  # noqa: F401
     except ImportError as error:
         if mode != "auto":
             raise SystemExit(
@@ -135,14 +133,16 @@ def extension_arguments() -> dict[str, Any]:
     if mode == "auto" and problem is not None:
         notice(f"CPU kernels only: {problem}")
     with_cuda = mode != "cpu" and problem is None
+    # Reads CUDA_HOME when it is imported.
+    import torch.utils.cpp_extension as cpp
 
-    class Build(cpp.BuildExtension):  # type: ignore[misc]
+    class Build(cpp.BuildExtension):
         """BuildExtension that, under auto, does with less when a compiler fails."""
 
         def run(self) -> None:
             try:
                 super().run()
-            except (RuntimeError, OSError, cpp.subprocess.CalledProcessError) as error:
+            except BUILD_ERRORS as error:
                 if mode != "auto":
                     raise
                 self.retry(error)
@@ -154,7 +154,7 @@ def extension_arguments() -> dict[str, Any]:
                 try:
                     super().run()
                     return
-                except (RuntimeError, OSError, cpp.subprocess.CalledProcessError) as second:
+                except BUILD_ERRORS as second:
                     error = second
             notice(f"the kernels do not build, the portable PyTorch path runs instead ({error})")
             self.extensions = []
