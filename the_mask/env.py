@@ -125,9 +125,5 @@ def _ops_fact() -> str:
     return explain()
 
 
-# The name that reads well after the module's: ``env.report()``.
-report = environment_report
-
-
 if __name__ == "__main__":
     print(environment_report())
