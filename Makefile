@@ -32,14 +32,15 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy the_mask tools datasets benchmarks
+	$(BIN)/mypy the_mask tools datasets benchmarks setup.py csrc
+	cd the_mask/runtime && ../../$(BIN)/mypy --config-file ../../pyproject.toml detectron2
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/run_all.py
+	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
 
 cuda-check: setup
 	$(BIN)/python csrc/cuda_check.py
