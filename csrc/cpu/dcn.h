@@ -1,4 +1,3 @@
-// URGENT (lead, 06:04): stop tuning; bind, build, commit now. See csrc/URGENT_FROM_LEAD.txt; delete this line.
 // DCNv3 for a block of pixels (forward) or of groups (backward). Included after storage.h, inside a namespace per
 // instruction set.
 //
@@ -121,7 +120,8 @@ TM_INLINE DcnPlaces<A, Lanes<A>::value> dcn_places(const DcnProblem& problem, co
   return places;
 }
 
-// Places and weights on the supposition that every corner is inside; false if one is not.
+// Places and weights on the supposition that every corner is inside; false if one is not. Always runs, so that weights
+// do not depend on which path follows.
 template <class A, bool Backward>
 TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& s, const DcnPixel<A>& pixel) {
   constexpr int V = Lanes<A>::value;
@@ -155,7 +155,8 @@ TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& 
   return !any<A, V>(outside);
 }
 
-// The same with a test for every corner.
+// Correct what dcn_place_inside left for corners that are outside: weight zero, an address inside. The weights of the
+// others stay as they are, to the last bit: which pixels come here depends on how groups are divided among threads.
 template <class A, bool Backward>
 __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, const DcnScratch<A>& s,
                                                  const DcnPixel<A>& pixel) {
@@ -170,19 +171,17 @@ __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, cons
     // -1 < position < size, of which -1 itself is not part.
     const J inside = (places.column < width) & ((places.column >= 0) | ((places.column == -1) & (places.right > 0))) &
                      (places.row < height) & ((places.row >= 0) | ((places.row == -1) & (places.below > 0)));
-    const F factor = load<A, V>(pixel.mask + i) * load<A, V>(s.share + i);
     for (int r = 0; r < 4; ++r) {
       const J column = places.column + (r & 1), row = places.row + (r >> 1);
       const J known = inside & (column >= 0) & (column < width) & (row >= 0) & (row < height);
       store<I, V>(s.place[r] + i, (known ? row * pitch + column * step : J{}) + load<I, V>(s.channel + i));
-      const F across = (r & 1) ? places.right : A(1) - places.right, down = (r >> 1) ? places.below : A(1) - places.below;
-      store<A, V>(s.corner[r] + i, known ? factor * down * across : F{});
+      store<A, V>(s.corner[r] + i, known ? load<A, V>(s.corner[r] + i) : F{});
       if (Backward) store<A, V>(s.known[r] + i, known ? F{} + A(1) : F{});
     }
     if (Backward) {
       store<A, V>(s.right + i, inside ? places.right : F{});
       store<A, V>(s.below + i, inside ? places.below : F{});
-      store<A, V>(s.factor + i, inside ? factor : F{});
+      store<A, V>(s.factor + i, inside ? load<A, V>(s.factor + i) : F{});
     }
   }
 }
