@@ -31,7 +31,7 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 # Below this share of the file's tensors that fit, the file is taken for another architecture.
 LEAST_MATCH = 0.5
 # Layers whose first axis counts classes; a file for another class list loses just these.
-CLASS_LAYERS = re.compile(r"(^|\.)(class_embed\w*\.(weight|bias)|empty_weight)$")
+CLASS_LAYERS = re.compile(r"(^|\.)(\w*class_embed\w*\.(weight|bias)|empty_weight)$")
 
 
 @dataclass

@@ -54,10 +54,12 @@ def gather_maps(
     _, num_queries, num_frames = sets[0]["pred_masks"].shape[:3]
     device = sets[0]["pred_masks"].device
     by_set = sorted(range(len(entries)), key=lambda i: entries[i][4])
-    rows = [(b * num_queries + q) * num_frames + t for _, b, t, _, _, q in (entries[i] for i in by_set)]
+    rows = [(b * num_frames + t) * num_queries + q for _, b, t, _, _, q in (entries[i] for i in by_set)]
     position = torch.empty(len(entries), dtype=torch.long)
     position[by_set] = torch.arange(len(entries))
     lengths = [sum(e[4] == s for e in entries) for s in range(len(sets))]
     chosen = torch.tensor(rows, dtype=torch.long).to(device).split(lengths)
-    parts = [s["pred_masks"].flatten(0, 2).index_select(0, index) for s, index in zip(sets, chosen, strict=True)]
+    # The decoders give views of [B, T, Q, h, w] tensors, which this order flattens without a copy.
+    stacked = [s["pred_masks"].transpose(1, 2).flatten(0, 2) for s in sets]
+    parts = [maps.index_select(0, index) for maps, index in zip(stacked, chosen, strict=True)]
     return groups, torch.cat(parts).index_select(0, position.to(device)).float()
