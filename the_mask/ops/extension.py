@@ -5,7 +5,6 @@ The library has no Python binding of its own: it registers operators in the priv
 
 from __future__ import annotations
 
-import functools
 import mmap
 import re
 from pathlib import Path
@@ -25,6 +24,7 @@ class Extension(NamedTuple):
 
     path: Path | None
     problem: str | None
+    with_cuda: bool = False
 
 
 def _find() -> Path | None:
@@ -52,37 +52,28 @@ def _load(path: Path | None) -> Extension:
         torch.ops.load_library(str(path))
     except (OSError, ValueError, RuntimeError) as error:
         return Extension(path, f"{path.name} cannot be loaded ({error}); {_REBUILD}")
-    return Extension(path, None)
+    return Extension(path, None, torch.ops.the_mask_kernels.built_with_cuda())
 
 
-@functools.cache
-def load() -> Extension:
-    """Load the extension once."""
-    return _load(_find())
+# Loaded once, here, so that tracers meet plain data and not the loading.
+LOADED = _load(_find())
 
 
-@functools.cache
 def missing_for(device_type: str) -> str | None:
     """Why there is no kernel for ``device_type``, or None if there is one."""
-    state = load()
-    if state.problem is not None:
-        return state.problem
-    if device_type == "cpu":
+    if LOADED.problem is not None:
+        return LOADED.problem
+    if device_type == "cpu" or (device_type == "cuda" and LOADED.with_cuda):
         return None
     if device_type == "cuda":
-        built = torch.ops.the_mask_kernels.built_with_cuda()
-        return None if built else f"the extension was built without CUDA; {_REBUILD} (THE_MASK_BUILD=cuda)"
+        return f"the extension was built without CUDA; {_REBUILD} (THE_MASK_BUILD=cuda)"
     return f"there are no kernels for {device_type}"
 
 
 def describe() -> str:
     """One line on the extension: what it is, or why it is not there."""
-    state = load()
-    if state.problem is not None:
-        return state.problem
-    assert state.path is not None
-    cuda = "with CUDA" if torch.ops.the_mask_kernels.built_with_cuda() else "CPU only"
-    return f"{state.path.name}, {cuda}, CPU code for {torch.ops.the_mask_kernels.cpu_capability()}"
-
-
-load()
+    if LOADED.problem is not None:
+        return LOADED.problem
+    assert LOADED.path is not None
+    cuda = "with CUDA" if LOADED.with_cuda else "CPU only"
+    return f"{LOADED.path.name}, {cuda}, CPU code for {torch.ops.the_mask_kernels.cpu_capability()}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,8 +15,10 @@ def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     Offsets are pixels: bfloat16 rounds an offset of 8 pixels to a 16th of a pixel, which is visible in the result.
     """
     work = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
-    if layer.weight.dtype == x.dtype == work and not torch.is_autocast_enabled(x.device.type):
+    # The meta device, for one, has no autocast.
+    has_autocast = torch.amp.is_autocast_available(x.device.type)
+    if layer.weight.dtype == x.dtype == work and not (has_autocast and torch.is_autocast_enabled(x.device.type)):
         return layer(x)
-    with torch.autocast(x.device.type, enabled=False):
-        bias = None if layer.bias is None else layer.bias.to(work)
+    bias = None if layer.bias is None else layer.bias.to(work)
+    with torch.autocast(x.device.type, enabled=False) if has_autocast else contextlib.nullcontext():
         return F.linear(x.to(work), layer.weight.to(work), bias)
