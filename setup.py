@@ -14,7 +14,7 @@ from setuptools.errors import CCompilerError, ExecError
 
 ROOT = Path(__file__).resolve().parent
 
-# Lower bounds are versions that were really run (docs/install.md, "Versions tried").
+# What was really run stands in docs/install.md, "Versions tried"; the bounds are the oldest releases whose API is used.
 REQUIREMENTS = [
     "torch>=2.9",
     "torchvision>=0.24",
