@@ -1,0 +1,249 @@
+"""Time the deformable operators: every path, the usual grid_sample core, other peers; memory; a whole model.
+
+    python benchmarks/bench_ops.py                 # everything, 30 to 60 minutes on two cores
+    python benchmarks/bench_ops.py --quick         # kernels against the core only, some minutes
+    python benchmarks/bench_ops.py --parts memory model
+
+Prints medians with the interquartile range and ratios to the grid_sample core of the same run, compares geometric means
+with the goals, and writes ``benchmarks/results/ops_<device>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import bandwidth, geometric_mean, machine, multiply_adds, peak_memory, quartiles, race, ratio, write_json
+from op_contenders import LEVELS, STAGES, Problem, encoder_problem, stage_problem
+
+from the_mask.config import load_config
+from the_mask.ops import explain, use
+from the_mask.ops.extension import missing_for
+
+# Times faster than the grid_sample core, float32, geometric mean over a line: (forward, forward+backward), the goal
+# and what is aimed for.
+GOALS = {
+    "msda realistic": ((28, 23), (34, 28)),
+    "msda random": ((12, 9), (20, 13)),
+    "dcnv3 T": ((22, 17), (28, 22)),
+    "dcnv3 H1-2": ((32, 27), (40, 34)),
+}
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ("core", "compiled")
+MODES = ("forward", "forward_backward")
+
+
+def problems(args: argparse.Namespace) -> Iterator[Problem]:
+    """All problems, in the order of the table."""
+    device = torch.device(args.device)
+    for dtype in [torch.float32] if args.quick else [torch.float32, torch.bfloat16]:
+        for size in LEVELS:
+            for batch in (1, 2) if dtype == torch.float32 else (1,):
+                for kind in ("realistic", "random"):
+                    yield encoder_problem(size, batch, kind, dtype, device)
+        for stage in STAGES:
+            yield stage_problem(stage, dtype, device)
+
+
+def run_problem(problem: Problem, args: argparse.Namespace, threads: int) -> dict[str, Any]:
+    """Times of all contenders, forward and forward+backward."""
+    names = [name for name in problem.contenders if not args.quick or name in QUICK]
+    if missing_for(args.device) is not None:
+        names.remove("compiled")
+    slow = {"reference", "torch.compile of core"}
+    if threads > 1 or "batch 2" in problem.name:
+        # They are slow, and one thread and one image show it.
+        names = [name for name in names if name not in slow]
+    result: dict[str, Any] = {"line": problem.line}
+    for mode in MODES:
+        calls = {name: getattr(problem, mode)(name) for name in names}
+        times = race({n: c for n, c in calls.items() if n not in slow}, args.rounds, torch.device(args.device))
+        times |= race({n: c for n, c in calls.items() if n in slow}, 3, torch.device(args.device))
+        rows: dict[str, Any] = {name: quartiles(values) for name, values in times.items()}
+        if "core" in times:
+            for name, values in times.items():
+                # The slow ones ran in rounds of their own.
+                base = times["core"] if len(values) == len(times["core"]) else times["core"][: len(values)]
+                rows[name]["ratio_to_core"] = ratio(base, values)
+        result[mode] = rows
+    return result
+
+
+def show(name: str, result: dict[str, Any], threads: int) -> None:
+    """Print one problem's rows."""
+    for mode in MODES:
+        print(f"{name}, {mode.replace('_', '+')}, {threads} thread(s)")
+        for contender, row in result[mode].items():
+            faster = f"  {row['ratio_to_core']:6.2f}x" if "ratio_to_core" in row else ""
+            print(f"    {contender:24s} {row['median_ms']:10.2f} ms  (IQR {row['iqr_ms']:.2f}){faster}", flush=True)
+
+
+def add_floor(report: dict[str, Any], problem: Problem, result: dict[str, Any], threads: int) -> None:
+    """What the machine could do at best in forward: every byte moved once, every multiply-add at full rate."""
+    floor = report["floor"][f"threads_{threads}"]
+    by_memory = problem.bytes_moved / floor["bytes_per_second"]
+    by_arithmetic = problem.multiply_adds / floor["multiply_adds_per_second"]
+    result["floor"] = {"memory_ms": 1e3 * by_memory, "arithmetic_ms": 1e3 * by_arithmetic}
+    if "compiled" in result["forward"]:
+        best = 1e3 * max(by_memory, by_arithmetic)
+        result["floor"]["forward_over_floor"] = result["forward"]["compiled"]["median_ms"] / best
+
+
+def summarise(report: dict[str, Any]) -> dict[str, Any]:
+    """Geometric means per line of goals, per number of threads, and what a second thread brings."""
+    summary: dict[str, Any] = {}
+    for threads in report["threads"]:
+        lines: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for result in report[f"threads_{threads}"].values():
+            for mode in MODES:
+                row = result[mode].get("compiled", {})
+                if "ratio_to_core" in row:
+                    lines[result["line"]][mode].append(row["ratio_to_core"])
+        for line, modes in lines.items():
+            entry: dict[str, Any] = {mode: round(geometric_mean(values), 1) for mode, values in modes.items()}
+            if line in GOALS and report["device"] == "cpu":
+                goal, aim = GOALS[line]
+                entry["goal"], entry["aim"] = goal, aim
+                entry["reached"] = entry["forward"] >= goal[0] and entry["forward_backward"] >= goal[1]
+            summary[f"{line}, {threads} thread(s)"] = entry
+    if report["threads"] == [1, 2]:
+        one, two = report["threads_1"], report["threads_2"]
+        for mode in MODES:
+            gains = [
+                one[name][mode]["compiled"]["median_ms"] / two[name][mode]["compiled"]["median_ms"]
+                for name in one
+                if name in two and "compiled" in one[name][mode]
+            ]
+            summary[f"two threads over one, {mode}"] = round(geometric_mean(gains), 2) if gains else None
+    return summary
+
+
+MEMORY_CASES = {
+    "msda 480x853": lambda: encoder_problem("480x853", 1, "realistic", torch.float32, torch.device("cpu")),
+    "dcnv3 T1": lambda: stage_problem("T1", torch.float32, torch.device("cpu")),
+    "dcnv3 H1": lambda: stage_problem("H1", torch.float32, torch.device("cpu")),
+}
+
+
+def measure_memory(case: str, contender: str, mode: str) -> None:
+    """Entry of the measuring process: print the growth of the process in bytes."""
+    problem = MEMORY_CASES[case]()
+    small = encoder_problem("240x427", 1, "realistic", torch.float32, torch.device("cpu"))
+    getattr(small, mode)(contender)()  # load libraries, start threads
+    function = getattr(problem, mode)(contender)
+    print(peak_memory(function))
+
+
+def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak growth of a fresh process during one first call, in MB; results and gradients included."""
+    found: dict[str, Any] = {}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(max(args.threads))}
+    for case in MEMORY_CASES:
+        problem = MEMORY_CASES[case]()
+        output = problem.contenders["compiled"]().numel() * 4 / 1e6
+        grads = sum(leaf.numel() * 4 for leaf in problem.leaves) / 1e6
+        row: dict[str, Any] = {"output_mb": round(output, 2), "output_and_gradients_mb": round(output + grads, 2)}
+        for contender in QUICK:
+            for mode in MODES:
+                command = [sys.executable, __file__, "--measure-memory", case, contender, mode]
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                row[f"{contender} {mode}"] = round(int(done.stdout.split()[-1]) / 1e6, 2)
+        found[case] = row
+        print(f"memory {case}: {row}", flush=True)
+    return found
+
+
+def bench_model(args: argparse.Namespace) -> dict[str, Any]:
+    """One frame, and one training step, of Mask2Former R50 on the kernels and on the grid_sample path."""
+    from the_mask.modeling import MaskClassifier
+
+    overrides = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", args.device]
+    device = torch.device(args.device)
+    model = MaskClassifier(load_config(str(ROOT / "configs/vspw/mask2former_r50.yaml"), overrides)).to(device)
+    found: dict[str, Any] = {}
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        rows: dict[str, Any] = {}
+        for name, size in (("frame 480x853", (480, 853)), ("training step 240x427", (240, 427))):
+            frame = torch.randint(256, (3, *size), dtype=torch.uint8)
+            labels = (torch.arange(size[0])[:, None] // 60 * 8 + torch.arange(size[1]) // 110).expand(size)
+            clip = {"frames": [frame], "labels": [labels % 124], "seed": 0, "dataset": "random", "video_id": "0"}
+            train = name.startswith("training")
+            model.train(train)
+
+            def step(path: str, clip: dict[str, Any] = clip, train: bool = train) -> None:
+                with use(path):
+                    if not train:
+                        with torch.no_grad():
+                            model.score_maps([clip])
+                        return
+                    model.zero_grad(set_to_none=True)
+                    sum(model([clip]).values()).backward()
+
+            calls = {path: (lambda path=path: step(path)) for path in ("portable", "compiled")}
+            times = race(calls, 5, device)
+            rows[name] = {path: quartiles(values) for path, values in times.items()}
+            rows[name]["times_faster"] = ratio(times["portable"], times["compiled"])
+            print(f"{name}, {threads} thread(s): {rows[name]}", flush=True)
+        found[f"threads_{threads}"] = rows
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="float32, kernels and grid_sample core only")
+    parser.add_argument(
+        "--parts", nargs="+", choices=["times", "memory", "model"], default=["times", "memory", "model"]
+    )
+    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument("--output", default="", help="name of the JSON file, without its ending")
+    parser.add_argument("--measure-memory", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure_memory:
+        measure_memory(*args.measure_memory)
+        return
+    threads = args.threads if args.device == "cpu" else [torch.get_num_threads()]
+    args.threads = threads
+    report: dict[str, Any] = {"machine": machine(), "device": args.device, "threads": threads, "ops": explain()}
+    print(report["ops"])
+    if "times" in args.parts:
+        if args.device == "cpu":
+            report["floor"] = {
+                f"threads_{t}": {"bytes_per_second": bandwidth(t), "multiply_adds_per_second": multiply_adds(t)}
+                for t in threads
+            }
+        for count in threads:
+            torch.set_num_threads(count)
+            report[f"threads_{count}"] = {}
+            for problem in problems(args):
+                if args.only not in problem.name:
+                    continue
+                result = run_problem(problem, args, count)
+                if args.device == "cpu":
+                    add_floor(report, problem, result, count)
+                show(problem.name, result, count)
+                report[f"threads_{count}"][problem.name] = result
+        report["summary"] = summarise(report)
+        for line, entry in report["summary"].items():
+            print(f"{line}: {entry}")
+    if "memory" in args.parts and args.device == "cpu" and missing_for("cpu") is None:
+        report["memory_mb"] = bench_memory(args)
+    if "model" in args.parts and missing_for(args.device) is None:
+        report["model"] = bench_model(args)
+    path = write_json(args.output or f"ops_{args.device}", report)
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What benchmarks share: the machine, interleaved timing with medians and quartiles, peak memory, JSON.
+
+Contenders run in turn, round by round, so that what else the machine does hits all of them alike; a ratio is the median
+of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import the_mask
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Row = dict[str, float]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, versions, load: what a number is worth nothing without."""
+    facts: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "logical_cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "the_mask": the_mask.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if hasattr(os, "getloadavg"):
+        facts["load_average_at_start"] = os.getloadavg()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        fields = (line.partition(":") for line in information.read_text().splitlines())
+        known = {name.strip(): value.strip() for name, _, value in fields}
+        facts["processor"] = known.get("model name", facts["processor"])
+        flags = known.get("flags", "").split()
+        facts["flags"] = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+        for level in ("1", "2", "3"):
+            size = Path(f"/sys/devices/system/cpu/cpu0/cache/index{level}/size")
+            if size.exists():
+                facts[f"cache_index{level}"] = size.read_text().strip()
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def quartiles(values: Sequence[float]) -> Row:
+    """Median and interquartile range of seconds, in milliseconds, and how many there were."""
+    ordered = sorted(values)
+    if len(ordered) < 4:
+        spread = ordered[-1] - ordered[0]
+    else:
+        first, _, third = statistics.quantiles(ordered, n=4)
+        spread = third - first
+    return {"median_ms": 1e3 * statistics.median(ordered), "iqr_ms": 1e3 * spread, "runs": len(ordered)}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a clock read afterwards means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def race(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    seconds_per_turn: float = 0.1,
+    most_per_turn: int = 20,
+) -> dict[str, list[float]]:
+    """Time contenders in turn; one number per round each: the mean of as many calls as fit into a turn."""
+    calls: dict[str, int] = {}
+    for name, function in contenders.items():
+        function()
+        synchronise(device)
+        start = time.perf_counter()
+        function()
+        synchronise(device)
+        once = time.perf_counter() - start
+        calls[name] = max(1, min(most_per_turn, int(seconds_per_turn / max(once, 1e-7))))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, function in contenders.items():
+                start = time.perf_counter()
+                for _ in range(calls[name]):
+                    function()
+                synchronise(device)
+                times[name].append((time.perf_counter() - start) / calls[name])
+    finally:
+        gc.enable()
+    return times
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times faster, as the median over rounds."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    return statistics.geometric_mean(values)
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes per second that a copy of 256 MB reads and writes."""
+    source = torch.ones(1 << 25, dtype=torch.float64)
+    target = torch.empty_like(source)
+    with_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        times = race({"copy": lambda: target.copy_(source)}, 7, torch.device("cpu"))["copy"]
+    finally:
+        torch.set_num_threads(with_threads)
+    return 2 * source.numel() * source.element_size() / statistics.median(times)
+
+
+def multiply_adds(threads: int) -> float:
+    """Float32 multiply-adds per second that the machine's matrix product reaches."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    with_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        times = race({"product": lambda: a @ b}, 7, torch.device("cpu"))["product"]
+    finally:
+        torch.set_num_threads(with_threads)
+    return 1024**3 / statistics.median(times)
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes by which the process grows at most while ``function`` runs; its result is kept until the end.
+
+    Linux only. Run it in a fresh process with ``MALLOC_MMAP_THRESHOLD_=65536``, where freed blocks go back to the
+    system at once: otherwise it reuses what an earlier call left.
+    """
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    result = function()
+    peak = _status("VmHWM")
+    del result
+    return peak - before
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def write_json(name: str, report: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write a report below ``benchmarks/results``; returns where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return path
