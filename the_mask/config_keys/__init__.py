@@ -1,0 +1,10 @@
+"""Every configuration key, its default, one line of meaning: one file per subject.
+
+A file has ``add_keys(cfg)``; :data:`SUBJECTS` lists the files in the order they are added.
+"""
+
+from __future__ import annotations
+
+from the_mask.config_keys import backbones, input, mask_former, solver, test, the_mask
+
+SUBJECTS = (input, mask_former, the_mask, backbones, solver, test)

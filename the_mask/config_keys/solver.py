@@ -1,0 +1,40 @@
+"""Keys of optimiser, schedule, precision and checkpoints."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_keys(cfg: CfgNode) -> None:
+    """Add them to ``cfg``, in place."""
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BASE_LR = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY = 0.05
+    # Weight decay of norms, and of embeddings and position tables.
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # The only schedule: warm-up, then (1 - iter/MAX_ITER)^POLY_LR_POWER down to POLY_LR_END * BASE_LR.
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_END = 0.0
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    # "full_model": one L2 norm over all parameters.
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
+    # Mixed precision on any device: "bf16" or "fp16".
+    cfg.SOLVER.AMP.PRECISION = "bf16"
+    # Batches whose gradients are added up before one optimiser step; IMS_PER_BATCH counts all of them.
+    cfg.SOLVER.ACCUM_STEPS = 1
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    # Periodic checkpoints kept (0: all); the best and the last are always kept.
+    cfg.SOLVER.CHECKPOINT_KEEP = 2
+    # Metric that chooses model_best.pth; "" keeps no best checkpoint.
+    cfg.SOLVER.CHECKPOINT_BEST = "mIoU"
+    # torch.use_deterministic_algorithms.
+    cfg.SOLVER.DETERMINISTIC = False
+    # Iterations between log lines.
+    cfg.SOLVER.LOG_PERIOD = 20
