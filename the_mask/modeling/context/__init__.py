@@ -1,0 +1,1 @@
+"""Context blocks: what a pixel learns from its surroundings, from past frames and from the whole data set."""
