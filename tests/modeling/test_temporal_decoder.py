@@ -21,7 +21,10 @@ SMALL = {
 }
 
 
-def build(name="TemporalAggregationDecoder", in_channels=(32, 32, 32), base=SMALL, **changes):
+OPTIONS = {"THE_MASK.CLIP_TO_FRAME": True, "THE_MASK.ORDER_SLOTS": 4}
+
+
+def build(name="TemporalAggregationDecoder", in_channels=(32, 32, 32), base=SMALL, noise=True, **changes):
     keys = {**base, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": name}
     keys |= {"MODEL." + key: value for key, value in changes.items()}
     cfg = load_config(overrides=[str(x) for pair in keys.items() for x in pair])
@@ -29,7 +32,7 @@ def build(name="TemporalAggregationDecoder", in_channels=(32, 32, 32), base=SMAL
     decoder = build_mask_decoder(cfg, in_channels).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
-            if parameter.dim() == 1:
+            if noise and (parameter.dim() == 1 or not parameter.any()):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return decoder
 
@@ -121,17 +124,23 @@ class SlowDecoder:
                 f = self.norm(name + ".norm", f + self.attend(name + ".self_attn", f + e, f + e, f))
                 name = f"transformer_ffn_layers.{i}"
                 frames[t] = self.norm(name + ".norm", f + self.ffn(name, f))
-            scores = torch.stack([self.linear(tl + "frame_score", f) for f in frames]).softmax(0)
-            summary = sum(a * self.linear(tl + "frame_value", f) for a, f in zip(scores, frames, strict=True))
+            read = frames
+            if tl + "order_embed.weight" in self.p:
+                read = [f + self.p[tl + "order_embed.weight"][count - 1 - t] for t, f in enumerate(frames)]
+            scores = torch.stack([self.linear(tl + "frame_score", f) for f in read]).softmax(0)
+            summary = sum(a * self.linear(tl + "frame_value", f) for a, f in zip(scores, read, strict=True))
             clip = self.norm(tl + "combine_norm", clip + summary)
             clip = self.norm(tl + "clip_ffn_norm", clip + self.ffn(tl + "clip_ffn", clip))
+            if tl + "clip_to_frame.weight" in self.p:
+                frames = [f + self.linear(tl + "clip_to_frame", clip) for f in frames]
             outputs.append(self.heads_of(clip, frames, features))
         return outputs
 
 
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["published", "options"])
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_equals_the_slow_oracle(frames):
-    decoder = build()
+def test_equals_the_slow_oracle(frames, options):
+    decoder = build(**options)
     maps, mask_features = inputs(2 * frames)
     with torch.no_grad():
         outputs = decoder(maps, mask_features, frames, aux=True)
@@ -203,6 +212,97 @@ def test_frame_queries_start_from_their_own_frame_only():
     assert torch.equal(clip, clip_other)
     assert torch.equal(frames[:, 0], frames_other[:, 0])
     assert not torch.allclose(frames[:, 1], frames_other[:, 1], atol=1e-3)
+
+
+def test_options_have_no_effect_before_training():
+    plain, optional = build(noise=False), build(noise=False, **OPTIONS)
+    missing, unexpected = optional.load_state_dict(plain.state_dict(), strict=False)
+    names = ("clip_to_frame.weight", "clip_to_frame.bias", "order_embed.weight")
+    assert sorted(missing) == sorted(f"temporal_layer.{name}" for name in names)
+    assert not unexpected
+    maps, mask_features = inputs(3)
+    a, b = plain(maps, mask_features, 3), optional(maps, mask_features, 3)
+    assert torch.equal(a["pred_logits"], b["pred_logits"])
+    assert torch.equal(a["frame"]["pred_masks"], b["frame"]["pred_masks"])
+
+
+def test_order_of_frames_matters_with_order_slots():
+    decoder = build(**{"THE_MASK.ORDER_SLOTS": 3})
+    maps, mask_features = inputs(3)
+    order = torch.tensor([2, 0, 1])
+    straight = decoder(maps, mask_features, 3)["pred_logits"]
+    shuffled = decoder([m[order] for m in maps], mask_features[order], 3)["pred_logits"]
+    assert not torch.allclose(straight, shuffled, atol=1e-3)
+    # A clip that begins later has the same newest frames, and they keep their ages.
+    layer, frames = decoder.temporal_layer, torch.randn(1, 2, 7, 32)
+    clip = torch.zeros(1, 7, 32)
+    with torch.no_grad():
+        layer.order_embed.weight[2] += 100
+    assert torch.isfinite(layer.combine(clip, frames)).all()
+    with torch.no_grad():
+        before = layer.combine(clip, frames)
+        layer.order_embed.weight[2] -= 100
+        assert torch.equal(before, layer.combine(clip, frames))
+
+
+def test_clip_to_frame_carries_a_neighbour_into_a_frame():
+    """Without it a frame's own branch ignores the other frame altogether, but for the attention masks."""
+    changed = []
+    for options in ({}, {"THE_MASK.CLIP_TO_FRAME": True}):
+        decoder = build(**options)
+        maps, mask_features = inputs(2)
+        decoder.temporal_layer.frame_weights = lambda frame: torch.full((*frame.shape[:3], 1), 0.5)
+        calls = []
+        original = decoder.refine
+        decoder.refine = lambda *args, calls=calls, original=original: (
+            calls.append(1) or original(*args[:4], torch.ones_like(args[4]))
+        )
+        first = decoder(maps, mask_features, 2)["frame"]["pred_logits"][:, 1]
+        other = [torch.cat([m[:1] + 1, m[1:]]) for m in maps]
+        second = decoder(other, mask_features, 2)["frame"]["pred_logits"][:, 1]
+        assert calls
+        changed.append(not torch.allclose(first, second, atol=1e-4))
+    assert changed == [False, True]
+
+
+def test_identity_start_begins_where_stage_1_ended():
+    """With learned queries of mean 0 and variance 1 the first two sets of the frame branch are those of stage 1."""
+    stage1 = build("MaskedAttentionDecoder", noise=False)
+    with torch.no_grad():
+        weight = stage1.query_feat.weight
+        weight.copy_(F.layer_norm(weight, weight.shape[-1:]))
+    maps, mask_features = inputs(1)
+    expected = stage1(maps, mask_features, 1, aux=True)
+    far = {}
+    for init in ("identity", "xavier"):
+        stage2 = build(noise=False, **{"THE_MASK.TEMPORAL_INIT": init})
+        stage2.load_state_dict(stage1_to_stage2(stage1.state_dict()), strict=False)
+        got = stage2(maps, mask_features, 1, aux=True)
+        if init == "identity":
+            for want, have in zip(expected["aux_outputs"][:2], got["frame"]["aux_outputs"][:2], strict=True):
+                torch.testing.assert_close(have["pred_logits"][:, 0], want["pred_logits"], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(have["pred_masks"], want["pred_masks"], atol=1e-3, rtol=1e-4)
+        far[init] = (got["pred_logits"] - expected["pred_logits"]).square().mean()
+    assert far["identity"] < 0.25 * far["xavier"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("THE_MASK.TEMPORAL_INIT", "zeros", "TEMPORAL_INIT is 'zeros'; expected one of identity, xavier"),
+        ("THE_MASK.ORDER_SLOTS", -1, "ORDER_SLOTS is -1"),
+    ],
+)
+def test_bad_options(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        build(**{key: value})
+
+
+def test_more_frames_than_order_slots():
+    decoder = build(**{"THE_MASK.ORDER_SLOTS": 2})
+    maps, mask_features = inputs(3)
+    with pytest.raises(ValueError, match=r"a clip of 3 frames, but MODEL.THE_MASK.ORDER_SLOTS is 2"):
+        decoder(maps, mask_features, 3)
 
 
 def test_last_frame_only():

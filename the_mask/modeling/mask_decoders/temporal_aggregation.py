@@ -30,7 +30,7 @@ State-dict names, ours and those of the released checkpoints (under ``predictor`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,15 +57,16 @@ class TemporalAggregationDecoder(MaskDecoder):
 
     Clip masks gate the attention of the frame queries, which never see the clip queries' content. A clip of one frame
     runs the same code, with weight 1 for its frame. Frame order has no effect, not even with the 3-D encoding: all
-    keys of a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3.
+    keys of a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3. ``temporal`` has options
+    that change both; see :class:`TemporalLayer`.
     """
 
     @configurable
-    def __init__(self, in_channels: Sequence[int], *, temporal_dropout: float, **shared: Any) -> None:
-        """``shared`` are the arguments of :class:`MaskDecoder`; ``temporal_dropout`` is that of the temporal layer."""
+    def __init__(self, in_channels: Sequence[int], *, temporal: Mapping[str, Any], **shared: Any) -> None:
+        """``shared`` are the arguments of :class:`MaskDecoder`; ``temporal`` more of :class:`TemporalLayer`."""
         super().__init__(in_channels, **shared)
         dim = shared["hidden_dim"]
-        self.temporal_layer = TemporalLayer(dim, shared["heads"], shared["feedforward"], temporal_dropout)
+        self.temporal_layer = TemporalLayer(dim, shared["heads"], shared["feedforward"], **temporal)
         self.frame_norm = nn.LayerNorm(dim)
         self.frame_class_embed = nn.Linear(dim, shared["num_classes"] + 1)
         self.frame_mask_embed = MLP(dim, dim, dim, shared["mask_dim"])
@@ -74,7 +75,12 @@ class TemporalAggregationDecoder(MaskDecoder):
     def from_config(cls, cfg: CfgNode, in_channels: Sequence[int]) -> dict[str, Any]:
         return {
             **super().from_config(cfg, in_channels),
-            "temporal_dropout": cfg.MODEL.THE_MASK.TEMPORAL_DROPOUT,
+            "temporal": {
+                "dropout": cfg.MODEL.THE_MASK.TEMPORAL_DROPOUT,
+                "init": cfg.MODEL.THE_MASK.TEMPORAL_INIT,
+                "clip_to_frame": cfg.MODEL.THE_MASK.CLIP_TO_FRAME,
+                "order_slots": cfg.MODEL.THE_MASK.ORDER_SLOTS,
+            },
         }
 
     def forward(
@@ -115,6 +121,7 @@ class TemporalAggregationDecoder(MaskDecoder):
                     layer, frame.flatten(0, 1), keys[level].flatten(0, 1), values[level].flatten(0, 1), allowed
                 ).unflatten(0, (-1, num_frames))
                 clip = self.temporal_layer.combine(clip, frame)
+                frame = self.temporal_layer.inform(frame, clip)
         return {
             **nest_predictions(clip_logits, clip_masks),
             "frame": nest_predictions(frame_logits, frame_masks),
