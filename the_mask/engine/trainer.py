@@ -211,6 +211,9 @@ class Trainer(TrainerBase):
         self._updating = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        after_step = getattr(self.model, "after_step", None)
+        if after_step is not None:
+            after_step()
         if self.ema is not None:
             self.ema.update(self.model)
         self.completed = self.iter + 1
