@@ -7,4 +7,4 @@ from __future__ import annotations
 
 from the_mask.config_keys import backbones, data, inference, input, keyframe, mask_former, solver, test, the_mask
 
-SUBJECTS = (input, mask_former, the_mask, backbones, solver, test, inference, data)
+SUBJECTS = (input, mask_former, the_mask, backbones, solver, test, inference, data, keyframe)
