@@ -1,0 +1,53 @@
+"""Keys of the runners around a model at test time: windows, views, ensembles, refinement, voting."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_keys(cfg: CfgNode) -> None:
+    """Add them to ``cfg``, in place."""
+    # Sliding window on the network input: [height, width] in pixels; [] runs the model on whole frames.
+    cfg.TEST.WINDOW = CfgNode()
+    cfg.TEST.WINDOW.SIZE = []
+    # Step between windows, [height, width]; [] takes two thirds of SIZE.
+    cfg.TEST.WINDOW.STRIDE = []
+    # Pad inputs smaller than a window up to it (what a model of one fixed size needs); False runs them as they are.
+    cfg.TEST.WINDOW.PAD = True
+
+    # Views of a frame whose scores are averaged: scales of INPUT.TEST's box, each also mirrored with FLIP.
+    cfg.TEST.VIEWS = CfgNode()
+    cfg.TEST.VIEWS.SCALES = [1.0]
+    cfg.TEST.VIEWS.FLIP = False
+    # Shortest edge (pixels) that a view may have; 0 takes the model's SIZE_DIVISIBILITY. A scale below it is an error.
+    cfg.TEST.VIEWS.MIN_SHORT_EDGE = 0
+    # Scores of a view before averaging: "none", "sum-to-one", "softmax" or "temperature" (with TEMPERATURE).
+    cfg.TEST.VIEWS.NORMALIZE = "none"
+    cfg.TEST.VIEWS.TEMPERATURE = 1.0
+    # "arithmetic" or "geometric".
+    cfg.TEST.VIEWS.MEAN = "arithmetic"
+    # "mmseg" repeats what the papers' code does: scales below MIN_SHORT_EDGE are silently clamped to it and every view
+    # passes a (second) softmax. "" does neither.
+    cfg.TEST.VIEWS.PARITY = ""
+
+    # Members beside the model of the config itself; each is a config file with its weights, or a folder of scores.
+    cfg.TEST.ENSEMBLE = CfgNode()
+    cfg.TEST.ENSEMBLE.CONFIGS = []
+    # One weights file per entry of CONFIGS.
+    cfg.TEST.ENSEMBLE.CHECKPOINTS = []
+    # Folders written with TEST.SAVE_SCORES.
+    cfg.TEST.ENSEMBLE.SCORES = []
+    # Leave the config's own model out: the members are CONFIGS and SCORES alone.
+    cfg.TEST.ENSEMBLE.WITHOUT_SELF = False
+    # As TEST.VIEWS', for the scores of a member. "sum-to-one" puts mask classification and per-pixel models on a par.
+    cfg.TEST.ENSEMBLE.NORMALIZE = "sum-to-one"
+    cfg.TEST.ENSEMBLE.MEAN = "arithmetic"
+    # One number per member (self, then CONFIGS, then SCORES); [] is 1 for all.
+    cfg.TEST.ENSEMBLE.WEIGHTS = []
+    # One per member for NORMALIZE "temperature" (tools/fit_temperature.py); [] is 1 for all.
+    cfg.TEST.ENSEMBLE.TEMPERATURES = []
+    # Folder for the class scores of every frame (fp16, compressed), before refinement and voting; "" saves none.
+    cfg.TEST.SAVE_SCORES = ""
+
+    # Boundary IoU beside mIoU: width of the boundary as a share of the frame's diagonal (the paper: 0.02); 0: off.
+    cfg.TEST.BOUNDARY_RATIO = 0.0
