@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from the_mask.inference import video_io
+from the_mask.inference import sources, video_io
 from the_mask.inference.video_io import VideoWriter, best_encoder, fit_into, open_source
 
 
@@ -196,7 +196,7 @@ class FakeCapture:
 
 @pytest.mark.parametrize("index", [0, "0"])
 def test_camera(monkeypatch, index):
-    monkeypatch.setattr(video_io.cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
     with open_source(index) as source:
         frames = list(source)
     assert (source.num_frames, source.fps, source.name) == (None, 15, "camera 0")
@@ -204,7 +204,7 @@ def test_camera(monkeypatch, index):
 
 
 def test_no_such_camera(monkeypatch):
-    monkeypatch.setattr(video_io.cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
     with pytest.raises(FileNotFoundError, match="camera 7 cannot be opened"):
         open_source("7")
 

@@ -5,6 +5,7 @@ Axes: H W size of the source frame, K classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from the_mask.modeling.segmentors import label_map, resize_scores
 
 StreamState = dict[str, Any]
 OUTPUTS = ("labels", "scores")
+OUTPUT_STRIDES = (1, 4, 8)
 
 
 class StreamingSegmentor:
@@ -40,6 +42,7 @@ class StreamingSegmentor:
         model: nn.Module | None = None,
         output: str = "labels",
         trust_pickle: bool = False,
+        output_stride: int = 1,
     ) -> None:
         """Wrap a segmentor, or build the one of a config.
 
@@ -49,18 +52,22 @@ class StreamingSegmentor:
                 config's model and fills it from ``MODEL.WEIGHTS``. A segmentor is put in eval mode.
             output: "labels" or "scores".
             trust_pickle: of ``the_mask.engine.load_weights``, when weights are read.
+            output_stride: 1 gives results at the size of the frame, 4 and 8 at a quarter and an eighth of it.
 
         Raises:
-            ValueError: unknown ``output``, or neither a model nor weights.
+            ValueError: unknown ``output`` or ``output_stride``, or neither a model nor weights.
         """
         if output not in OUTPUTS:
             raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride is {output_stride}; expected one of {', '.join(map(str, OUTPUT_STRIDES))}")
         if isinstance(source, CfgNode):
             cfg = source
         else:
             cfg, model = load_config(), source
         self.model: Any = (_build_trained(cfg, trust_pickle) if model is None else model).eval()
         self.output = output
+        self.output_stride = output_stride
         self.box = (cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE)
         self.size_multiple = cfg.INPUT.TEST.SIZE_MULTIPLE
 
@@ -72,6 +79,27 @@ class StreamingSegmentor:
         """Size a frame of this size is resized to, as in the clip mapper: fitted, then both sides rounded up."""
         return round_up(fit_size(height, width, self.box), self.size_multiple)
 
+    def prepare(self, frame: np.ndarray | Tensor) -> Tensor:
+        """Resize a uint8 RGB frame [H, W, 3] to the network size: uint8 [3, h, w].
+
+        Raises:
+            ValueError: not such a frame.
+        """
+        image = _as_image(frame)
+        resized = resize_image(image, self.network_size(image.shape[0], image.shape[1]))
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+    def finish(self, scores: Tensor, network_size: tuple[int, int], frame_size: tuple[int, int]) -> Tensor:
+        """Turn the model's scores into what :meth:`step` returns, in row tiles: labels never have all classes at once.
+
+        Args:
+            scores: [K, h, w] at the model's ``score_stride``.
+            network_size, frame_size: (height, width) of the prepared and of the source frame.
+        """
+        height, width = (math.ceil(side / self.output_stride) for side in frame_size)
+        function = label_map if self.output == "labels" else resize_scores
+        return function(scores, network_size, (height, width), self.model.score_stride)
+
     def step(self, frame: np.ndarray | Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
         """Segment the next frame.
 
@@ -82,24 +110,20 @@ class StreamingSegmentor:
 
         Returns:
             labels: uint8 (int32 with more than 255 classes) [H, W] on the CPU; or scores: [K, H, W] float32 on the
-            model's device; and the new state.
+            model's device; with an ``output_stride`` s [ceil(H/s), ceil(W/s)]; and the new state.
 
         Raises:
             ValueError: not a uint8 RGB frame, a foreign state, or scores that are not finite.
         """
-        image = _as_image(frame)
+        pixels = self.prepare(frame)
         if not isinstance(state, dict) or set(state) != {"size", "resets", "model"}:
             raise ValueError("not a state of StreamingSegmentor; make one with init_state()")
-        height, width = image.shape[:2]
+        height, width = frame.shape[:2]
         changed = bool(state["size"]) and list(state["size"]) != [height, width]
         model_state = self.model.init_state() if changed else state["model"]
-
-        size = self.network_size(height, width)
-        pixels = torch.from_numpy(np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1)))
         scores, model_state = self.model.step(pixels, model_state)
         state = {"size": [height, width], "resets": state["resets"] + changed, "model": model_state}
-        finish = label_map if self.output == "labels" else resize_scores
-        return finish(scores, size, (height, width), self.model.score_stride), state
+        return self.finish(scores, (pixels.shape[1], pixels.shape[2]), (height, width)), state
 
 
 def _build_trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
