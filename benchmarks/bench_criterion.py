@@ -1,14 +1,14 @@
-"""Time the criterion: matching and losses, one and two rounds, alone and as a share of a training step.
+"""Time the criterion: matching and losses, one and two rounds, beside the plain formulation.
 
-Prints medians with the interquartile range and writes JSON. Three parts:
+Prints medians with the interquartile range and writes JSON. Two parts:
 
 - ``criterion``: random mask-like outputs, forward (matching apart) and backward, with one and two rounds in turn;
 - ``plain``: the same matching costs by the plain formulation (``grid_sample`` of all queries, four pairwise sums per
-  prediction set, a copy to the host each), and the largest difference of the costs;
-- ``step``: a training step of a config's model on one random clip, and the criterion's share of it.
+  prediction set, a copy to the host each), and the largest difference of the costs.
 
     python benchmarks/bench_criterion.py --threads 1 2
-    python benchmarks/bench_criterion.py --config-file configs/vspw/mask2former_r50.yaml --size 240 427
+
+Its share of a training step: ``bench_the_mask.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -25,10 +24,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import quartiles, synchronise
 from torch import Tensor
 
 import the_mask
-from the_mask.config import load_config
 from the_mask.modeling import losses
 from the_mask.modeling import points as sampling
 from the_mask.modeling.criterion import MaskCriterion
@@ -37,21 +36,6 @@ from the_mask.modeling.targets import ClipTargets, build_targets
 
 Times = dict[str, list[float]]
 Clock = Callable[[], float]
-
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and interquartile range, milliseconds."""
-    ordered = sorted(values)
-    if len(ordered) < 4:
-        return {"median_ms": 1e3 * statistics.median(ordered), "iqr_ms": 1e3 * (ordered[-1] - ordered[0])}
-    q1, q2, q3 = statistics.quantiles(ordered, n=4)
-    return {"median_ms": 1e3 * q2, "iqr_ms": 1e3 * (q3 - q1)}
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read afterwards means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def random_outputs(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -207,57 +191,6 @@ def bench_plain(args: argparse.Namespace, device: torch.device, clock: Clock) ->
     return {"matching": quartiles(times), "largest_cost_difference": difference}
 
 
-def bench_step(args: argparse.Namespace, device: torch.device, clock: Clock) -> dict[str, Any]:
-    """Training steps of a config's model on random clips, one and two rounds in turn."""
-    from the_mask.modeling import MaskClassifier
-
-    # The weights do not matter for time.
-    overrides = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device.type, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(args.classes)]
-    model = MaskClassifier(load_config(args.config_file, overrides)).to(device)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    clips = random_clips(args)
-    times: dict[int, Times] = {1: defaultdict(list), 2: defaultdict(list)}
-    for repeat in range(args.repeats + 1):
-        for rounds, found in times.items():
-            model.criterion.rounds = rounds
-            matching: list[float] = []
-            undo = time_matching(model.criterion, matching, device, clock)
-            start = clock()
-            images, frames = model.stack(clips)
-            outputs = model.sem_seg_head(model.backbone(images), frames, aux=True)
-            synchronise(device)
-            predicted = clock()
-            targets = build_targets(clips, 255, args.classes, (images.shape[-2], images.shape[-1]), device)
-            total = sum(model.criterion(outputs, targets, [repeat] * args.clips).values())
-            synchronise(device)
-            forward = clock()
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            synchronise(device)
-            backward = clock()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-            optimiser.step()
-            synchronise(device)
-            end = clock()
-            undo()
-            if repeat:
-                found["forward"].append(predicted - start)
-                found["matching"].append(matching[0])
-                found["losses"].append(forward - predicted - matching[0])
-                found["backward"].append(backward - forward)
-                found["optimiser"].append(end - backward)
-                found["step"].append(end - start)
-    result: dict[str, Any] = {f"rounds_{r}": {k: quartiles(v) for k, v in found.items()} for r, found in times.items()}
-    for rounds in times:
-        row = result[f"rounds_{rounds}"]
-        step = row["step"]["median_ms"]
-        row["matching_share"] = row["matching"]["median_ms"] / step
-        row["criterion_share"] = (row["matching"]["median_ms"] + row["losses"]["median_ms"]) / step
-    pairs = zip(times[1]["step"], times[2]["step"], strict=True)
-    result["two_rounds_over_one"] = statistics.median(b / a for a, b in pairs)
-    return result
-
-
 def show(title: str, result: dict[str, Any]) -> None:
     """Print one part as a table."""
     print(f"\n{title}")
@@ -291,7 +224,6 @@ def main() -> None:
         default="wall",
         help="cpu: processor time of all threads, for a machine that others use too",
     )
-    parser.add_argument("--config-file", default="", help="also time training steps of this config's model")
     parser.add_argument("--output", default="output/bench_criterion.json")
     args = parser.parse_args()
 
@@ -309,8 +241,6 @@ def main() -> None:
             "criterion": bench_criterion(args, device, clock),
             "plain": bench_plain(args, device, clock),
         }
-        if args.config_file:
-            part["step"] = bench_step(args, device, clock)
         report[f"threads_{threads}"] = part
         for name, result in part.items():
             show(f"{name}, {threads} thread(s), {args.size[0]}x{args.size[1]}, T={args.frames}", result)
