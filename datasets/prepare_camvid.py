@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from the_mask.data.classes import load_class_list
 from the_mask.data.datasets import dataset_root
 from the_mask.data.io import check_same_size, illegal_values, read_image, read_label_raw
-from the_mask.data.video_tree import IMAGE_SUFFIXES, natural_key
+from the_mask.data.registry import IMAGE_SUFFIXES, natural_key
 
 SPLITS = ("train", "val", "test")
 LINK_MODES = ("copy", "symlink", "hardlink")

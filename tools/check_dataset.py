@@ -18,7 +18,7 @@ import the_mask  # noqa: F401  isort: skip
 from tabulate import tabulate
 from tqdm import tqdm
 
-from the_mask.data import get_class_names
+from the_mask.data import get_class_names, import_dataset_modules
 from the_mask.data.check import CheckReport, check_dataset
 
 
@@ -52,6 +52,14 @@ def print_report(report: CheckReport, show: int | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="name of the data set, e.g. camvid_train")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
+    )
     parser.add_argument("--max-files", type=int, metavar="N", help="read only N frames, spread evenly (default: all)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that read files (default: 1)")
     parser.add_argument("--show", type=int, metavar="N", help="list only the first N problems (default: all)")
@@ -61,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return tqdm(items, total=total, unit="frame", disable=None, leave=False)
 
     try:
+        import_dataset_modules(args.modules)
         report = check_dataset(args.name, args.max_files, args.jobs, progress)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ from pathlib import Path
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from the_mask.data import import_dataset_modules
 from the_mask.engine.logs import setup_logging
 from the_mask.evaluation import constant_baseline, evaluate_predictions, raft_flow
 from the_mask.evaluation.report import summary_table
@@ -27,6 +28,14 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--pred", type=Path, metavar="DIR", help="folder of predictions")
     what.add_argument("--constant", action="store_true", help="instead: the best constant prediction, as a baseline")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="e.g. vspw_val, camvid_val, moving_shapes_val")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
+    )
     values = parser.add_mutually_exclusive_group()
     values.add_argument("--raw", action="store_true", help="PNGs hold raw values, VSPW: 1..124 (default)")
     values.add_argument("--train-ids", action="store_true", help="PNGs hold train ids 0..K-1")
@@ -42,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     setup_logging(None)
     try:
+        import_dataset_modules(args.modules)
         if args.constant:
             class_name, results = constant_baseline(args.dataset, args.vc_windows)
             print(f"{args.dataset}: every pixel predicted as {class_name}\n\n{summary_table(results['sem_seg'])}")

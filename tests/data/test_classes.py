@@ -32,7 +32,9 @@ def test_camvid_void_rules():
 
 
 def test_unknown_list_names_the_known():
-    with pytest.raises(ValueError, match=r"no class list 'vspv'; known: camvid, moving_shapes, vspw"):
+    with pytest.raises(
+        ValueError, match=r"no class list 'vspv'; known: ade20k150, camvid, cityscapes19, coco_stuff164k, moving"
+    ):
         load_class_list("vspv")
 
 

@@ -6,7 +6,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from the_mask.data import get_class_names, get_records, register_all, register_video_tree
-from the_mask.data.video_tree import natural_key, registered_tree, scan_video_tree
+from the_mask.data.registry import natural_key, registered_tree
+from the_mask.data.video_tree import scan_video_tree
 
 
 def tree_of(name):

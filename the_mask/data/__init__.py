@@ -4,9 +4,12 @@ from the_mask.data.build import build_test_loader, build_train_loader
 from the_mask.data.classes import ClassList, load_class_list, make_class_list
 from the_mask.data.clips import clip_indices, tile_video
 from the_mask.data.datasets import dataset_root, register_all
+from the_mask.data.image_tree import register_image_tree
 from the_mask.data.io import read_image, read_label
 from the_mask.data.mapper import ClipMapper
-from the_mask.data.video_tree import get_class_names, get_records, register_video_tree
+from the_mask.data.plugins import import_dataset_modules
+from the_mask.data.registry import get_class_names, get_records
+from the_mask.data.video_tree import register_video_tree
 
 register_all()
 
@@ -19,11 +22,13 @@ __all__ = [
     "dataset_root",
     "get_class_names",
     "get_records",
+    "import_dataset_modules",
     "load_class_list",
     "make_class_list",
     "read_image",
     "read_label",
     "register_all",
+    "register_image_tree",
     "register_video_tree",
     "tile_video",
 ]

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from the_mask.data.clips import tile_video, valid_references
 from the_mask.data.mapper import Clip, ClipMapper
+from the_mask.data.plugins import import_dataset_modules
+from the_mask.data.registry import Record, get_records, require_known
 from the_mask.data.samplers import SampleKey, TrainBatchSampler, derive_seed, shard_videos
-from the_mask.data.video_tree import Record, get_records, require_known
 
 ITEM_KINDS = ("video", "frame")
 MAX_RESAMPLES = 50
@@ -230,7 +231,11 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Clip]:
 
 
 def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Raise ValueError unless all data sets have the same classes, as many as the head has, and its ignore label."""
+    """Raise ValueError unless all data sets have the same classes, as many as the head has, and its ignore label.
+
+    ``cfg.DATASETS.IMPORT`` is imported first.
+    """
+    import_dataset_modules(cfg.DATASETS.IMPORT)
     if not names:
         raise ValueError("no data set given: set DATASETS.TRAIN (and DATASETS.TEST), e.g. ('moving_shapes_train',)")
     first = None
@@ -239,7 +244,9 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         metadata = MetadataCatalog.get(name)
         classes = metadata.get("stuff_classes")
         if classes is None or metadata.get("label_table") is None:
-            raise ValueError(f"data set {name} has no stuff_classes and label_table; use register_video_tree")
+            raise ValueError(
+                f"data set {name} has no stuff_classes and label_table; use register_video_tree or register_image_tree"
+            )
         if first is None:
             first = classes
         if list(classes) != list(first):

@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from the_mask.data.io import apply_label_table, check_same_size, illegal_values, read_image, read_label_raw
-from the_mask.data.video_tree import Problem, Record, get_records, registered_tree, require_known, scan_video_tree
+from the_mask.data.registry import Problem, Record, get_records, registered_tree, require_known
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -109,13 +109,15 @@ def check_dataset(
     metadata = MetadataCatalog.get(name)
     classes, table = metadata.get("stuff_classes"), metadata.get("label_table")
     if classes is None or table is None:
-        raise ValueError(f"data set {name} has no stuff_classes and label_table; register it by register_video_tree")
+        raise ValueError(
+            f"data set {name} has no stuff_classes and label_table; register it by register_video_tree or _image_tree"
+        )
     tree = registered_tree(name)
     if tree is None:
         records, problems = get_records(name), []
     else:
-        scan = scan_video_tree(tree)
-        records, problems = scan.records, list(scan.problems)
+        scan = tree.scan()
+        records, problems = scan.records, scan.problems + tree.inspect(scan.records)
     frames = [frame for record in records for frame in record["frames"]]
     chosen = frames
     if max_files is not None and max_files < len(frames):

@@ -7,13 +7,15 @@ ignore label, or :data:`ILLEGAL` for a value that must not occur. Values past it
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+# (values that occur in some masks, number of masks) -> what they look like, "" when nothing is wrong with them.
+ExplainValues = Callable[[Collection[int], int], str]
 CATEGORIES_DIR = Path(__file__).resolve().parent / "categories"
 ILLEGAL = -1
 
@@ -27,12 +29,15 @@ class ClassList:
         colors: K colours (r, g, b), 0..255.
         label_table: raw PNG value -> train id, ``ignore_label`` or :data:`ILLEGAL`.
         ignore_label: the train id that stands for "no class"; 255, or 65535 when K > 255.
+        explain_values: recognises masks of a sister data set by the values in them; a function of a module, so that
+            worker processes can be given it.
     """
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     label_table: tuple[int, ...]
     ignore_label: int = 255
+    explain_values: ExplainValues | None = None
 
     def __post_init__(self) -> None:
         num = len(self.names)
@@ -53,8 +58,8 @@ class ClassList:
         return [raw for raw, train_id in enumerate(self.label_table) if train_id != ILLEGAL]
 
 
-def load_class_list(name: str) -> ClassList:
-    """Read ``categories/<name>.json``.
+def load_class_list(name: str, explain_values: ExplainValues | None = None) -> ClassList:
+    """Read ``categories/<name>.json``; ``explain_values`` as in :class:`ClassList`.
 
     Raises:
         ValueError: no such file; the message lists the known names.
@@ -65,12 +70,13 @@ def load_class_list(name: str) -> ClassList:
         raise ValueError(f"no class list {name!r}; known: {', '.join(known)}")
     content = json.loads(path.read_text(encoding="utf-8"))
     categories = sorted(content["categories"], key=lambda c: c["train_id"])
-    return make_class_list(
+    class_list = make_class_list(
         [c["name"] for c in categories],
         raw_values=[c["label_png"] for c in categories],
         void_values=content["void_label_png"],
         colors=[tuple(c["color"]) for c in categories],
     )
+    return replace(class_list, explain_values=explain_values)
 
 
 def make_class_list(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from the_mask.data.classes import ILLEGAL
+from the_mask.data.classes import ILLEGAL, ExplainValues
 
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -71,26 +71,28 @@ def illegal_values(raw: np.ndarray, label_table: Sequence[int]) -> list[int]:
     return [int(v) for v in np.unique(raw) if not 0 <= v < len(table) or table[v] == ILLEGAL]
 
 
-def apply_label_table(raw: np.ndarray, label_table: Sequence[int], path: str | Path = "") -> np.ndarray:
+def apply_label_table(
+    raw: np.ndarray, label_table: Sequence[int], path: str | Path = "", explain: ExplainValues | None = None
+) -> np.ndarray:
     """Train ids of a raw mask: uint8 [H,W], or int32 when the table holds ids above 255.
 
     Raises:
-        ValueError: a value the table does not allow; names ``path`` and the values.
+        ValueError: a value the table does not allow; names ``path`` and the values, and what ``explain`` says of them.
     """
     table = _lookup(tuple(label_table))
     inside = raw.size == 0 or (int(raw.min()) >= 0 and int(raw.max()) < len(table))
     label = table[raw] if inside else None
     if label is None or (label == ILLEGAL).any():
         allowed = [v for v, t in enumerate(label_table) if t != ILLEGAL]
-        raise ValueError(
-            f"mask {path} holds label values {illegal_values(raw, label_table)}; allowed: {_spans(allowed)}"
-        )
+        text = f"mask {path} holds label values {illegal_values(raw, label_table)}; allowed: {_spans(allowed)}"
+        cause = explain(np.unique(raw).tolist(), 1) if explain is not None else ""
+        raise ValueError(f"{text}. {cause}" if cause else text)
     return label if max(label_table) > 255 else label.astype(np.uint8)
 
 
-def read_label(path: str | Path, label_table: Sequence[int]) -> np.ndarray:
+def read_label(path: str | Path, label_table: Sequence[int], explain: ExplainValues | None = None) -> np.ndarray:
     """A mask as train ids, see :func:`read_label_raw` and :func:`apply_label_table`."""
-    return apply_label_table(read_label_raw(path), label_table, path)
+    return apply_label_table(read_label_raw(path), label_table, path, explain)
 
 
 def check_same_size(image: np.ndarray, label: np.ndarray, image_path: str | Path, label_path: str | Path) -> None:

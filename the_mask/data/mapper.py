@@ -14,10 +14,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from the_mask.data import augmentation as aug
+from the_mask.data.classes import ExplainValues
 from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, valid_references
 from the_mask.data.io import check_same_size, read_image, read_label
+from the_mask.data.registry import Record
 from the_mask.data.samplers import derive_seed
-from the_mask.data.video_tree import Record
 
 COLOR_MODES = ("per_frame", "shared", "none")
 Clip = dict[str, Any]
@@ -50,11 +51,13 @@ class ClipMapper:
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         test_box: tuple[int, int] = (0, 0),
         size_multiple: int = 32,
+        explain_values: Mapping[str, ExplainValues | None] | None = None,
     ) -> None:
         """
         Args:
             is_train: training or test clips.
             label_tables: raw PNG value -> train id, per data set name.
+            explain_values: per data set name, see :class:`ClassList`.
             ignore_label: label of padding.
             dilations, boundary, reverse_prob: see :mod:`the_mask.data.clips`.
             ranges: geometry to draw from (training).
@@ -73,6 +76,7 @@ class ClipMapper:
         self.offsets = clip_offsets(dilations)
         self.is_train = is_train
         self.label_tables = {name: tuple(table) for name, table in label_tables.items()}
+        self.explain_values = dict(explain_values or {})
         self.ignore_label = ignore_label
         self.dilations = tuple(dilations)
         self.boundary = boundary
@@ -94,6 +98,7 @@ class ClipMapper:
         return cls(
             is_train=is_train,
             label_tables={name: MetadataCatalog.get(name).label_table for name in dataset_names},
+            explain_values={name: MetadataCatalog.get(name).get("explain_values") for name in dataset_names},
             ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             dilations=cfg.INPUT.CLIP.DILATIONS,
             boundary=cfg.INPUT.CLIP.BOUNDARY,
@@ -222,7 +227,8 @@ class ClipMapper:
             images[index] = read_image(frame["file_name"])
             labels[index] = None
             if frame["sem_seg_file_name"] is not None:
-                label = read_label(frame["sem_seg_file_name"], self.label_tables[record["dataset"]])
+                name = record["dataset"]
+                label = read_label(frame["sem_seg_file_name"], self.label_tables[name], self.explain_values.get(name))
                 check_same_size(images[index], label, frame["file_name"], frame["sem_seg_file_name"])
                 labels[index] = label
             first = images[indices[0]]

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from the_mask.data import get_records
+from the_mask.data import get_records, import_dataset_modules
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.schedule import WARMUP_METHODS
 
@@ -70,9 +70,10 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         resuming: a checkpoint is there, so ``MODEL.WEIGHTS`` will not be read.
 
     Raises:
-        ValueError: all problems, one per line; or defects of a data set's tree.
+        ValueError: all problems, one per line; or defects of a data set's tree, or of a module of DATASETS.IMPORT.
         FileNotFoundError: ``MODEL.WEIGHTS`` or a data set does not exist.
     """
+    import_dataset_modules(cfg.DATASETS.IMPORT)
     problems = [
         *_check_choices(cfg),
         *_check_ranges(cfg),
@@ -167,7 +168,10 @@ def _check_datasets(cfg: CfgNode, training: bool) -> Iterable[str]:
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3) or sorted(known)
-            yield f"unknown dataset {name!r} (DATASETS); known are {', '.join(close)}"
+            yield (
+                f"unknown dataset {name!r} (DATASETS); known are {', '.join(close)}; DATASETS.IMPORT names modules "
+                "that register others"
+            )
             continue
         metadata = MetadataCatalog.get(name)
         count = len(metadata.get("stuff_classes", ()))

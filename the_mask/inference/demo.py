@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import the_mask.data  # noqa: F401  registers the data sets
+from the_mask.data import import_dataset_modules
 from the_mask.data.classes import distinct_colors
 from the_mask.inference import render
 from the_mask.inference.render import Labels, Palette, Picture
@@ -206,6 +207,7 @@ def palette_from_config(cfg: CfgNode, dataset_name: str = "") -> Palette:
         ValueError: unknown ``dataset_name``, or one with another number of classes.
     """
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    import_dataset_modules(cfg.DATASETS.IMPORT)
     known = set(DatasetCatalog.list())
     if dataset_name and dataset_name not in known:
         raise ValueError(f"unknown data set {dataset_name!r}; known: {', '.join(sorted(known))}")
