@@ -5,6 +5,17 @@ A file has ``add_keys(cfg)``; :data:`SUBJECTS` lists the files in the order they
 
 from __future__ import annotations
 
-from the_mask.config_keys import backbones, data, inference, input, keyframe, mask_former, solver, test, the_mask
+from the_mask.config_keys import (
+    backbones,
+    context,
+    data,
+    inference,
+    input,
+    keyframe,
+    mask_former,
+    solver,
+    test,
+    the_mask,
+)
 
-SUBJECTS = (input, mask_former, the_mask, backbones, solver, test, inference, data, keyframe)
+SUBJECTS = (input, mask_former, the_mask, backbones, context, solver, test, inference, data, keyframe)
