@@ -1,8 +1,9 @@
 """Loading weights into a model from any accepted file, with a report of what fitted.
 
-Read without executing anything: checkpoints of this project, ``.pth`` state dicts (bare or wrapped) and
-``.safetensors``. Pickles (Detectron2's ``.pkl`` zoo, ``.pth`` files that hold Python objects) can run code when they
-are opened, so they need an explicit ``trust_pickle``.
+Read without executing anything: checkpoints of this project, ``.pth`` state dicts (bare or wrapped), ``.safetensors``,
+and pickles of nothing but tensors, arrays and builtins (Detectron2's ``.pkl`` zoo). Files that hold other Python
+objects can run code when they are opened, so they need an explicit ``trust_pickle``. Names of other programs are
+translated by :mod:`the_mask.engine.converters`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from the_mask.engine.checkpoint import zip_problem
+from the_mask.engine.converters import UnknownLayoutError, convert
+from the_mask.engine.converters.safe_pickle import SAFE_GLOBALS, UnsafePickleError, load_plain
+from the_mask.engine.converters.tables import fit_position_tables
 from the_mask.modeling.mask_decoders import stage1_to_stage2
 
 logger = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class LoadReport:
         unexpected: names of the file (after renaming) that the model lacks.
         mismatched: (name, shape in the file, shape in the model) that could not be filled.
         dropped: like ``mismatched``, for class layers of a file made for another number of classes.
+        ignored: names of the file that have no place in a segmentor, and why, e.g. a classifier.
         notes: how the file was read: renaming, averaged weights, stage-1 conversion.
     """
 
@@ -54,6 +59,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     dropped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -77,11 +83,12 @@ class LoadReport:
             ("unknown to the model", len(self.unexpected), _names(self.unexpected)),
             ("other shape", len(self.mismatched), _shapes(self.mismatched)),
         ]
+        for reason in dict.fromkeys(self.ignored.values()):
+            names = [name for name, why in self.ignored.items() if why == reason]
+            rows.append((f"ignored: {reason}", len(names), _names(names)))
         if self.dropped:
             rows.append(("class layers, started anew", len(self.dropped), _shapes(self.dropped)))
-        table = tabulate(
-            rows, headers=("weights", "tensors", "which"), tablefmt="simple", maxcolwidths=[None, None, 90]
-        )
+        table = tabulate(rows, headers=("weights", "tensors", "which"), tablefmt="simple", maxcolwidths=[40, None, 90])
         return "\n".join([self.path, *self.notes, table])
 
 
@@ -122,13 +129,17 @@ def load_weights(
     """
     state, notes = read_state_dict(path, trust_pickle, use_ema)
     ours = model.state_dict()
-    state, rename = best_renaming(state, ours)
-    if rename:
-        notes.append(f"names: {rename}")
+    names = best_names(state, ours, str(path))
+    notes += names.notes
+    state, resized = fit_position_tables(names.state, ours)
+    if resized:
+        notes.append(f"{len(resized)} position tables resized, e.g. {resized[0]}")
     if stage1:
         state = stage1_to_stage2(state)
         notes.append("stage 1 to stage 2: norm and heads copied to the clip and the frame branch")
     report = compare(state, ours, str(path))
+    report.unexpected += names.unknown
+    report.ignored = names.ignored
     report.notes = notes
     if report.match < LEAST_MATCH:
         raise ValueError(
@@ -204,28 +215,31 @@ def _read_file(path: Path, trust_pickle: bool) -> Any:
         except SafetensorError as error:
             raise ValueError(f"{path} is corrupt or truncated: {error}") from error
     if path.suffix in (".pkl", ".pickle"):
-        if not trust_pickle:
-            raise ValueError(_needs_trust(path, "it is a pickle"))
-        return _read_pickle(path)
+        return _read_pickle(path, trust_pickle)
     if zipfile.is_zipfile(path):
         problem = zip_problem(path)
         if problem:
             raise ValueError(f"{path} cannot be read: {problem}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         if not trust_pickle and zipfile.is_zipfile(path):
-            raise ValueError(_needs_trust(path, "it holds Python objects beside tensors")) from error
+            found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+            what = f" ({found[1]})" if found else ""
+            raise ValueError(_needs_trust(path, f"it holds Python objects{what} beside tensors")) from error
         raise ValueError(_unreadable(path, error)) from error
     except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, ImportError) as error:
         raise ValueError(_unreadable(path, error)) from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, trust_pickle: bool) -> Any:
     try:
         with open(path, "rb") as stream:
             # latin1: the files of Detectron2's zoo were written by Python 2.
-            return pickle.load(stream, encoding="latin1")
+            return pickle.load(stream, encoding="latin1") if trust_pickle else load_plain(stream, "latin1")
+    except UnsafePickleError as error:
+        raise ValueError(_needs_trust(path, f"it is a pickle with {error}")) from error
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, ImportError, IndexError) as error:
         raise ValueError(_unreadable(path, error)) from error
 
@@ -233,7 +247,7 @@ def _read_pickle(path: Path) -> Any:
 def _needs_trust(path: Path, what: str) -> str:
     return (
         f"{path} is refused: {what}, and opening it can run code. If its source is trusted, pass --trust-pickle "
-        "(trust_pickle=True), or convert it to .safetensors once"
+        "(trust_pickle=True; --trust of tools/convert_checkpoint.py), or convert it to .safetensors once"
     )
 
 
@@ -242,20 +256,11 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"{path} is corrupt, truncated, or not a weights file ({path.stat().st_size} bytes): {first}"
 
 
-def _torchvision_resnet(name: str) -> str:
-    """``layer1.0.bn2.weight`` -> ``backbone.res2.0.conv2.norm.weight``."""
-    name = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", name)
-    name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
-    name = re.sub(r"(^|\.)bn(\d)\.", r"\1conv\2.norm.", name)
-    name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-    return f"backbone.{name}"
-
-
 # How names of a file may differ from the model's as a whole; content decides, the first of equals wins.
 RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("", lambda name: name),
     ("'backbone.' put before each", lambda name: f"backbone.{name}"),
-    ("torchvision ResNet to Detectron2", _torchvision_resnet),
+    ("'backbone.model.' put before each (timm)", lambda name: f"backbone.model.{name}"),
     ("'model.' removed", lambda name: name.removeprefix("model.")),
     ("'backbone.bottom_up.' to 'backbone.'", lambda name: name.replace("backbone.bottom_up.", "backbone.", 1)),
 )
@@ -266,3 +271,37 @@ def best_renaming(state: Mapping[str, Tensor], ours: Iterable[str]) -> tuple[dic
     known = set(ours)
     description, rename = max(RENAMINGS, key=lambda item: sum(item[1](name) in known for name in state))
     return {rename(name): value for name, value in state.items()}, description
+
+
+@dataclass
+class NamedState:
+    """A file's tensors under the model's names.
+
+    Attributes:
+        state: tensors by name.
+        notes: what was done.
+        ignored, unknown: see :class:`the_mask.engine.converters.Conversion`.
+    """
+
+    state: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def best_names(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str) -> NamedState:
+    """Give a file's tensors the model's names: by a renaming of all or by a converter, whichever fits more of them."""
+
+    def fitting(candidate: Mapping[str, Tensor]) -> int:
+        return sum(name in ours and ours[name].shape == value.shape for name, value in candidate.items())
+
+    renamed, description = best_renaming(state, ours)
+    plain = NamedState(renamed, [f"names: {description}"] if description else [])
+    try:
+        conversion = convert(state, path)
+    except UnknownLayoutError:
+        return plain
+    better = fitting(conversion.state) - fitting(renamed)
+    if better < 0 or (better == 0 and not description):
+        return plain
+    return NamedState(conversion.state, [f"read as {conversion.title}"], conversion.ignored, conversion.unknown)

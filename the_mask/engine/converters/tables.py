@@ -1,0 +1,50 @@
+"""Relative position tables made for another window or image size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+
+from torch import Tensor
+
+SUFFIX = ".relative_position_bias_table"
+# Rows of BEiT's tables that belong to the class token.
+CLASS_TOKEN_ROWS = 3
+
+
+def fit_position_tables(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Resize the tables [rows,heads] of a file to those of a model.
+
+    Swin's tables are interpolated as timm does, BEiT's as the released segmentation code does.
+
+    Args:
+        state: tensors by our names.
+        ours: the model's state dict.
+
+    Returns:
+        the state dict, and the names of the tables that were resized; tables of another number of heads stay.
+    """
+    fitted, names = dict(state), []
+    for name, table in state.items():
+        wanted = ours.get(name) if name.endswith(SUFFIX) else None
+        if wanted is None or wanted.shape == table.shape or wanted.shape[1:] != table.shape[1:]:
+            continue
+        old, new = _side(len(table), 0), _side(len(wanted), 0)
+        if old and new:
+            # timm takes more than a second to import, so it is not imported before it is needed.
+            from timm.layers import resize_rel_pos_bias_table
+
+            fitted[name] = resize_rel_pos_bias_table(table, ((new + 1) // 2,) * 2, tuple(wanted.shape))
+            names.append(name)
+        elif _side(len(table), CLASS_TOKEN_ROWS) and (new := _side(len(wanted), CLASS_TOKEN_ROWS)):
+            from the_mask.modeling.backbones.beit import resize_position_table
+
+            fitted[name] = resize_position_table(table, (new + 1) // 2)
+            names.append(name)
+    return fitted, names
+
+
+def _side(rows: int, extra: int) -> int:
+    """Side of the square of offsets in a table, an odd number; 0 if the rows are no such square plus ``extra``."""
+    side = isqrt(max(rows - extra, 0))
+    return side if side * side == rows - extra and side % 2 else 0
