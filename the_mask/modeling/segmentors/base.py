@@ -9,11 +9,12 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from the_mask.modeling.segmentors.freezing import eval_frozen
 from the_mask.modeling.segmentors.scores import label_map, resize_scores
