@@ -40,6 +40,9 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # Photometric distortion of training frames: "per_frame", "shared" by the clip, or "none".
     cfg.INPUT.COLOR_JITTER = "per_frame"
+    # Folder of masks predicted before (as TEST.SAVE_PREDICTIONS writes them), read into training clips for
+    # MODEL.CONTEXT.PRIOR "stored_masks"; "" reads none.
+    cfg.INPUT.PRIOR_MASKS = ""
 
     cfg.INPUT.TEST = CfgNode()
     # Test frames are scaled, ratio kept, to fit this box (pixels); 0 keeps the native size.

@@ -17,6 +17,7 @@ from the_mask.data import augmentation as aug
 from the_mask.data.classes import ExplainValues
 from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, valid_references
 from the_mask.data.io import check_same_size, read_image, read_label
+from the_mask.data.prior_masks import read_prior_mask
 from the_mask.data.registry import Record
 from the_mask.data.samplers import derive_seed
 
@@ -33,7 +34,8 @@ class ClipMapper:
     A clip is a dict: ``dataset``, ``video_id`` (str); ``frame_ids``, ``file_names`` (list of T str);
     ``frame_indices`` (list of T int, positions in the video); ``frames`` (list of T uint8 [3,H,W] RGB, oldest first);
     ``labels`` (list of T int64 [H,W] train ids, None for a frame without mask); ``padding`` (H, W of the content before
-    bottom/right padding); ``seed`` (int); training: ``reference`` (position of the reference frame in the clip); test:
+    bottom/right padding); ``seed`` (int); training: ``reference`` (position of the reference frame in the clip), with
+    ``prior_masks`` also ``priors`` (like ``labels``, of masks predicted before); test:
     ``height``, ``width`` (original size, which is also that of the labels), ``is_first``, ``is_last`` (of the video).
     """
 
@@ -52,6 +54,7 @@ class ClipMapper:
         test_box: tuple[int, int] = (0, 0),
         size_multiple: int = 32,
         explain_values: Mapping[str, ExplainValues | None] | None = None,
+        prior_masks: str = "",
     ) -> None:
         """
         Args:
@@ -65,6 +68,7 @@ class ClipMapper:
             pixel_mean: RGB, 0..255; its rounded value is the colour of padding.
             test_box: (long edge, short edge) that test frames are scaled to fit, 0 for no limit.
             size_multiple: test frames are stretched up to a multiple of this.
+            prior_masks: folder of masks predicted before, which training clips then hold as ``priors``.
 
         Raises:
             ValueError: unknown boundary or colour mode, bad dilations.
@@ -86,6 +90,7 @@ class ClipMapper:
         self.fill = tuple(round(value) for value in pixel_mean)
         self.test_box = test_box
         self.size_multiple = size_multiple
+        self.prior_masks = prior_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool, dataset_names: Sequence[str]) -> ClipMapper:
@@ -114,6 +119,7 @@ class ClipMapper:
             pixel_mean=cfg.MODEL.PIXEL_MEAN,
             test_box=(cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE),
             size_multiple=cfg.INPUT.TEST.SIZE_MULTIPLE,
+            prior_masks=cfg.INPUT.PRIOR_MASKS,
         )
 
     def references(self, record: Record, reverse: bool = False) -> list[int]:
@@ -183,7 +189,21 @@ class ClipMapper:
             seed=seed,
             reference=position,
         )
+        if self.prior_masks:
+            clip["priors"] = self._priors(record, indices, images[0].shape[:2], geometry)
         return clip
+
+    def _priors(
+        self, record: Record, indices: Sequence[int], size: tuple[int, int], geometry: aug.Geometry
+    ) -> list[torch.Tensor]:
+        """Masks of :attr:`prior_masks` for some frames, in the geometry of the clip."""
+        name = record["dataset"]
+        tables = self.label_tables[name], self.explain_values.get(name)
+        masks = [
+            read_prior_mask(self.prior_masks, record["video_id"], record["frames"][i]["frame_id"], size, *tables)
+            for i in indices
+        ]
+        return [_label_tensor(aug.transform_label(mask, geometry, self.ignore_label)) for mask in masks]
 
     def test_clip(self, record: Record, indices: Sequence[int], is_first: bool = True, is_last: bool = True) -> Clip:
         """A test clip: frames at network size, labels at original size.
