@@ -30,7 +30,7 @@ class PixelHead(nn.Module):
         return False
 
     def stateful_blocks(self) -> Iterable[nn.Module]:
-        """Modules with ``after_loss(labels, iteration)`` and ``after_step()``, called while training."""
+        """Modules with ``after_loss(batch, iteration)`` and ``after_step()``, called while training."""
         return ()
 
     @abstractmethod

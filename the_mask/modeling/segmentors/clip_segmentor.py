@@ -24,6 +24,7 @@ from the_mask.modeling.context.types import (
     ClipFeatures,
     FrameFeatures,
     HeadOutput,
+    PriorMap,
     TrainBatch,
     fill_missing,
 )
@@ -87,6 +88,11 @@ class ClipSegmentor(Segmentor):
                 f"MODEL.SEM_SEG_HEAD.NAME {type(sem_seg_head).__name__}: ClipSegmentor needs a per-pixel head "
                 "(FCNHead, UperNetHead, ContextHead, ...)"
             )
+        if sem_seg_head.uses_prior and type(prior_provider or PriorProvider()) is PriorProvider:
+            raise ValueError(
+                "the head reads a class prior (block class_memory), but MODEL.CONTEXT.PRIOR is none: set it to "
+                "previous_prediction, stage1 or stored_masks"
+            )
         self.backbone: Backbone = backbone
         self.sem_seg_head: PixelHead = sem_seg_head
         self.auxiliary_heads = auxiliary_heads if auxiliary_heads is not None else nn.ModuleDict()
@@ -139,7 +145,8 @@ class ClipSegmentor(Segmentor):
     def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """Weighted cross-entropies of the current frames: ``loss_ce``, and ``loss_ce_<name>`` of auxiliary logits."""
         batch = self.training_batch(clips)
-        features, output = self.clip_output(batch)
+        prior = self.prior_provider.for_training(self, batch) if self.sem_seg_head.uses_prior else None
+        features, output = self.clip_output(batch, prior)
         losses = {"loss_ce": pixel_loss(output.logits, batch.labels, self.ignore_label, self.hard_pixels)}
         for name, logits in output.aux.items():
             weight = output.aux_weights.get(name, DEFAULT_AUX_WEIGHT)
@@ -150,7 +157,7 @@ class ClipSegmentor(Segmentor):
         if self.training:
             with torch.no_grad():
                 for block in self.sem_seg_head.stateful_blocks():
-                    block.after_loss(batch.labels, self.iteration)  # type: ignore[operator]
+                    block.after_loss(batch, self.iteration)  # type: ignore[operator]
         return losses
 
     def after_step(self) -> None:
@@ -184,7 +191,7 @@ class ClipSegmentor(Segmentor):
         labels = stack_labels(whole, -1, self.num_classes, self.ignore_label, (images.shape[-2], images.shape[-1]))
         return TrainBatch(whole, images, labels.to(self.device), valid.to(self.device))
 
-    def clip_output(self, batch: TrainBatch) -> tuple[FrameFeatures, HeadOutput]:
+    def clip_output(self, batch: TrainBatch, prior: PriorMap | None = None) -> tuple[FrameFeatures, HeadOutput]:
         """Backbone features of the current frames, and what the head makes of them, their memory and their prior."""
         length = self.memory_length
         current, past = self._clip_features(batch.images[:, batch.images.shape[1] - 1 - length :])
@@ -192,7 +199,6 @@ class ClipSegmentor(Segmentor):
         if length:
             memory = ClipFeatures(tuple(past), batch.valid[:, batch.valid.shape[1] - length :])
             memory = fill_missing(memory, self.pad, {level: current[level] for level in self.bank.levels})
-        prior = self.prior_provider.for_training(self, batch) if self.sem_seg_head.uses_prior else None
         return current, self.sem_seg_head(current, memory, prior)
 
     def _clip_features(self, images: Tensor) -> tuple[FrameFeatures, Sequence[FrameFeatures]]:
@@ -236,26 +242,33 @@ class ClipSegmentor(Segmentor):
         return {"size": [], "seen": 0, "resets": 0, "memory": _empty_memory()}
 
     @torch.no_grad()
-    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+    def step(self, frame: Tensor, state: StreamState, prior: PriorMap | None = None) -> tuple[Tensor, StreamState]:
         """Segment the newest frame of a stream: one backbone pass, the rest comes from the state.
 
         Args:
             frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
                 ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
+            prior: one map of the frame's size, instead of the prior provider's.
 
         Returns:
             probabilities [K, ceil(H/stride), ceil(W/stride)], and the new state.
 
         Raises:
-            ValueError: a foreign state, or scores that are not finite.
+            ValueError: a foreign state, a prior that does not fit or that the head does not read, or scores that are
+                not finite.
         """
         if not isinstance(state, dict) or set(state) != {"size", "seen", "resets", "memory"}:
             raise ValueError("not a stream state of ClipSegmentor; make one with init_state()")
         images, _ = self.stack([{"frames": [frame]}])
         height, width = frame.shape[-2:]
         changed = bool(state["size"]) and list(state["size"]) != [height, width]
-        scores, memory = self._advance(images, _empty_memory() if changed else state["memory"])
+        if prior is not None:
+            if not self.sem_seg_head.uses_prior:
+                raise ValueError("a prior was given, but no block of the model reads one (class_memory would)")
+            prior = prior.require(1, (height, width), self.num_classes).pad(images.shape[-2], images.shape[-1])
+            prior = prior.to(self.device)
+        scores, memory = self._advance(images, _empty_memory() if changed else state["memory"], prior)
         state = {
             "size": [height, width],
             "seen": 1 if changed else state["seen"] + 1,
@@ -266,10 +279,13 @@ class ClipSegmentor(Segmentor):
         check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
         return scores, state
 
-    def _advance(self, images: Tensor, memory: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def _advance(
+        self, images: Tensor, memory: dict[str, Any], prior: PriorMap | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Probabilities [B, K, h, w] of the next frames [B, 3, H, W] of B streams, and what they remember."""
         features = self.backbone(images)
-        prior = self.prior_provider.for_frame(memory["prior"]) if self.sem_seg_head.uses_prior else None
+        if prior is None and self.sem_seg_head.uses_prior:
+            prior = self.prior_provider.for_frame(memory["prior"])
         output = self.sem_seg_head(features, self.bank.read(memory["frames"], features), prior)
         scores = output.logits.float().softmax(dim=1)
         return scores, {
@@ -324,7 +340,7 @@ def _cut_clip(clip: Clip, past: int) -> dict[str, Any]:
     length = _frames(clip)
     last = clip.get("reference", length - 1)
     window = slice(max(0, last - past), last + 1)
-    per_frame = ("frames", "labels", "frame_ids", "file_names", "frame_indices")
+    per_frame = ("frames", "labels", "priors", "frame_ids", "file_names", "frame_indices")
     return {**clip, **{key: list(clip[key])[window] for key in per_frame if key in clip}}
 
 
