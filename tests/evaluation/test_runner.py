@@ -100,7 +100,7 @@ def test_tilings_and_batches_change_nothing(cfg, length, stride, batch):
 def test_streaming_gives_the_same_and_resets_for_each_video(cfg, monkeypatch):
     reference = evaluate_dataset(cfg, Oracle(), NAME)
     stream = Stream()
-    monkeypatch.setattr(runner, "make_stream", lambda cfg, model: stream)
+    monkeypatch.setattr(runner, "make_stream", lambda cfg, model, name: stream)
     cfg.TEST.STREAMING = True
     assert evaluate_dataset(cfg, Oracle(), NAME) == reference
     assert stream.videos == list(LENGTHS.values())

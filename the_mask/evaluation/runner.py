@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
@@ -26,6 +27,8 @@ from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.temporal_consistency import raft_flow
 from the_mask.inference import StreamingSegmentor
+from the_mask.inference.ensemble import step_named
+from the_mask.inference.pipeline import Pipeline, build_pipeline, is_ensemble, uses_runners
 
 logger = logging.getLogger(__name__)
 Clip = dict[str, Any]
@@ -45,8 +48,9 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     """Predict every frame of a test set and score it; a collective call when there are several processes.
 
     Clips come from ``build_test_loader``; with ``cfg.TEST.STREAMING`` each video is fed frame by frame through
-    ``StreamingSegmentor`` instead. Memory does not grow with the data set. The model is switched to eval mode and every
-    module's mode is restored afterwards, also after an error.
+    ``StreamingSegmentor`` instead. With keys such as ``TEST.VIEWS`` the model runs inside
+    :class:`~the_mask.inference.pipeline.Pipeline`, either way; ensembles always stream. Memory does not grow with the
+    data set. The model is switched to eval mode and every module's mode is restored afterwards, also after an error.
 
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST.*``.
@@ -67,10 +71,11 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     evaluator = build_evaluator(cfg, dataset_name, records, _device(plain))
     meter = ProgressMeter(dataset_name, sum(lengths[i] for i in shard))
     with evaluation_mode(plain), torch.no_grad(), meter:
-        if cfg.TEST.STREAMING:
-            predicted = stream_videos(make_stream(cfg, plain), [records[i] for i in shard], meter)
+        if cfg.TEST.STREAMING or is_ensemble(cfg):
+            predicted = stream_videos(make_stream(cfg, plain, dataset_name), [records[i] for i in shard], meter)
         else:
-            predicted = tile_videos(cfg, plain, dataset_name, meter)
+            predictor = _pipeline(cfg, plain, dataset_name) if uses_runners(cfg) else plain
+            predicted = tile_videos(cfg, predictor, dataset_name, meter)
         for clips, maps in predicted:
             evaluator.process(clips, maps)
             meter.update(sum(len(frames) for frames in maps))
@@ -104,9 +109,13 @@ def tile_videos(cfg: CfgNode, model: Any, dataset_name: str, meter: ProgressMete
         yield clips, maps
 
 
-def make_stream(cfg: CfgNode, model: nn.Module) -> FrameSegmentor:
-    """The streaming runner of a model, with the test geometry of ``cfg``."""
-    return StreamingSegmentor(cfg, model=model)
+def make_stream(cfg: CfgNode, model: nn.Module, dataset_name: str) -> FrameSegmentor:
+    """The streaming runner of a model, with the test geometry and the test-time runners of ``cfg``."""
+    return _pipeline(cfg, model, dataset_name) if uses_runners(cfg) else StreamingSegmentor(cfg, model=model)
+
+
+def _pipeline(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Pipeline:
+    return build_pipeline(cfg, model, MetadataCatalog.get(dataset_name).stuff_classes)
 
 
 def stream_videos(segmentor: FrameSegmentor, records: Sequence[Record], meter: ProgressMeter) -> Iterator[Predicted]:
@@ -124,7 +133,7 @@ def stream_videos(segmentor: FrameSegmentor, records: Sequence[Record], meter: P
         if labels is not None:
             check_same_size(image, labels, file_name, clip["mask_file_name"])
         with meter.model_time():
-            label_map, state = segmentor.step(image, state)
+            label_map, state = step_named(segmentor, image, state, (clip["video_id"], clip["frame_ids"][0]))
         yield [clip], [[label_map]]
 
 

@@ -1,0 +1,112 @@
+"""evaluate_dataset with the runners of TEST.*: real tiny models on a tiny tree."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+import the_mask.modeling  # noqa: F401  fills the registries
+from the_mask.config import load_config
+from the_mask.data import register_video_tree
+from the_mask.engine import save_checkpoint
+from the_mask.evaluation import evaluate_dataset
+from the_mask.inference.pipeline import build_pipeline, uses_runners
+
+NAME = "pipeline_toy"
+CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree")
+    rng = np.random.default_rng(0)
+    for video, length in {"a": 2, "b": 3}.items():
+        for index in range(length):
+            labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((10, 12), dtype=np.int64)).astype(np.uint8)
+            noise = rng.integers(0, 40, (40, 60, 3))
+            for kind, pixels in (("origin", labels[..., None] * 80 + noise), ("mask", labels)):
+                path = root / "val" / video / kind / f"{index:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    register_video_tree(NAME, root, "val", ["one", "two", "three"])
+    register_video_tree("pipeline_other", root, "val", ["one", "two", "four"])
+    return root
+
+
+def config(*changes):
+    options = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "DATASETS.TEST", (NAME,), "DATALOADER.NUM_WORKERS", 0]
+    options += ["INPUT.TEST.LONG_EDGE", 96, "INPUT.TEST.SHORT_EDGE", 64, "MODEL.DEVICE", "cpu"]
+    return load_config(CONFIG, [*options, *changes])
+
+
+@pytest.fixture(scope="module")
+def model(tree):
+    torch.manual_seed(0)
+    return build_model(config())
+
+
+def figures(model, *changes):
+    return evaluate_dataset(config(*changes), model, NAME)["sem_seg"]
+
+
+def test_nothing_is_wrapped_by_default(tree):
+    assert not uses_runners(config())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_views_equal_the_pipeline_called_by_hand(tree, model, streaming, tmp_path):
+    changes = ["TEST.VIEWS.SCALES", [1.0, 1.5], "TEST.VIEWS.FLIP", True, "TEST.SAVE_PREDICTIONS", str(tmp_path)]
+    result = figures(model, *changes, "TEST.STREAMING", streaming)
+    assert str(result) != str(figures(model))
+    pipeline = build_pipeline(config(*changes), model)
+    state = pipeline.init_state()
+    for index in range(3):
+        picture = np.array(Image.open(tree / "val" / "b" / "origin" / f"{index:02d}.png"))
+        labels, state = pipeline.step(picture, state, ("b", f"{index:02d}"))
+        assert (np.array(Image.open(tmp_path / "b" / f"{index:02d}.png")) == labels.numpy()).all()
+
+
+def test_windows_of_the_whole_frame_change_nothing(tree, model):
+    assert str(figures(model, "TEST.WINDOW.SIZE", [64, 96], "TEST.WINDOW.PAD", False)) == str(figures(model))
+    smaller = figures(model, "TEST.WINDOW.SIZE", [64, 64])
+    assert str(smaller) != str(figures(model))
+
+
+def test_an_ensemble_with_itself_from_config_and_weights_or_from_disk(tree, model, tmp_path):
+    save_checkpoint(tmp_path / "model.pth", {"model": model.state_dict()})
+    expected = str(figures(model))
+    twin = ["TEST.ENSEMBLE.CONFIGS", [str(tmp_path / "member.yaml")]]
+    twin += ["TEST.ENSEMBLE.CHECKPOINTS", [str(tmp_path / "model.pth")]]
+    (tmp_path / "member.yaml").write_text(config().dump())
+    assert str(figures(model, *twin)) == expected
+    assert str(figures(model, *twin, "TEST.ENSEMBLE.MEAN", "geometric")) == expected
+    saved = ["TEST.SAVE_SCORES", str(tmp_path / "scores")]
+    assert str(figures(model, *saved)) == expected
+    disk = ["TEST.ENSEMBLE.SCORES", [str(tmp_path / "scores")], "TEST.ENSEMBLE.WITHOUT_SELF", True]
+    from_disk = figures(model, *disk)
+    # Half precision may swap the best class of a pixel or two.
+    assert from_disk["pACC"] == pytest.approx(figures(model)["pACC"], abs=0.1)
+    (tmp_path / "scores" / "b" / "01.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"01\.npz is missing"):
+        figures(model, *disk)
+
+
+def test_bad_ensembles(tree, model, tmp_path):
+    with pytest.raises(ValueError, match="1 CONFIGS and 0 CHECKPOINTS"):
+        figures(model, "TEST.ENSEMBLE.CONFIGS", ["a.yaml"])
+    with pytest.raises(FileNotFoundError, match=r"a\.yaml"):
+        figures(model, "TEST.ENSEMBLE.CONFIGS", ["a.yaml"], "TEST.ENSEMBLE.CHECKPOINTS", ["a.pth"])
+    with pytest.raises(FileNotFoundError, match=r"scores\.json"):
+        figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)])
+    evaluate_dataset(
+        config("TEST.SAVE_SCORES", str(tmp_path), "DATASETS.TEST", ("pipeline_other",)), model, "pipeline_other"
+    )
+    with pytest.raises(ValueError, match="class 2 is 'three' and 'four'"):
+        figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)])
+    with pytest.raises(ValueError, match="WEIGHTS has 3 numbers for 2 members"):
+        figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)], "TEST.ENSEMBLE.WEIGHTS", [1, 2, 3])
+    with pytest.raises(ValueError, match=r"WINDOW\.STRIDE .* without"):
+        build_pipeline(config("TEST.WINDOW.STRIDE", [4, 4]), model)

@@ -1,0 +1,193 @@
+"""The whole test-time pipeline of a config: window -> views -> stream -> ensemble -> finish, outermost last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import Tensor, nn
+
+from the_mask.config import load_config
+from the_mask.data.io import read_image
+from the_mask.inference.ensemble import EnsembleRunner, Member, step_named
+from the_mask.inference.merge import score_labels
+from the_mask.inference.saved_scores import SavedScores, ScoreWriter
+from the_mask.inference.stream import StreamingSegmentor
+from the_mask.inference.views import FrameName, ViewRunner
+from the_mask.inference.window import WindowRunner
+
+Clip = Mapping[str, Any]
+StreamState = dict[str, Any]
+# (frame uint8 [H, W, 3], labels [H, W], scores [K, H, W], name) -> labels [H, W]; labels are on the CPU.
+FinishStep = Callable[[np.ndarray, Tensor, Tensor, FrameName | None], Tensor]
+
+
+class Pipeline:
+    """Scores of a runner, saved if wanted, then turned into labels by refinement and voting.
+
+    A stream (``init_state``, ``step``), and a predictor of test clips where its scorer is one.
+
+    Args:
+        scorer: a stream with output "scores".
+        finish: steps from labels to labels, in order.
+        writer: where scores are saved, before the steps.
+    """
+
+    uses_names = True
+
+    def __init__(self, scorer: Any, finish: Sequence[FinishStep] = (), writer: ScoreWriter | None = None) -> None:
+        self.scorer = scorer
+        self.finish = list(finish)
+        self.writer = writer
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.scorer.num_classes
+
+    def init_state(self) -> StreamState:
+        """State before a video."""
+        return self.scorer.init_state()
+
+    def step(
+        self, frame: np.ndarray | Tensor, state: StreamState, name: FrameName | None = None
+    ) -> tuple[Tensor, StreamState]:
+        """Labels [H, W] of the next frame, uint8 RGB [H, W, 3], called ``name`` (video, frame)."""
+        scores, state = step_named(self.scorer, frame, state, name)
+        return self._finish(lambda: np.asarray(frame), scores, name), state
+
+    def predict(self, clips: Sequence[Clip]) -> list[list[Tensor]]:
+        """Label maps [height, width] of the frames of test clips."""
+        return [
+            [
+                self._finish(lambda file=file: read_image(file), scores, (clip["video_id"], frame_id))  # type: ignore[misc]
+                for scores, frame_id, file in zip(
+                    self.scorer.clip_scores(clip), clip["frame_ids"], clip["file_names"], strict=True
+                )
+            ]
+            for clip in clips
+        ]
+
+    def _finish(self, image: Callable[[], np.ndarray], scores: Tensor, name: FrameName | None) -> Tensor:
+        if self.writer is not None:
+            if name is None:
+                raise ValueError("TEST.SAVE_SCORES names files after video and frame, but the frame has no name")
+            self.writer.write(name, scores)
+        labels = score_labels(scores)
+        picture = image() if self.finish else None
+        for step in self.finish:
+            assert picture is not None
+            labels = step(picture, labels, scores, name)
+        return labels
+
+
+def uses_runners(cfg: CfgNode) -> bool:
+    """Whether a config asks for anything beyond the plain model."""
+    test = cfg.TEST
+    views = test.VIEWS
+    return bool(
+        test.WINDOW.SIZE
+        or list(views.SCALES) != [1.0]
+        or views.FLIP
+        or views.NORMALIZE != "none"
+        or views.PARITY
+        or is_ensemble(cfg)
+        or test.SAVE_SCORES
+        or build_finish(cfg)
+    )
+
+
+def is_ensemble(cfg: CfgNode) -> bool:
+    """Whether a config has members beside its own model."""
+    return bool(cfg.TEST.ENSEMBLE.CONFIGS or cfg.TEST.ENSEMBLE.SCORES)
+
+
+def build_pipeline(
+    cfg: CfgNode, model: nn.Module | None = None, class_names: Sequence[str] | None = None, trust_pickle: bool = False
+) -> Pipeline:
+    """The runners of a config around a model.
+
+    Args:
+        cfg: keys ``TEST.*`` and ``INPUT.TEST``.
+        model: the config's segmentor; None builds it and reads ``MODEL.WEIGHTS`` (if it takes part).
+        class_names: K names; None takes those of the config's first data set.
+        trust_pickle: of ``the_mask.engine.load_weights``.
+
+    Raises:
+        ValueError: keys that make no sense, or members of different classes.
+        FileNotFoundError: a config, weights file or folder of scores is missing.
+    """
+    class_names = class_names if class_names is not None else config_classes(cfg)
+    if is_ensemble(cfg):
+        scorer: Any = build_ensemble(cfg, model, class_names, trust_pickle)
+    else:
+        scorer = build_scorer(cfg, model, trust_pickle)
+    writer = None
+    if cfg.TEST.SAVE_SCORES:
+        if class_names is None:
+            raise ValueError("TEST.SAVE_SCORES writes the names of the classes, but no data set gives them")
+        writer = ScoreWriter(cfg.TEST.SAVE_SCORES, class_names)
+    return Pipeline(scorer, build_finish(cfg), writer)
+
+
+def build_scorer(cfg: CfgNode, model: nn.Module | None = None, trust_pickle: bool = False) -> ViewRunner:
+    """Views around windows around a config's segmentor, with output "scores"."""
+    segmentor: Any = StreamingSegmentor(cfg, trust_pickle=trust_pickle).model if model is None else model
+    window = cfg.TEST.WINDOW
+    if window.SIZE:
+        segmentor = WindowRunner(segmentor, list(window.SIZE), list(window.STRIDE), window.PAD)
+    elif window.STRIDE:
+        raise ValueError(f"TEST.WINDOW.STRIDE {list(window.STRIDE)} without TEST.WINDOW.SIZE")
+    return ViewRunner.from_config(cfg, segmentor, output="scores")
+
+
+def build_ensemble(
+    cfg: CfgNode, model: nn.Module | None, class_names: Sequence[str] | None, trust_pickle: bool = False
+) -> EnsembleRunner:
+    """The members of ``TEST.ENSEMBLE``: the config's own model, further configs, folders of scores."""
+    node = cfg.TEST.ENSEMBLE
+    if len(node.CONFIGS) != len(node.CHECKPOINTS):
+        raise ValueError(
+            f"TEST.ENSEMBLE has {len(node.CONFIGS)} CONFIGS and {len(node.CHECKPOINTS)} CHECKPOINTS; expected one each"
+        )
+    own = 0 if node.WITHOUT_SELF else 1
+    count = own + len(node.CONFIGS) + len(node.SCORES)
+    weights = _per_member(node.WEIGHTS, "WEIGHTS", count)
+    temperatures = _per_member(node.TEMPERATURES, "TEMPERATURES", count)
+    streams: list[tuple[Any, str, Sequence[str] | None]] = []
+    if own:
+        streams.append((build_scorer(cfg, model, trust_pickle), "the config's own model", class_names))
+    for file, checkpoint in zip(node.CONFIGS, node.CHECKPOINTS, strict=True):
+        member = load_config(file, ["MODEL.WEIGHTS", str(checkpoint), "MODEL.DEVICE", cfg.MODEL.DEVICE])
+        streams.append((build_scorer(member, None, trust_pickle), f"{file} ({checkpoint})", config_classes(member)))
+    for folder in node.SCORES:
+        saved = SavedScores(folder)
+        streams.append((saved, str(folder), saved.class_names))
+    members = [
+        Member(stream, name, classes, weight, temperature)
+        for (stream, name, classes), weight, temperature in zip(streams, weights, temperatures, strict=True)
+    ]
+    return EnsembleRunner(members, node.NORMALIZE, node.MEAN, output="scores")
+
+
+def build_finish(cfg: CfgNode) -> list[FinishStep]:
+    """Refinement, then voting, as far as the config asks for them."""
+    return []
+
+
+def config_classes(cfg: CfgNode) -> list[str] | None:
+    """Class names of a config's first known data set, test before training."""
+    for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+        classes = MetadataCatalog.get(name).get("stuff_classes") if name in DatasetCatalog.list() else None
+        if classes is not None:
+            return list(classes)
+    return None
+
+
+def _per_member(values: Sequence[float], key: str, count: int) -> list[float]:
+    if values and len(values) != count:
+        raise ValueError(f"TEST.ENSEMBLE.{key} has {len(values)} numbers for {count} members (self, CONFIGS, SCORES)")
+    return [float(value) for value in values] or [1.0] * count

@@ -1,0 +1,167 @@
+"""Class scores on disk: one compressed fp16 file per frame, so that models can be merged without running together.
+
+Layout: ``<folder>/scores.json`` names the classes; ``<folder>/<video>/<frame>.npz`` holds ``scores``, [K, H, W] of
+float16.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FrameName = tuple[str, str]
+INDEX = "scores.json"
+FORMAT = 1
+# Scores hold few distinct bits after fp16; the fastest level is within some percent of the slowest.
+COMPRESSION_LEVEL = 1
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def score_path(folder: Path, name: FrameName) -> Path:
+    """File of one frame, (video, frame)."""
+    return folder / name[0] / f"{name[1]}.npz"
+
+
+class ScoreWriter:
+    """Writes the scores of frames; files appear whole or not at all.
+
+    Args:
+        folder: made if it is not there. One that holds scores of other classes is an error.
+        class_names: K names.
+
+    Raises:
+        ValueError: the folder holds scores of other classes.
+    """
+
+    def __init__(self, folder: str | Path, class_names: Sequence[str]) -> None:
+        self.folder = Path(folder)
+        self.class_names = list(class_names)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / INDEX).is_file():
+            check_same_classes(self.class_names, read_index(self.folder), "this model", str(self.folder))
+        else:
+            content = json.dumps({"format": FORMAT, "classes": self.class_names}, indent=1) + "\n"
+            _replace(self.folder / INDEX, content.encode())
+
+    def write(self, name: FrameName, scores: Tensor) -> Path:
+        """Write [K, H, W] of frame (video, frame); returns the file.
+
+        Raises:
+            ValueError: another number of classes, or scores beyond float16.
+        """
+        if scores.dim() != 3 or scores.shape[0] != len(self.class_names):
+            raise ValueError(f"scores {list(scores.shape)} of {name} for {len(self.class_names)} classes")
+        array = scores.detach().float().cpu().numpy()
+        if array.size and not np.abs(array).max() <= LARGEST:
+            raise ValueError(f"scores of {name} reach {np.abs(array).max()}, beyond float16 ({LARGEST:.0f})")
+        path = score_path(self.folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with (
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL) as archive,
+            archive.open("scores.npy", "w", force_zip64=True) as stream,
+        ):
+            np.lib.format.write_array(stream, array.astype(np.float16))
+        os.replace(temporary, path)
+        return path
+
+
+class SavedScores:
+    """Plays scores from a folder, with the interface of a stream; it needs each frame's name.
+
+    Args:
+        folder: written by :class:`ScoreWriter`.
+
+    Raises:
+        FileNotFoundError: no such folder, or it has no index.
+    """
+
+    uses_names = True
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.class_names = read_index(self.folder)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def init_state(self) -> dict[str, Any]:
+        """Nothing needs to be remembered."""
+        return {}
+
+    def step(
+        self, frame: np.ndarray | Tensor, state: dict[str, Any], name: FrameName | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Scores [K, H, W] float32 of the frame called ``name``, (video, frame).
+
+        Raises:
+            FileNotFoundError: no file for this frame.
+            ValueError: no name; an unreadable file, or one of another size or number of classes.
+        """
+        if name is None:
+            raise ValueError(f"saved scores ({self.folder}) are found by video and frame, but the frame has no name")
+        return self.read(name, (frame.shape[0], frame.shape[1])), state
+
+    def read(self, name: FrameName, size: tuple[int, int]) -> Tensor:
+        """As :meth:`step`, for a frame of ``size`` (H, W)."""
+        path = score_path(self.folder, name)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"score file {path} is missing (video {name[0]}, frame {name[1]}); write it with TEST.SAVE_SCORES"
+            )
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                array = archive["scores"]
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"score file {path} cannot be read ({error}); delete it and write it again") from error
+        if array.shape != (self.num_classes, *size):
+            raise ValueError(
+                f"score file {path} has shape {list(array.shape)}, expected {[self.num_classes, *size]} (K, H, W)"
+            )
+        return torch.from_numpy(array.astype(np.float32))
+
+
+def read_index(folder: Path) -> list[str]:
+    """Class names of a folder of scores.
+
+    Raises:
+        FileNotFoundError: no index. ValueError: one of another format.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {folder} is not a folder of scores (write one: TEST.SAVE_SCORES)")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {content.get('format')!r}; expected {FORMAT}")
+    return list(content["classes"])
+
+
+def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
+    """Raise a ValueError that shows the first difference of two class lists."""
+    if list(first) == list(second):
+        return
+    if len(first) != len(second):
+        reason = f"{len(first)} and {len(second)} classes"
+    else:
+        index = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+        reason = f"class {index} is {first[index]!r} and {second[index]!r}"
+    raise ValueError(
+        f"the members of an ensemble need the same classes in the same order: {first_name} and {second_name} have "
+        f"{reason}"
+    )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
