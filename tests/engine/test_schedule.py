@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from the_mask.config import load_config
 from the_mask.engine.schedule import WarmupPoly, poly_factor, warmup_factor
 
 
@@ -34,6 +35,18 @@ def test_known_values() -> None:
     assert schedule(159_999) > 0
     floor = WarmupPoly(1.0, 10, power=1.0, end=0.25, warmup_iters=2, warmup_start=0.5, warmup_method="constant")
     assert [floor(i) for i in (0, 1, 2, 7, 8, 9)] == pytest.approx([0.5, 0.45, 0.8, 0.3, 0.25, 0.25])
+
+
+def test_poly_with_floor() -> None:
+    """TMANet on CamVid: SGD 0.01, power 0.9, floor 1e-4 of 80,000 iterations: (lr0 - floor)(1 - t/T)^0.9 + floor."""
+    words = "SOLVER.LR_SCHEDULER_NAME PolyLRWithFloor SOLVER.BASE_LR 0.01 SOLVER.POLY_LR_END 0.01 SOLVER.MAX_ITER 80000"
+    schedule = WarmupPoly.from_config(load_config(None, words.split()))
+    for iteration in (0, 1, 40_000, 79_999):
+        expected = (0.01 - 1e-4) * (1 - iteration / 80_000) ** 0.9 + 1e-4
+        assert schedule(iteration) == pytest.approx(expected, rel=1e-12)
+    assert schedule(80_000) == pytest.approx(1e-4)
+    with pytest.raises(ValueError, match=r"LR_SCHEDULER_NAME 'Poly': expected one of WarmupPolyLR, PolyLRWithFloor"):
+        WarmupPoly(0.1, 10, name="Poly")
 
 
 @given(st.integers(1, 1000), st.integers(0, 3000), st.floats(0, 1), st.floats(0.1, 3))

@@ -13,8 +13,24 @@ def add_keys(cfg: CfgNode) -> None:
     # Weight decay of norms, and of embeddings and position tables.
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    # Weight decay of other vectors: layer scales, and biases without a WEIGHT_DECAY_BIAS; None: as weights.
+    cfg.SOLVER.WEIGHT_DECAY_VECTOR = None
+    # Substrings of parameter names without any weight decay.
+    cfg.SOLVER.NO_DECAY = []
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # The only schedule: warm-up, then (1 - iter/MAX_ITER)^POLY_LR_POWER down to POLY_LR_END * BASE_LR.
+    # Learning rates that fall from the head to the stem (on top of BACKBONE_MULTIPLIER): "none", "layer" (per block) or
+    # "stage"; see the_mask/engine/layer_decay.py.
+    cfg.SOLVER.LR_DECAY = CfgNode()
+    cfg.SOLVER.LR_DECAY.MODE = "none"
+    cfg.SOLVER.LR_DECAY.RATE = 1.0
+    # "stage" only: steps from head to stem; 0 counts the stages, ConvNeXt is published with 12.
+    cfg.SOLVER.LR_DECAY.NUM_LAYERS = 0
+    # Two quirks of the InternImage release: extra norms of the third level take the rate of its first blocks, and the
+    # mask decoder's queries, level, class and mask embeddings that of the stem.
+    cfg.SOLVER.LR_DECAY.QUIRK_EXTRA_NORMS = False
+    cfg.SOLVER.LR_DECAY.QUIRK_QUERIES = False
+    # After the warm-up, with p = (1 - iter/MAX_ITER)^POLY_LR_POWER and end = POLY_LR_END, BASE_LR times
+    # "WarmupPolyLR": max(p, end), or "PolyLRWithFloor": (1 - end) * p + end.
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_END = 0.0

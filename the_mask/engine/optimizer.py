@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+
+from the_mask.engine.layer_decay import LayerDecay, layer_decay_factors
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ EMBEDDING_PARAMETERS = (
     "cls_token",
     "mask_token",
 )
+UNIFORM = LayerDecay()
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,21 @@ class ParameterRule:
         weight_decay: for everything without a rule of its own.
         weight_decay_norm: scale and shift of normalisation layers.
         weight_decay_embed: embeddings and position tables.
-        weight_decay_bias: biases outside norms and embeddings; ``None`` treats them like weights.
+        weight_decay_bias: biases outside norms and embeddings; ``None`` treats them like other vectors.
+        weight_decay_vector: other parameters of one axis (layer scales); ``None`` treats them like weights.
+        no_decay: substrings of the full names of parameters that are not decayed at all.
         backbone_multiplier: factor on the learning rate of the backbone.
+        layer_decay: further factors on the learning rate, per layer or stage.
     """
 
     weight_decay: float
     weight_decay_norm: float = 0.0
     weight_decay_embed: float = 0.0
     weight_decay_bias: float | None = None
+    weight_decay_vector: float | None = None
+    no_decay: tuple[str, ...] = ()
     backbone_multiplier: float = 1.0
+    layer_decay: LayerDecay = UNIFORM
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ParameterRule:
@@ -69,7 +78,16 @@ class ParameterRule:
             weight_decay_norm=solver.WEIGHT_DECAY_NORM,
             weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
             weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+            weight_decay_vector=solver.WEIGHT_DECAY_VECTOR,
+            no_decay=tuple(solver.NO_DECAY),
             backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+            layer_decay=LayerDecay(
+                mode=solver.LR_DECAY.MODE,
+                rate=solver.LR_DECAY.RATE,
+                num_layers=solver.LR_DECAY.NUM_LAYERS,
+                quirk_extra_norms=solver.LR_DECAY.QUIRK_EXTRA_NORMS,
+                quirk_queries=solver.LR_DECAY.QUIRK_QUERIES,
+            ),
         )
 
 
@@ -89,7 +107,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def parameter_setting(module_name: str, module: nn.Module, name: str, rule: ParameterRule) -> ParameterSetting:
-    """Setting of one parameter from the names and the type of the module that owns it.
+    """Setting of one parameter from the names and the type of the module that owns it, without layer decay.
 
     Args:
         module_name: dotted path of the owning module, ``"backbone.res2.0.conv1"``.
@@ -98,7 +116,8 @@ def parameter_setting(module_name: str, module: nn.Module, name: str, rule: Para
         rule: the numbers.
     """
     in_backbone = "backbone" in module_name.split(".") or module_name.startswith("backbone")
-    if any(table in name for table in UNDECAYED_TABLES):
+    full_name = f"{module_name}.{name}" if module_name else name
+    if any(table in name for table in UNDECAYED_TABLES) or any(part in full_name for part in rule.no_decay):
         decay = 0.0
     elif is_norm(module):
         decay = rule.weight_decay_norm
@@ -106,6 +125,8 @@ def parameter_setting(module_name: str, module: nn.Module, name: str, rule: Para
         decay = rule.weight_decay_embed
     elif name == "bias" and rule.weight_decay_bias is not None:
         decay = rule.weight_decay_bias
+    elif rule.weight_decay_vector is not None and getattr(module, name).ndim == 1:
+        decay = rule.weight_decay_vector
     else:
         decay = rule.weight_decay
     return ParameterSetting(rule.backbone_multiplier if in_backbone else 1.0, decay)
@@ -113,6 +134,7 @@ def parameter_setting(module_name: str, module: nn.Module, name: str, rule: Para
 
 def named_settings(model: nn.Module, rule: ParameterRule) -> Iterator[tuple[str, nn.Parameter, ParameterSetting]]:
     """Each trainable parameter once (shared ones under their first name), with its full name and setting."""
+    factors = layer_decay_factors((name for name, _ in model.named_parameters()), rule.layer_decay)
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -120,7 +142,8 @@ def named_settings(model: nn.Module, rule: ParameterRule) -> Iterator[tuple[str,
                 continue
             seen.add(parameter)
             full_name = f"{module_name}.{name}" if module_name else name
-            yield full_name, parameter, parameter_setting(module_name, module, name, rule)
+            setting = parameter_setting(module_name, module, name, rule)
+            yield full_name, parameter, replace(setting, lr_multiplier=setting.lr_multiplier * factors[full_name])
 
 
 def parameter_groups(model: nn.Module, rule: ParameterRule) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+SCHEDULES = ("WarmupPolyLR", "PolyLRWithFloor")
 WARMUP_METHODS = ("linear", "constant")
 
 
@@ -28,6 +29,11 @@ def poly_factor(iteration: int, max_iter: int, power: float = 0.9, end: float = 
     return max(end, max(0.0, 1.0 - iteration / max_iter) ** power)
 
 
+def floored_poly_factor(iteration: int, max_iter: int, power: float = 0.9, floor: float = 0.0) -> float:
+    """``(1 - floor) * (1 - iteration/max_iter)^power + floor``: falls all the way, unlike :func:`poly_factor`."""
+    return (1.0 - floor) * poly_factor(iteration, max_iter, power) + floor
+
+
 @dataclass(frozen=True)
 class WarmupPoly:
     """Warm-up, then polynomial decay (spec of both THE-Mask and Mask2Former: power 0.9, no warm-up).
@@ -35,8 +41,9 @@ class WarmupPoly:
     Attributes:
         base_lr: rate at factor 1.
         max_iter: iterations of the whole training.
-        power, end: of :func:`poly_factor`; ``end`` is a share of ``base_lr``.
+        power, end: of :func:`poly_factor` or :func:`floored_poly_factor`; ``end`` is a share of ``base_lr``.
         warmup_iters, warmup_start, warmup_method: of :func:`warmup_factor`.
+        name: one of :data:`SCHEDULES`; what ``end`` means.
     """
 
     base_lr: float
@@ -46,6 +53,11 @@ class WarmupPoly:
     warmup_iters: int = 0
     warmup_start: float = 0.001
     warmup_method: str = "linear"
+    name: str = "WarmupPolyLR"
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise ValueError(f"SOLVER.LR_SCHEDULER_NAME {self.name!r}: expected one of {', '.join(SCHEDULES)}")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> WarmupPoly:
@@ -58,12 +70,14 @@ class WarmupPoly:
             warmup_iters=solver.WARMUP_ITERS,
             warmup_start=solver.WARMUP_FACTOR,
             warmup_method=solver.WARMUP_METHOD,
+            name=solver.LR_SCHEDULER_NAME,
         )
 
     def __call__(self, iteration: int) -> float:
         """Learning rate of an iteration (counted from 0), before any group's multiplier."""
+        decay = poly_factor if self.name == "WarmupPolyLR" else floored_poly_factor
         return (
             self.base_lr
             * warmup_factor(iteration, self.warmup_iters, self.warmup_start, self.warmup_method)
-            * poly_factor(iteration, self.max_iter, self.power, self.end)
+            * decay(iteration, self.max_iter, self.power, self.end)
         )

@@ -12,8 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from the_mask.data import get_records, import_dataset_modules
+from the_mask.engine.layer_decay import MODES as DECAY_MODES
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
-from the_mask.engine.schedule import WARMUP_METHODS
+from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
 
 CHOICES = {
     "INPUT.CLIP.BOUNDARY": ("clamp", "repeat_current", "drop"),
@@ -23,7 +24,8 @@ CHOICES = {
     "MODEL.THE_MASK.WARMUP_MODE": ("iteration", "reference"),
     "MODEL.MASK_FORMER.POSITION_ENCODING": ("sine2d", "sine3d"),
     "SOLVER.OPTIMIZER": OPTIMIZERS,
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR",),
+    "SOLVER.LR_SCHEDULER_NAME": SCHEDULES,
+    "SOLVER.LR_DECAY.MODE": DECAY_MODES,
     "SOLVER.WARMUP_METHOD": WARMUP_METHODS,
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
