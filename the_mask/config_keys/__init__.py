@@ -13,9 +13,10 @@ from the_mask.config_keys import (
     input,
     keyframe,
     mask_former,
+    memory,
     solver,
     test,
     the_mask,
 )
 
-SUBJECTS = (input, mask_former, the_mask, backbones, context, solver, test, inference, data, keyframe)
+SUBJECTS = (input, mask_former, the_mask, backbones, context, solver, test, inference, data, keyframe, memory)

@@ -1,0 +1,43 @@
+"""Keys of class memories: priors, multi-stage inference, and of distillation."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_keys(cfg: CfgNode) -> None:
+    """Add them to ``cfg``, in place."""
+    # MODEL.CONTEXT.PRIOR may also be "previous_prediction" (of the frame before), "stage1" (of the block's own first
+    # classifier) or "stored_masks" (of INPUT.PRIOR_MASKS in training, TEST.STAGES.MASKS in tests).
+    # Share of SOLVER.MAX_ITER in which the ground truth stands in for the prior.
+    cfg.MODEL.CONTEXT.PRIOR_GT_WARMUP = 0.1
+    # Hand on class probabilities (True) or labels (False, as in the paper) of the previous frame.
+    cfg.MODEL.CONTEXT.PRIOR_SOFT = False
+    # Whose stored mask is read: "same_frame" or "previous_frame".
+    cfg.MODEL.CONTEXT.STORED_FRAME = "same_frame"
+
+    # Multi-stage inference: after the normal pass (stage 0), this many passes that read the masks of the one before.
+    cfg.TEST.STAGES = CfgNode()
+    cfg.TEST.STAGES.COUNT = 0
+    # Stage k reads stage k-1's mask of the "same_frame" or of the "previous_frame".
+    cfg.TEST.STAGES.FRAME = "same_frame"
+    # Folder of stored masks (TEST.SAVE_PREDICTIONS of another run) that stand for stage 0; "" runs it.
+    cfg.TEST.STAGES.MASKS = ""
+
+    # META_ARCHITECTURE DistilledSegmentor: the model of this config learns from a frozen teacher.
+    cfg.MODEL.DISTILLATION = CfgNode()
+    # The same config with this META_ARCHITECTURE is the student.
+    cfg.MODEL.DISTILLATION.STUDENT_ARCHITECTURE = "ClipSegmentor"
+    # Config file of the teacher, KEY VALUE pairs on top of it, and its weights (needed for training only).
+    cfg.MODEL.DISTILLATION.TEACHER_CONFIG = ""
+    cfg.MODEL.DISTILLATION.TEACHER_OPTIONS = []
+    cfg.MODEL.DISTILLATION.TEACHER_WEIGHTS = ""
+    # Weight and temperature of the pixel-wise term: cross-entropy against the teacher's probabilities.
+    cfg.MODEL.DISTILLATION.PIXEL_WEIGHT = 10.0
+    cfg.MODEL.DISTILLATION.TEMPERATURE = 1.0
+    # Weight of the pairwise term (differences of cosine affinities between regions); 0 leaves it out.
+    cfg.MODEL.DISTILLATION.PAIR_WEIGHT = 0.5
+    # Regions are max-pooled windows of this share of the map per side.
+    cfg.MODEL.DISTILLATION.PAIR_SCALE = 0.5
+    # Backbone level that the pairwise term compares, or "main": what the classifiers read.
+    cfg.MODEL.DISTILLATION.PAIR_LEVEL = "res5"
