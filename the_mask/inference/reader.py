@@ -89,8 +89,8 @@ class StreamReader:
         open_source: OpenSource,
         report: StreamReport,
         wake: threading.Condition,
-        mode: str = "all",
-        queue_size: int = 4,
+        mode: str | None = None,
+        queue_size: int | None = None,
         realtime: bool = False,
         reconnects: int = 0,
         reconnect_wait: float = 1.0,
@@ -101,8 +101,8 @@ class StreamReader:
             open_source: opens the source; called again for a reconnection.
             report: filled in, under ``wake``.
             wake: notified when a frame has come, and when the source has ended; guards everything shared.
-            mode: "all" or "latest".
-            queue_size: frames that wait at most.
+            mode: "all" or "latest"; default: "latest" for a live source.
+            queue_size: frames that wait at most; default 4, or 1 in mode "latest".
             realtime: give frames out no sooner than their timestamps say, as a camera does.
             reconnects: how often in a row a camera or URL that breaks off is opened again.
             reconnect_wait: seconds before each attempt.
@@ -111,11 +111,11 @@ class StreamReader:
             ValueError: unknown mode, queue size below 1, or a source that cannot be opened.
             FileNotFoundError: no such source.
         """
-        if mode not in MODES:
+        if mode is not None and mode not in MODES:
             raise ValueError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
-        if queue_size < 1 or reconnects < 0:
+        if (queue_size is not None and queue_size < 1) or reconnects < 0:
             raise ValueError(f"queue_size {queue_size}, reconnects {reconnects}: expected at least 1 and at least 0")
-        self.report, self.mode, self.queue_size = report, mode, queue_size
+        self.report = report
         self.realtime, self.reconnects, self.reconnect_wait = realtime, reconnects, reconnect_wait
         self.crash: BaseException | None = None
         self._open, self._wake = open_source, wake
@@ -126,6 +126,8 @@ class StreamReader:
         self._clock: tuple[float, float] | None = None
         source = open_source(self._damaged)
         self.fps, self.num_frames, self.live = source.fps, source.num_frames, source.live
+        self.mode = mode or ("latest" if source.live else "all")
+        self.queue_size = queue_size or (1 if self.mode == "latest" else 4)
         self._thread = threading.Thread(target=self._run, args=(source,), name=f"decode {report.name}", daemon=True)
         self._thread.start()
 

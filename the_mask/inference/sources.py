@@ -183,7 +183,9 @@ def _open_video(name: str, fps: Fraction | None, on_problem: OnProblem | None) -
     try:
         # Buffering ahead would add its length to the latency of a live stream.
         options = {"fflags": "nobuffer"} if live else {}
-        container = av.open(name, options=options, timeout=NETWORK_TIMEOUT if "://" in name else None)
+        timeout = NETWORK_TIMEOUT if "://" in name else None
+        # A title in another encoding is no reason to refuse a video.
+        container = av.open(name, options=options, timeout=timeout, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"video {name} cannot be opened, it is truncated or not a video: {error}") from error
     if not container.streams.video:
