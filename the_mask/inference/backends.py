@@ -59,9 +59,7 @@ class Backend:
         done = []
         for job in jobs:
             output, state = self.runner.step(job.image, job.state)
-            done.append(
-                Done(torch.as_tensor(np.asarray(output) if not isinstance(output, Tensor) else output), state, None)
-            )
+            done.append(Done(torch.as_tensor(output), state, None))
         return done
 
     def forget(self, stream: str) -> None:
