@@ -35,6 +35,7 @@ REQUIREMENTS = [
     "termcolor>=2.3",
     "safetensors>=0.4",
     "cloudpickle>=2.2",
+    "typing-extensions>=4.5",
 ]
 DEV_REQUIREMENTS = [
     "pytest>=9.0",
