@@ -5,6 +5,7 @@ Axes: ``T`` frames of a clip, ``K`` classes, ``H W`` original frame size.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 
 from the_mask.data.io import read_image
+from the_mask.evaluation.boundary import BoundaryIoU
 from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
 from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
 from the_mask.evaluation.report import class_table, summary_table
@@ -49,6 +51,7 @@ class Totals:
     consistency: dict[Mode, VideoConsistency]
     temporal_confusion: NDArray[np.int64] | None
     counts: Counts
+    boundary: BoundaryIoU | None = None
 
     def merge(self, other: Totals) -> None:
         """Add the sums of another process."""
@@ -57,6 +60,8 @@ class Totals:
             self.consistency[mode].merge(meter)
         if self.temporal_confusion is not None and other.temporal_confusion is not None:
             self.temporal_confusion = self.temporal_confusion + other.temporal_confusion
+        if self.boundary is not None and other.boundary is not None:
+            self.boundary.merge(other.boundary)
         self.counts = self.counts + other.counts
 
 
@@ -95,6 +100,8 @@ class VideoSemSegEvaluator:
         save_dir: write every prediction to ``<save_dir>/<video>/<frame>.png`` with the data set's raw label values.
         flow: optical flow for TC (see ``raft_flow``); ``None`` leaves TC out of the results.
         tc_videos: ids of the videos that count for TC; ``None`` takes all.
+        boundary_ratio: boundary IoU with boundaries this wide, as a share of the frame's diagonal (the paper: 0.02); 0
+            leaves it out.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class VideoSemSegEvaluator:
         save_dir: str | Path | None = None,
         flow: FlowFunction | None = None,
         tc_videos: set[str] | None = None,
+        boundary_ratio: float = 0.0,
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         self.dataset_name = dataset_name
@@ -118,6 +126,7 @@ class VideoSemSegEvaluator:
         self._raw_values = raw_values_of_classes(metadata.label_table, self.num_classes) if save_dir else None
         self._flow = flow
         self._tc_videos = tc_videos
+        self.boundary_ratio = boundary_ratio
         self.reset()
 
     def reset(self) -> None:
@@ -127,6 +136,8 @@ class VideoSemSegEvaluator:
         modes = MODES if self.windows else ()
         self._consistency = {mode: VideoConsistency(self.windows, mode, self.ignore_label) for mode in modes}
         self._temporal = TemporalConsistency(self.num_classes, self._flow, self.ignore_label) if self._flow else None
+        ratio = self.boundary_ratio
+        self._boundary = BoundaryIoU(self.num_classes, ratio, self.ignore_label) if ratio else None
         self._video: _Video | None = None
         self.totals: Totals | None = None
 
@@ -199,6 +210,8 @@ class VideoSemSegEvaluator:
         frame_confusion = confusion_matrix(frame.pred, frame.gt, self.num_classes, self.ignore_label, source)
         self.confusion += frame_confusion
         self.counts.frames_without_labelled_pixels += not frame_confusion.any()
+        if self._boundary is not None:
+            self._boundary.update(frame.pred, frame.gt)
         if video.gt_shape not in (None, frame.gt.shape):
             logger.warning(f"{source}: the size changes to {frame.gt.shape}; consistency windows start anew")
             self._cut_windows(video)
@@ -246,7 +259,8 @@ class VideoSemSegEvaluator:
         Returns:
             ``{"sem_seg": {...}}`` in percent, on every process: ``mIoU`` (classes with ground truth), ``mIoU_union``
             (classes with non-zero union), ``fwIoU``, ``pACC``, ``mACC``, ``VC<n>`` (strict), ``VC<n>_compat``
-            (official script), ``TC`` when there is a flow, and ``IoU-<class>``. NaN where nothing was counted.
+            (official script), ``TC`` when there is a flow, ``BIoU`` when it is wanted, and ``IoU-<class>``.
+            NaN where nothing was counted.
             After the call :attr:`totals` holds the sums.
 
         Raises:
@@ -275,6 +289,7 @@ class VideoSemSegEvaluator:
             {mode: meter.finished() for mode, meter in self._consistency.items()},
             None if self._temporal is None else self._temporal.confusion.copy(),
             replace(self.counts),
+            copy.deepcopy(self._boundary),
         )
 
     def results(self, totals: Totals) -> dict[str, float]:
@@ -292,6 +307,8 @@ class VideoSemSegEvaluator:
             figures.update({f"VC{window}{suffix}": value for window, value in meter.result().items()})
         if totals.temporal_confusion is not None:
             figures["TC"] = iou_from_confusion(totals.temporal_confusion)["mIoU_union"]
+        if totals.boundary is not None:
+            figures["BIoU"] = totals.boundary.result()
         figures.update({f"IoU-{name}": float(iou) for name, iou in zip(self.class_names, report["IoU"], strict=True)})
         return {name: 100 * value for name, value in figures.items()}
 

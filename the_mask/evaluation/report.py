@@ -16,6 +16,7 @@ MEANINGS = {
     "fwIoU": "IoU weighted by class frequency",
     "pACC": "pixel accuracy",
     "mACC": "mean class accuracy (recall)",
+    "BIoU": "boundary IoU: mean IoU over classes, of the pixels near a class border",
     "TC": "temporal consistency: agreement with the next prediction along the optical flow",
 }
 

@@ -98,6 +98,7 @@ def build_evaluator(
         save_dir=save_dir,
         flow=raft_flow(weights, device) if weights else None,
         tc_videos={record["video_id"] for record in records[:tc_videos]} if tc_videos else None,
+        boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
     )
 
 

@@ -1,0 +1,115 @@
+"""Predictions of a data set as PNGs, resumed and in several settings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+import the_mask.modeling  # noqa: F401  fills the registries
+from the_mask.config import load_config
+from the_mask.data import register_video_tree
+from the_mask.evaluation import evaluate_dataset, evaluate_predictions
+from the_mask.evaluation import submission as room
+from the_mask.evaluation.submission import predict_dataset
+
+NAME = "submission_toy"
+LENGTHS = {"a": 2, "b": 4}
+CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree")
+    rng = np.random.default_rng(0)
+    for video, length in LENGTHS.items():
+        for index in range(length):
+            labels = rng.integers(0, 3, (40, 60)).astype(np.uint8)
+            for kind, pixels in (("origin", labels[..., None].repeat(3, 2) * 80), ("mask", labels + 1)):
+                path = root / "val" / video / kind / f"{index:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    register_video_tree(NAME, root, "val", ["one", "two", "three"], [255, 0, 1, 2])
+    return root
+
+
+def config(*changes):
+    options = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "DATASETS.TEST", (NAME,), "DATALOADER.NUM_WORKERS", 0]
+    options += ["INPUT.TEST.LONG_EDGE", 96, "INPUT.TEST.SHORT_EDGE", 64, "MODEL.DEVICE", "cpu"]
+    return load_config(CONFIG, [*options, *changes])
+
+
+@pytest.fixture(scope="module")
+def model(tree):
+    torch.manual_seed(0)
+    return build_model(config())
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): np.array(Image.open(p)) for p in sorted(folder.rglob("*.png"))}
+
+
+@pytest.mark.parametrize("changes", [(), ("TEST.STREAMING", True), ("TEST.VIEWS.FLIP", True), ("TEST.CLIP_LENGTH", 2)])
+def test_the_files_score_as_the_evaluation_says(model, tmp_path, changes):
+    cfg = config(*changes)
+    assert predict_dataset(cfg, model, NAME, tmp_path / "out") == 6
+    assert list(files(tmp_path / "out")) == [f"{v}/{i:02d}.png" for v, n in LENGTHS.items() for i in range(n)]
+    scored = evaluate_predictions(tmp_path / "out", NAME, train_ids=True, progress=False)
+    assert str(scored) == str(evaluate_dataset(cfg, model, NAME))
+
+
+def test_raw_values_are_one_higher(model, tmp_path):
+    predict_dataset(config(), model, NAME, tmp_path / "ids")
+    predict_dataset(config(), model, NAME, tmp_path / "raw", "raw")
+    ids, raw = files(tmp_path / "ids"), files(tmp_path / "raw")
+    assert all((raw[name] == ids[name] + 1).all() for name in ids)
+
+
+def test_resuming_does_only_what_is_missing(model, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    predict_dataset(config(), model, NAME, whole)
+
+    def stop_after(count):
+        real, calls = room.save_label_map, []
+
+        def save(path, *rest):
+            if len(calls) == count:
+                raise KeyboardInterrupt
+            calls.append(path)
+            real(path, *rest)
+
+        monkeypatch.setattr(room, "save_label_map", save)
+        return calls
+
+    stop_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        predict_dataset(config(), model, NAME, out)
+    monkeypatch.undo()
+    # Video a is whole; b, with one frame, starts anew.
+    assert predict_dataset(config(), model, NAME, out) == 4
+    assert predict_dataset(config(), model, NAME, out) == 0
+    first, second = files(whole), files(out)
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_missing_scores_count_as_missing(model, tmp_path):
+    cfg = config("TEST.SAVE_SCORES", str(tmp_path / "scores"))
+    predict_dataset(config(), model, NAME, tmp_path / "out")
+    assert predict_dataset(cfg, model, NAME, tmp_path / "out") == 6
+    assert len(list((tmp_path / "scores").rglob("*.npz"))) == 6
+    assert predict_dataset(cfg, model, NAME, tmp_path / "out") == 0
+
+
+def test_two_runs_cannot_mix(model, tmp_path):
+    predict_dataset(config(), model, NAME, tmp_path)
+    with pytest.raises(ValueError, match=r"another run \(differs in config\)"):
+        predict_dataset(config("TEST.VIEWS.FLIP", True), model, NAME, tmp_path)
+    with pytest.raises(ValueError, match="differs in values"):
+        predict_dataset(config(), model, NAME, tmp_path, "raw")
+    with pytest.raises(ValueError, match="'palette'"):
+        predict_dataset(config(), model, NAME, tmp_path, "palette")
+    # What changes no prediction may differ.
+    assert predict_dataset(config("OUTPUT_DIR", "elsewhere"), model, NAME, tmp_path) == 0

@@ -1,0 +1,61 @@
+"""Running a trained model over a data set without scoring it: predictions as PNGs, and the fit of a temperature."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from the_mask.data import get_records
+from the_mask.data.build import check_classes
+from the_mask.engine.run import RunOptions
+from the_mask.engine.setup import setup
+from the_mask.engine.trainer import Trainer
+from the_mask.engine.weights import load_weights
+from the_mask.evaluation.calibration import Calibration, fit_temperature, sample_pixels
+from the_mask.evaluation.submission import predict_dataset
+from the_mask.inference.pipeline import build_scorer
+
+logger = logging.getLogger(__name__)
+
+
+def run_prediction(options: RunOptions, dataset_name: str, folder: str | Path, values: str = "train-ids") -> int:
+    """Build the model of the options and write its predictions; see :func:`predict_dataset`.
+
+    Returns:
+        Frames predicted by this process.
+    """
+    cfg = options.load()
+    setup(cfg)
+    frames = predict_dataset(cfg, _trained(cfg, options.trust_pickle), dataset_name, folder, values)
+    logger.info("%s: %d frames written", folder, frames)
+    return frames
+
+
+def run_calibration(options: RunOptions, dataset_name: str, per_frame: int = 500, max_videos: int = 0) -> Calibration:
+    """Fit the temperature of the options' model, with its windows and views, on a labelled data set.
+
+    Args:
+        options: what to run.
+        dataset_name: registered data set; not the one that the ensemble is judged on.
+        per_frame: pixels drawn from a frame.
+        max_videos: the first this many videos; 0 takes all.
+    """
+    cfg = options.load()
+    setup(cfg)
+    check_classes(cfg, [dataset_name])
+    scorer = build_scorer(cfg, _trained(cfg, options.trust_pickle))
+    records = get_records(dataset_name)
+    records = records[:max_videos] if max_videos else records
+    return fit_temperature(*sample_pixels(scorer, records, MetadataCatalog.get(dataset_name).ignore_label, per_frame))
+
+
+def _trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("predictions need weights: MODEL.WEIGHTS is empty")
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, strict=True)
+    return model.eval()

@@ -1,0 +1,89 @@
+"""Temperatures for merging: how far a model's scores must be sharpened or flattened to be honest probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from the_mask.data.io import read_image
+from the_mask.data.video_tree import Record
+from the_mask.evaluation.frames import single_frame_clips
+from the_mask.inference.ensemble import step_named
+from the_mask.inference.merge import LEAST_SCORE
+
+LIMITS = (0.02, 50.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted temperature and the mean negative log-likelihood (nats per pixel) at 1 and at it."""
+
+    temperature: float
+    loss_before: float
+    loss_after: float
+
+
+def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> Calibration:
+    """Temperature that minimises the cross-entropy of sum-to-one(scores ** (1 / T)).
+
+    Args:
+        scores: [N, K] >= 0 of N pixels.
+        labels: [N] classes 0..K-1.
+
+    Returns:
+        The temperature, within 0.02..50. Source: Guo et al. 2017, on logarithms of the scores.
+
+    Raises:
+        ValueError: no pixels, or shapes that do not fit.
+    """
+    if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
+        raise ValueError(f"expected scores [N, K] and labels [N] with N > 0, got {scores.shape} and {labels.shape}")
+    logits = np.log(np.maximum(scores.astype(np.float64), LEAST_SCORE))
+    right = logits[np.arange(len(labels)), labels]
+    shift = logits.max(axis=1)
+
+    def loss(log_temperature: float) -> float:
+        factor = np.exp(-log_temperature)
+        total = np.log(np.exp((logits - shift[:, None]) * factor).sum(axis=1)) + shift * factor
+        return float((total - right * factor).mean())
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(LIMITS)), method="bounded", options={"xatol": 1e-4})
+    return Calibration(float(np.exp(found.x)), loss(0.0), float(found.fun))
+
+
+def sample_pixels(
+    stream: Any, records: Sequence[Record], ignore_label: int, per_frame: int = 500, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scores [N, K] and labels [N] of random labelled pixels of every labelled frame.
+
+    Args:
+        stream: output "scores", [K, H, W] at frame size.
+        records: the videos.
+        ignore_label: pixels of this label are not drawn.
+        per_frame: most pixels of one frame.
+        seed: of the choice.
+    """
+    rng = np.random.default_rng(seed)
+    scores, labels, state = [], [], None
+    for clip in single_frame_clips(records):
+        if clip["is_first"]:
+            state = stream.init_state()
+        image = read_image(clip["file_names"][0])
+        with torch.no_grad():
+            maps, state = step_named(stream, image, state, (clip["video_id"], clip["frame_ids"][0]))
+        if clip["labels"][0] is None:
+            continue
+        truth = np.asarray(clip["labels"][0]).reshape(-1)
+        usable = np.flatnonzero(truth != ignore_label)
+        chosen = rng.choice(usable, min(per_frame, len(usable)), replace=False)
+        scores.append(maps.flatten(1)[:, torch.from_numpy(chosen).to(maps.device)].t().float().cpu().numpy())
+        labels.append(truth[chosen].astype(np.int64))
+    if not labels:
+        raise ValueError("no labelled frame to fit a temperature on")
+    return np.concatenate(scores), np.concatenate(labels)
