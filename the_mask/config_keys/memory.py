@@ -16,6 +16,31 @@ def add_keys(cfg: CfgNode) -> None:
     # Whose stored mask is read: "same_frame" or "previous_frame".
     cfg.MODEL.CONTEXT.STORED_FRAME = "same_frame"
 
+    if "BLOCKS" not in cfg.MODEL:
+        cfg.MODEL.BLOCKS = CfgNode(new_allowed=True)
+    # Block class_memory. Rows per class.
+    cfg.MODEL.BLOCKS.CLASS_MEMORY = CfgNode(new_allowed=True)
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.PROTOTYPES = 1
+    # What a class's row starts from: "first_seen_mean", "random_pixel" (paper) or "file" (then INIT_FILE: one tensor
+    # [K, C] or [K, prototypes, C] as .pth or .safetensors).
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.INIT = "first_seen_mean"
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.INIT_FILE = ""
+    # Rows are updated from features enlarged to the "labels" (paper), or from "features" with the labels at their
+    # centres (much cheaper).
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.UPDATE_RES = "labels"
+    # Weight of the new value: MOMENTUM * ((1 - FLOOR) (1 - t / MAX_ITER)^POWER + FLOOR); POWER 0 is constant.
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.MOMENTUM = 0.9
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.MOMENTUM_POWER = 0.9
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.MOMENTUM_FLOOR = 0.01
+    # Where the block's first classifier is the prior: its "hard" labels (paper) or "soft" probabilities.
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.LOOKUP = "hard"
+    # Weight of the first classifier's loss.
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.STAGE1_WEIGHT = 0.4
+    # Weight of the loss that has the decoder's last classifier tell the class of every row (MCIBI: 1.0; needs a decoder
+    # as wide as the rows), from this share of SOLVER.MAX_ITER on.
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.MEMORY_LOSS = 0.0
+    cfg.MODEL.BLOCKS.CLASS_MEMORY.MEMORY_LOSS_START = 0.0
+
     # Multi-stage inference: after the normal pass (stage 0), this many passes that read the masks of the one before.
     cfg.TEST.STAGES = CfgNode()
     cfg.TEST.STAGES.COUNT = 0
