@@ -28,7 +28,7 @@ from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.temporal_consistency import raft_flow
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.ensemble import step_named
-from the_mask.inference.pipeline import Pipeline, build_pipeline, is_ensemble, uses_runners
+from the_mask.inference.pipeline import Pipeline, build_pipeline, must_stream, uses_runners
 
 logger = logging.getLogger(__name__)
 Clip = dict[str, Any]
@@ -49,8 +49,9 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
 
     Clips come from ``build_test_loader``; with ``cfg.TEST.STREAMING`` each video is fed frame by frame through
     ``StreamingSegmentor`` instead. With keys such as ``TEST.VIEWS`` the model runs inside
-    :class:`~the_mask.inference.pipeline.Pipeline`, either way; ensembles always stream. Memory does not grow with the
-    data set. The model is switched to eval mode and every module's mode is restored afterwards, also after an error.
+    :class:`~the_mask.inference.pipeline.Pipeline`, either way; ensembles and stages always stream. Memory does not grow
+    with the data set. The model is switched to eval mode and every module's mode is restored afterwards, also after an
+    error.
 
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST.*``.
@@ -71,7 +72,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     evaluator = build_evaluator(cfg, dataset_name, records, _device(plain))
     meter = ProgressMeter(dataset_name, sum(lengths[i] for i in shard))
     with evaluation_mode(plain), torch.no_grad(), meter:
-        if cfg.TEST.STREAMING or is_ensemble(cfg):
+        if must_stream(cfg):
             predicted = stream_videos(make_stream(cfg, plain, dataset_name), [records[i] for i in shard], meter)
         else:
             predictor = _pipeline(cfg, plain, dataset_name) if uses_runners(cfg) else plain

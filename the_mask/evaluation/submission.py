@@ -23,7 +23,7 @@ from the_mask.data.video_tree import Record
 from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
 from the_mask.evaluation.metrics import as_label_array
 from the_mask.evaluation.runner import ProgressMeter, evaluation_mode, make_stream, stream_videos, unwrap
-from the_mask.inference.pipeline import build_pipeline, is_ensemble, uses_runners
+from the_mask.inference.pipeline import build_pipeline, must_stream, uses_runners
 from the_mask.inference.saved_scores import score_path
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _predictions(
     cfg: CfgNode, model: Any, dataset_name: str, records: Sequence[Record], meter: ProgressMeter
 ) -> Iterator[tuple[dict[str, Any], list[Any]]]:
     """Clips with their label maps, as an evaluation would make them."""
-    if cfg.TEST.STREAMING or is_ensemble(cfg):
+    if must_stream(cfg):
         for clips, maps in stream_videos(make_stream(cfg, model, dataset_name), _unlabelled(records), meter):
             yield clips[0], maps[0]
         return

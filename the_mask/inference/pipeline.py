@@ -1,4 +1,4 @@
-"""The whole test-time pipeline of a config: window -> views -> stream -> ensemble -> finish, outermost last."""
+"""The test-time pipeline of a config: window -> views -> stream -> stages -> ensemble -> finish, outermost last."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from the_mask.config import load_config
 from the_mask.data.io import read_image
 from the_mask.inference.ensemble import EnsembleRunner, Member, step_named
+from the_mask.inference.mask_generators import build_mask_generator
 from the_mask.inference.merge import score_labels
 from the_mask.inference.saved_scores import SavedScores, ScoreWriter
+from the_mask.inference.stages import StageRunner
 from the_mask.inference.stream import StreamingSegmentor
 from the_mask.inference.views import FrameName, ViewRunner
+from the_mask.inference.voting import MaskVoting
 from the_mask.inference.window import WindowRunner
 
 Clip = Mapping[str, Any]
@@ -95,8 +98,9 @@ def uses_runners(cfg: CfgNode) -> bool:
         or views.NORMALIZE != "none"
         or views.PARITY
         or is_ensemble(cfg)
+        or test.STAGES.COUNT
         or test.SAVE_SCORES
-        or build_finish(cfg)
+        or test.VOTING.MASKS
     )
 
 
@@ -133,15 +137,22 @@ def build_pipeline(
     return Pipeline(scorer, build_finish(cfg), writer)
 
 
-def build_scorer(cfg: CfgNode, model: nn.Module | None = None, trust_pickle: bool = False) -> ViewRunner:
-    """Views around windows around a config's segmentor, with output "scores"."""
-    segmentor: Any = StreamingSegmentor(cfg, trust_pickle=trust_pickle).model if model is None else model
+def must_stream(cfg: CfgNode) -> bool:
+    """Whether videos are fed frame by frame: asked for, or needed by members or stages with memories of their own."""
+    return bool(cfg.TEST.STREAMING or is_ensemble(cfg) or cfg.TEST.STAGES.COUNT)
+
+
+def build_scorer(cfg: CfgNode, model: nn.Module | None = None, trust_pickle: bool = False) -> ViewRunner | StageRunner:
+    """Stages around views around windows around a config's segmentor, with output "scores"."""
+    plain: Any = StreamingSegmentor(cfg, trust_pickle=trust_pickle).model if model is None else model
+    segmentor = plain
     window = cfg.TEST.WINDOW
     if window.SIZE:
         segmentor = WindowRunner(segmentor, list(window.SIZE), list(window.STRIDE), window.PAD)
     elif window.STRIDE:
         raise ValueError(f"TEST.WINDOW.STRIDE {list(window.STRIDE)} without TEST.WINDOW.SIZE")
-    return ViewRunner.from_config(cfg, segmentor, output="scores")
+    views = ViewRunner.from_config(cfg, segmentor, output="scores")
+    return StageRunner.from_config(cfg, views, plain) if cfg.TEST.STAGES.COUNT else views
 
 
 def build_ensemble(
@@ -175,7 +186,12 @@ def build_ensemble(
 
 def build_finish(cfg: CfgNode) -> list[FinishStep]:
     """Refinement, then voting, as far as the config asks for them."""
-    return []
+    steps: list[FinishStep] = []
+    voting = cfg.TEST.VOTING
+    if voting.MASKS:
+        classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        steps.append(MaskVoting(build_mask_generator(cfg), classes, voting.MIN_MAJORITY, voting.SOFT))
+    return steps
 
 
 def config_classes(cfg: CfgNode) -> list[str] | None:
