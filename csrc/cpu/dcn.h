@@ -134,10 +134,9 @@ TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& 
   for (int64_t i = 0; i < pixel.points; i += V) {
     const auto places = dcn_places<A>(problem, s, pixel, i);
     J bad = (places.column < 0) | (places.column > last_column) | (places.row < 0) | (places.row > last_row);
-    if (i + V > pixel.points) {  // lanes beyond the last point do not matter
-      for (int64_t k = pixel.points - i; k < V; ++k) bad[k] = 0;
-    }
+    if (i + V > pixel.points) bad &= lane_numbers<A, V>() < I(pixel.points - i);  // the others are no points
     outside |= bad;
+    store<I, V>(s.place[1] + i, bad);  // for dcn_place_clamped
     const F factor = load<A, V>(pixel.mask + i) * load<A, V>(s.share + i);
     store<I, V>(s.place[0] + i, places.row * pitch + places.column * step + load<I, V>(s.channel + i));
     const F lower = factor * places.below, upper = factor - lower;
@@ -167,6 +166,14 @@ __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, cons
   const I width = I(problem.W), height = I(problem.H);
   const I step = I(problem.G * problem.D), pitch = I(problem.W * problem.G * problem.D);
   for (int64_t i = 0; i < pixel.points; i += V) {
+    if (!any<A, V>(load<I, V>(s.place[1] + i))) {
+      const J first = load<I, V>(s.place[0] + i);
+      store<I, V>(s.place[1] + i, first + step);
+      store<I, V>(s.place[2] + i, first + pitch);
+      store<I, V>(s.place[3] + i, first + pitch + step);
+      for (int r = 0; Backward && r < 4; ++r) store<A, V>(s.known[r] + i, F{} + A(1));
+      continue;
+    }
     const auto places = dcn_places<A>(problem, s, pixel, i);
     // -1 < position < size, of which -1 itself is not part.
     const J inside = (places.column < width) & ((places.column >= 0) | ((places.column == -1) & (places.right > 0))) &
@@ -186,7 +193,7 @@ __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, cons
   }
 }
 
-// Weighted sum over one group's points for V*B channels, in registers. `first` is the group's first point.
+// Weighted sum over one group's points for V*B channels, in registers. `first` is the group's first point in the block.
 template <class T, int V, int B, bool Inside>
 TM_INLINE void dcn_gather(const DcnProblem& problem, const DcnScratch<Work<T>>& s, int64_t first, const T* image,
                           Vec<Work<T>, V>* total) {
@@ -197,22 +204,27 @@ TM_INLINE void dcn_gather(const DcnProblem& problem, const DcnScratch<Work<T>>& 
   TM_UNROLL for (int chain = 0; chain < chains; ++chain) {
     TM_UNROLL for (int b = 0; b < B; ++b) sum[chain][b] = F{};
   }
-  const auto *place0 = s.place[0] + first, *place1 = s.place[1] + first, *place2 = s.place[2] + first,
-             *place3 = s.place[3] + first;
+  const int64_t across = problem.G * problem.D, down = across * problem.W, points = problem.P;
+  const auto *place0 = s.place[0] + first, *place1 = Inside ? place0 : s.place[1] + first,
+             *place2 = Inside ? place0 : s.place[2] + first, *place3 = Inside ? place0 : s.place[3] + first;
+  const T *image1 = Inside ? image + across : image, *image2 = Inside ? image + down : image,
+          *image3 = Inside ? image + down + across : image;
   const A *weight0 = s.corner[0] + first, *weight1 = s.corner[1] + first, *weight2 = s.corner[2] + first,
           *weight3 = s.corner[3] + first;
-  const int64_t across = problem.G * problem.D, down = across * problem.W, points = problem.P;
-  for (int64_t p = 0; p < points; ++p) {
-    const T* corner0 = image + place0[p];
-    const T* corner1 = Inside ? corner0 + across : image + place1[p];
-    const T* corner2 = Inside ? corner0 + down : image + place2[p];
-    const T* corner3 = Inside ? corner2 + across : image + place3[p];
+  const auto add = [&](int64_t p) __attribute__((always_inline)) {
+    const T *corner0 = image + place0[p], *corner1 = image1 + place1[p], *corner2 = image2 + place2[p],
+            *corner3 = image3 + place3[p];
     TM_UNROLL for (int b = 0; b < B; ++b) {
       sum[0][b] += weight0[p] * Convert<T, V>::in(corner0 + b * V);
       sum[1][b] += weight1[p] * Convert<T, V>::in(corner1 + b * V);
       sum[2 % chains][b] += weight2[p] * Convert<T, V>::in(corner2 + b * V);
       sum[3 % chains][b] += weight3[p] * Convert<T, V>::in(corner3 + b * V);
     }
+  };
+  if (Inside && points == 9) {  // the 3x3 kernel of every published model
+    TM_UNROLL for (int p = 0; p < 9; ++p) add(p);
+  } else {
+    for (int64_t p = 0; p < points; ++p) add(p);
   }
   TM_UNROLL for (int b = 0; b < B; ++b) {
     total[b] = sum[0][b] + sum[1][b];
@@ -223,21 +235,18 @@ TM_INLINE void dcn_gather(const DcnProblem& problem, const DcnScratch<Work<T>>& 
 template <class T, int V, int B, bool Inside>
 TM_INLINE void dcn_output(const DcnProblem& problem, const DcnScratch<Work<T>>& s, const T* image, int64_t pixel) {
   typedef Work<T> A;
-  const int64_t channels = problem.G * problem.D;
-  T* output = static_cast<T*>(problem.output) + pixel * channels;
-  const T* center = static_cast<const T*>(problem.x) + pixel * channels;  // used with an output of the input's size
-  for (int64_t g = 0; g < problem.G; ++g) {
-    for (int64_t within = 0; within < problem.D; within += V * B) {
-      const int64_t c = g * problem.D + within;
+  const int64_t D = problem.D, points = problem.P, groups = problem.G, first = pixel * groups * D;
+  T* output = static_cast<T*>(problem.output) + first;
+  const T* center = static_cast<const T*>(problem.x) + first;  // used with an output of the input's size
+  const A* scale = problem.scale == nullptr ? nullptr : static_cast<const A*>(problem.scale) + pixel * groups;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t within = 0; within < D; within += V * B) {
       Vec<A, V> total[B];
-      dcn_gather<T, V, B, Inside>(problem, s, g * problem.P, image + within, total);
+      dcn_gather<T, V, B, Inside>(problem, s, g * points, image + within, total);
       TM_UNROLL for (int b = 0; b < B; ++b) {
-        if (problem.scale != nullptr) {
-          // total already has the factor 1 - a.
-          const A a = static_cast<const A*>(problem.scale)[pixel * problem.G + g];
-          total[b] += a * Convert<T, V>::in(center + c + b * V);
-        }
-        Convert<T, V>::out(output + c + b * V, total[b]);
+        const int64_t c = g * D + within + b * V;
+        if (scale != nullptr) total[b] += scale[g] * Convert<T, V>::in(center + c);  // total has the factor 1 - scale
+        Convert<T, V>::out(output + c, total[b]);
       }
     }
   }

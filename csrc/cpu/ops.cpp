@@ -87,8 +87,8 @@ DcnProblem make_problem(const DcnSizes& sizes, const Tensor& x, const Tensor& of
   return problem;
 }
 
-// Width of the column strips in which an image is walked: about as many rows as a kernel spans stay in a megabyte,
-// half of a usual second-level cache. Depends on shapes only, because it decides the order of sums in backward.
+// Width of the column strips in which an image is walked: as many rows as a kernel spans, and a few more, stay in a
+// megabyte, half of a usual second-level cache. Depends on shapes only, because it decides the order of sums in backward.
 int64_t strip_width(const DcnSizes& sizes, int64_t kernel_rows, int64_t bytes_per_number) {
   const int64_t column = (kernel_rows + 4) * sizes.C * bytes_per_number;
   return std::max<int64_t>(16, (int64_t(1) << 20) / column);
@@ -213,7 +213,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
   problem.grad_scale = grad_scale.mutable_data_ptr();
   const Kernels& run = kernels();
   const int64_t bytes = run.dcn_scratch(problem);
-  const int64_t width = strip_width(sizes, kernel[0] * dilation[0], x.element_size() + grad_x.element_size());
+  const int64_t numbers = x.element_size() + grad_x.element_size();
+  const int64_t width = strip_width(sizes, kernel[0] * dilation[0], numbers);
   // Whole images where they divide evenly among threads, blocks of groups elsewhere.
   const int64_t threads = at::get_num_threads();
   const int64_t blocks = sizes.N % threads == 0 ? 1 : std::min(groups, threads);

@@ -125,6 +125,17 @@ TM_INLINE Vec<A, V> transposed_sum(const Vec<A, V>* d) {
 // Whether a mask has a true lane.
 template <class A, int V>
 TM_INLINE bool any(IntVec<A, V> mask) {
+#if TM_VECTOR_BYTES == 64
+  if constexpr (sizeof(mask) == 64) {
+    const __m512i bits = reinterpret_cast<__m512i>(mask);
+    return _mm512_test_epi32_mask(bits, bits) != 0;
+  }
+#elif TM_VECTOR_BYTES == 32
+  if constexpr (sizeof(mask) == 32) {
+    const __m256i bits = reinterpret_cast<__m256i>(mask);
+    return !_mm256_testz_si256(bits, bits);
+  }
+#endif
   typedef Vec<uint64_t, int(sizeof(mask) / 8)> Words;
   const Words words = reinterpret_cast<Words>(mask);
   uint64_t all = 0;
@@ -132,9 +143,32 @@ TM_INLINE bool any(IntVec<A, V> mask) {
   return all != 0;
 }
 
+// 0, 1, 2, ...
+template <class A, int V, int... I>
+TM_INLINE IntVec<A, V> lane_numbers(Sequence<I...>) {
+  return IntVec<A, V>{I...};
+}
+template <class A, int V>
+TM_INLINE IntVec<A, V> lane_numbers() {
+  return lane_numbers<A, V>(typename MakeSequence<V>::type());
+}
+
 // Largest integer not above x, as a number; |x| must be below 2^31. The integer itself goes to whole.
 template <class A, int V>
 TM_INLINE Vec<A, V> floor_to(Vec<A, V> x, IntVec<A, V>& whole) {
+#if TM_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4 && V == 16) {
+    const __m512 floored = _mm512_roundscale_ps(reinterpret_cast<__m512>(x), 9);  // down, no exception
+    whole = reinterpret_cast<IntVec<A, V>>(_mm512_cvttps_epi32(floored));
+    return reinterpret_cast<Vec<A, V>>(floored);
+  }
+#elif TM_VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4 && V == 8) {
+    const __m256 floored = _mm256_floor_ps(reinterpret_cast<__m256>(x));
+    whole = reinterpret_cast<IntVec<A, V>>(_mm256_cvttps_epi32(floored));
+    return reinterpret_cast<Vec<A, V>>(floored);
+  }
+#endif
   whole = __builtin_convertvector(x, IntVec<A, V>);
   whole += __builtin_convertvector(whole, Vec<A, V>) > x;  // true is -1
   return __builtin_convertvector(whole, Vec<A, V>);
