@@ -36,7 +36,50 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # FCNHead: 3x3 convolutions before the classifier.
     cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 2
+    # UperNetHead: cells per side of its pyramid pooling.
+    cfg.MODEL.SEM_SEG_HEAD.POOL_SIZES = [1, 2, 3, 6]
 
+    # ContextHead: an expression of context blocks, e.g. "afnb > (tma + channel)": > feeds, + adds, & concatenates. The
+    # first block's main level is the last of SEM_SEG_HEAD.IN_FEATURES. See docs/context.md.
     cfg.MODEL.CONTEXT = CfgNode()
+    cfg.MODEL.CONTEXT.EXPRESSION = "ppm"
+    # T, memory frames of every block with a memory that has no MEMORY_LENGTH of its own.
+    cfg.MODEL.CONTEXT.MEMORY_LENGTH = 4
     # Where class priors come from: "none", or one of the_mask.modeling.context.prior_providers.PRIOR_PROVIDERS.
     cfg.MODEL.CONTEXT.PRIOR = "none"
+
+    # Options by block: the lower-case key is the block's name in expressions. Further instances are keys of their own
+    # with TYPE, e.g. TMA2: {TYPE: "tma", KEY_CHANNELS: 32}, and inherit the options of their type.
+    cfg.MODEL.BLOCKS = CfgNode(new_allowed=True)
+    blocks = cfg.MODEL.BLOCKS
+    # 3x3 convolution of levels ([]: the main one), resized to SIZE_LEVEL ("": the finest of them).
+    blocks.EMBED = CfgNode({"LEVELS": [], "SIZE_LEVEL": "", "CHANNELS": 512})
+    # CHANNELS is the width of the result everywhere.
+    blocks.PPM = CfgNode({"SIZES": [1, 2, 3, 6], "CHANNELS": 512})
+    # LEVELS, finest first; [] takes SEM_SEG_HEAD.IN_FEATURES.
+    blocks.UPER = CfgNode({"LEVELS": [], "SIZES": [1, 2, 3, 6], "CHANNELS": 512})
+    blocks.NONLOCAL = CfgNode({"CHANNELS": 512})
+    # KEY_CHANNELS is the width of queries and keys. MEMORY_LENGTH 0 takes MODEL.CONTEXT's. INCLUDE_CURRENT makes the
+    # current frame the newest slot, SHARE_SLOTS gives all slots one set of encoders, SCALE divides the logits by the
+    # root of KEY_CHANNELS (TMANet does not).
+    temporal = {
+        "KEY_CHANNELS": 64,
+        "VALUE_CHANNELS": 256,
+        "CHANNELS": 512,
+        "MEMORY_LENGTH": 0,
+        "INCLUDE_CURRENT": False,
+        "SHARE_SLOTS": False,
+        "SCALE": False,
+    }
+    blocks.TMA = CfgNode(dict(temporal))
+    # POOL: anchors of the memory, "cube" (SIZES^3, as published), "clipped" (min(SIZES, T) x SIZES^2), "plane"
+    # (T x SIZES^2); or "spatial", those of the current frame (the original block; DROPOUT is its own).
+    blocks.APNB = CfgNode({**temporal, "POOL": "cube", "SIZES": [1, 3, 6, 8], "DROPOUT": 0.05})
+    # The main level attends to anchors of LEVEL. Memory frames pass through it with APPLY_TO_MEMORY.
+    blocks.AFNB = CfgNode(
+        {"LEVEL": "res4", "SIZES": [1, 3, 6, 8], "KEY_CHANNELS": 64, "DROPOUT": 0.05, "APPLY_TO_MEMORY": False}
+    )
+    # MODE: "cc2d", "cc3d_full", "cc_separable" or "cc_query"; R recurrences.
+    blocks.CC = CfgNode({"MODE": "cc2d", "R": 2, "CHANNELS": 512, "MEMORY_LENGTH": 0})
+    # CLASSIFIER gives the branch a loss of its own, as in DANet.
+    blocks.CHANNEL = CfgNode({"CHANNELS": 512, "CLASSIFIER": False})
