@@ -51,3 +51,21 @@ def add_keys(cfg: CfgNode) -> None:
 
     # Boundary IoU beside mIoU: width of the boundary as a share of the frame's diagonal (the paper: 0.02); 0: off.
     cfg.TEST.BOUNDARY_RATIO = 0.0
+
+    # Voting with class-agnostic masks, the last step: "" (none), "files", "sam", "sam2" or "superpixels".
+    cfg.TEST.VOTING = CfgNode()
+    cfg.TEST.VOTING.MASKS = ""
+    # "files": masks as COCO run lengths in FOLDER/<video>/<frame>.json.
+    cfg.TEST.VOTING.FOLDER = ""
+    # Folder for the masks of the other providers, to be read by "files"; "" saves none.
+    cfg.TEST.VOTING.SAVE_MASKS = ""
+    # "sam", "sam2": checkpoint, and model type ("vit_h") or config file of SAM 2.
+    cfg.TEST.VOTING.WEIGHTS = ""
+    cfg.TEST.VOTING.MODEL = "vit_h"
+    # "superpixels": about how many per frame, and the weight of place against colour.
+    cfg.TEST.VOTING.SEGMENTS = 300
+    cfg.TEST.VOTING.COMPACTNESS = 10.0
+    # A mask changes nothing where its most frequent class has less than this share (0..1) of it; SSA: 0.
+    cfg.TEST.VOTING.MIN_MAJORITY = 0.0
+    # Sum the class scores in a mask instead of counting labels.
+    cfg.TEST.VOTING.SOFT = False
