@@ -93,7 +93,7 @@ LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[Section, ...]], ...] = (
             Section("decode_head.criterion.", (), "criterion.", native=True),
             Section("decode_head.", HEADS, "sem_seg_head.", _NO_HEAD),
             Section("panoptic_head.", HEADS, "sem_seg_head.", _NO_HEAD),
-            Section("auxiliary_head.", AUXILIARY, "", _NO_HEAD),
+            Section("auxiliary_head.", AUXILIARY, "auxiliary_heads.", _NO_HEAD),
         ),
     ),
     (

@@ -157,7 +157,9 @@ def expand(template: str) -> list[str]:
         return [template]
     counted = re.fullmatch(r"(\d+)\.\.(\d+)", inner[1])
     options = map(str, range(int(counted[1]), int(counted[2]) + 1)) if counted else inner[1].split(",")
-    return [text for o in options for text in expand(template[: inner.start()] + o + template[inner.end() :])]
+    texts = (text for o in options for text in expand(template[: inner.start()] + o + template[inner.end() :]))
+    # The innermost brace goes first, so alternatives beside it come out several times.
+    return list(dict.fromkeys(texts))
 
 
 @dataclass(frozen=True)
