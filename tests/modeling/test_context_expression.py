@@ -16,7 +16,8 @@ SMALL = [
     *("MODEL.SEM_SEG_HEAD.NORM", "BN", "MODEL.CONTEXT.MEMORY_LENGTH", "2"),
     *("MODEL.BLOCKS.TMA.KEY_CHANNELS", "4", "MODEL.BLOCKS.TMA.VALUE_CHANNELS", "6", "MODEL.BLOCKS.TMA.CHANNELS", "10"),
     *("MODEL.BLOCKS.EMBED.CHANNELS", "14", "MODEL.BLOCKS.PPM.CHANNELS", "10", "MODEL.BLOCKS.CHANNEL.CHANNELS", "10"),
-    *("MODEL.BLOCKS.UPER.CHANNELS", "10", "MODEL.BLOCKS.AFNB.KEY_CHANNELS", "4"),
+    *("MODEL.BLOCKS.UPER.CHANNELS", "10", "MODEL.BLOCKS.UPER.LEVELS", "['res3','res4','res5']"),
+    *("MODEL.BLOCKS.AFNB.KEY_CHANNELS", "4"),
 ]
 
 
@@ -60,9 +61,9 @@ def test_parse(text, expected):
         ("", 0, "the expression ends"),
         ("a >", 3, "the expression ends"),
         ("a > > b", 4, "got '>'"),
-        ("a b", 2, "expected >, + or & before 'b'"),
+        ("a b", 2, r"expected >, \+ or & before 'b'"),
         ("a > (b + c", 4, "never closed"),
-        ("a > b)", 5, "unmatched )"),
+        ("a > b)", 5, r"unmatched \)"),
         ("a > b + c", 6, "'>' and '\\+' are mixed"),
         ("a & b + c", 6, "say with parentheses"),
         ("a > 7b", 4, "strange character '7'"),
