@@ -45,6 +45,8 @@ DEV_REQUIREMENTS = [
     "mypy>=1.10",
     "transformers>=4.50",
 ]
+# What tools/export.py needs for ONNX, and what checks its files.
+EXPORT_REQUIREMENTS = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 
 # THE_MASK_BUILD: "off" no kernels (pure Python, works everywhere), "cpu" CPU kernels, "cuda" CPU and CUDA kernels,
 # "auto" (default) what this machine can build. What is asked for by name must build; auto falls back with a notice.
@@ -176,7 +178,7 @@ setup(
     packages=find_namespace_packages(include=["the_mask", "the_mask.*"]),
     package_data={"the_mask": ["py.typed", "data/categories/*.json"]},
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEV_REQUIREMENTS},
+    extras_require={"dev": DEV_REQUIREMENTS + EXPORT_REQUIREMENTS, "export": EXPORT_REQUIREMENTS},
     zip_safe=False,
     **extension_arguments(),
 )

@@ -1,0 +1,264 @@
+"""Write programs as files, run them again, and compare them with the model they come from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import the_mask
+from the_mask.export.programs import Program, example_frame, exportable, image_program, stream_programs
+
+EXPORT_FORMATS = ("torch", "onnx")
+KINDS = ("image", "stream")
+# The first version whose GridSample has the modes of torch.
+OPSET = 20
+# Sizes that vary are at most this many times ``multiple``.
+MOST_MULTIPLES = 128
+MANIFEST = "export.json"
+
+
+def to_exported(program: Program) -> torch.export.ExportedProgram:
+    """A program as ``torch.export`` sees it, in standard operators."""
+    shapes: Any = None
+    if program.dynamic:
+        sides = {axis: program.multiple * torch.export.Dim(name, min=1, max=MOST_MULTIPLES) for axis, name in _SIDES}
+        shapes = (sides,)
+    with exportable():
+        return torch.export.export(program.module, program.arguments, dynamic_shapes=shapes, strict=False)
+
+
+_SIDES = ((1, "height"), (2, "width"))
+
+
+def write_torch(program: Program, folder: Path) -> Path:
+    """Write ``<name>.pt2``; ``torch.export.load(path).module()(*arguments)`` runs it."""
+    path = folder / f"{program.name}.pt2"
+    torch.export.save(to_exported(program), path)
+    return path
+
+
+def write_onnx(program: Program, folder: Path) -> Path:
+    """Write ``<name>.onnx``, with standard operators only.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript is not installed.
+        ValueError: an operator outside the standard.
+    """
+    import onnx
+
+    path = folder / f"{program.name}.onnx"
+    exported = to_exported(program)
+    with exportable(), warnings.catch_warnings():
+        # torch's own exporter uses what torch deprecates.
+        warnings.simplefilter("ignore")
+        converted = torch.onnx.export(
+            exported,
+            program.arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=program.inputs,
+            output_names=program.outputs,
+            verbose=False,
+        )
+    assert converted is not None
+    converted.save(path)
+    foreign = foreign_operators(onnx.load(path, load_external_data=False))
+    if foreign:
+        raise ValueError(f"{path} uses operators outside the ONNX standard: {', '.join(foreign)}")
+    return path
+
+
+def foreign_operators(model: Any) -> list[str]:
+    """Operators of an ONNX model that are not in the standard's own domain."""
+    graphs = [model.graph, *model.functions]
+    return sorted({f"{n.domain}::{n.op_type}" for g in graphs for n in _nodes(g) if n.domain not in ("", "ai.onnx")})
+
+
+def _nodes(graph: Any) -> list[Any]:
+    """Nodes of a graph and of the graphs within them (branches, loops)."""
+    nodes = list(graph.node)
+    inner = [a.g for node in nodes for a in node.attribute if a.HasField("g")]
+    return nodes + [node for graph in inner for node in _nodes(graph)]
+
+
+class TorchRunner:
+    """Runs a ``.pt2`` file."""
+
+    def __init__(self, path: Path) -> None:
+        self.module = torch.export.load(path).module()
+
+    def __call__(self, *arguments: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(self.module(*arguments))
+
+
+class OnnxRunner:
+    """Runs an ``.onnx`` file in ONNX Runtime, on the CPU, with the processes' number of threads."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.names = [x.name for x in self.session.get_inputs()]
+
+    def __call__(self, *arguments: Tensor) -> list[Tensor]:
+        feed = {name: x.numpy() for name, x in zip(self.names, arguments, strict=True)}
+        return [torch.from_numpy(x) for x in self.session.run(None, feed)]
+
+
+RUNNERS: dict[str, Any] = {"torch": TorchRunner, "onnx": OnnxRunner}
+WRITERS = {"torch": write_torch, "onnx": write_onnx}
+
+
+def export_package(
+    model: Any,
+    folder: str | Path,
+    size: tuple[int, int],
+    *,
+    kinds: Sequence[str] = KINDS,
+    formats: Sequence[str] = EXPORT_FORMATS,
+    output: str = "scores",
+    dynamic: bool = False,
+    classes: Sequence[str] = (),
+    tolerance: float = 1e-3,
+    frames: int = 3,
+) -> dict[str, Any]:
+    """Export a segmentor, check every file against it, and write ``export.json`` beside them.
+
+    Args:
+        model: a segmentor in eval mode on the CPU.
+        folder: made if needed; files of an earlier export are replaced.
+        size: (H, W) of the frames the model sees (the network size, see ``StreamingSegmentor.network_size``).
+        kinds: "image" for frames on their own, "stream" for steps with explicit state.
+        formats: "torch" (``.pt2``) and "onnx".
+        output: "scores" or "labels".
+        dynamic: let the sizes of the image program vary; a stream's size is fixed.
+        classes: names for the manifest.
+        tolerance: largest difference allowed, relative to the largest value of a result.
+        frames: frames of the check.
+
+    Returns:
+        What ``export.json`` holds: programs with files, inputs, outputs and the check's numbers.
+
+    Raises:
+        ValueError: unknown kind or format; see :func:`image_program` and :func:`stream_programs`.
+        ModuleNotFoundError: ONNX is asked for and not installed.
+        RuntimeError: a written program gives other results than the model.
+    """
+    for given, known in ((kinds, KINDS), (formats, EXPORT_FORMATS)):
+        strange = [x for x in given if x not in known]
+        if strange or not given:
+            raise ValueError(f"{', '.join(strange) or 'nothing'} to export: expected some of {', '.join(known)}")
+    if "onnx" in formats:
+        _require_onnx()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    programs = [image_program(model, size, output, dynamic)] if "image" in kinds else []
+    programs += stream_programs(model, size, output) if "stream" in kinds else []
+    calls = example_calls(programs, size, frames)
+    manifest: dict[str, Any] = {
+        "the_mask": the_mask.__version__,
+        "torch": torch.__version__,
+        "model": type(model).__name__,
+        "size": list(size),
+        "size_multiple": model.size_divisibility,
+        "score_stride": model.score_stride,
+        "frame": "float32 [3, H, W], RGB, 0..255",
+        "classes": list(classes) or [f"class {i}" for i in range(model.num_classes)],
+        "programs": {},
+    }
+    for program in programs:
+        entry: dict[str, Any] = {
+            "inputs": [_describe(n, x) for n, x in zip(program.inputs, program.arguments, strict=True)],
+            "outputs": program.outputs,
+            "sizes_may_vary": program.dynamic,
+            "files": {},
+        }
+        for name in formats:
+            path = WRITERS[name](program, folder)
+            found = differences(program, RUNNERS[name](path), calls[program.name])
+            entry["files"][name] = {"file": path.name, **found}
+            if not found["max_difference"] <= tolerance:
+                raise RuntimeError(
+                    f"{path} differs from the model by {found['max_difference']:.2g} of its largest value (allowed: "
+                    f"{tolerance:g}); {100 * found['same_labels']:.2f} % of the labels agree"
+                )
+        manifest["programs"][program.name] = entry
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def example_calls(
+    programs: Sequence[Program], size: tuple[int, int], frames: int
+) -> dict[str, list[tuple[Tensor, ...]]]:
+    """Arguments for some calls of every program: a moving picture; states come from the modules themselves."""
+    calls: dict[str, list[tuple[Tensor, ...]]] = {program.name: [] for program in programs}
+    by_name = {program.name: program for program in programs}
+    for program in programs:
+        if len(program.inputs) == 1:
+            sizes = [size] * frames
+            if program.dynamic:
+                sizes[-1] = (size[0] + program.multiple, size[1] + 2 * program.multiple)
+            calls[program.name] = [(moving_frame(s, t),) for t, s in enumerate(sizes)]
+    later = [program for program in programs if len(program.inputs) > 1]
+    if later:
+        with exportable():
+            _, *state = by_name["start"].module(moving_frame(size, 0))
+            for t in range(1, frames + 1):
+                frame = moving_frame(size, t)
+                for program in later:
+                    calls[program.name].append((frame, *state))
+                _, *state = by_name["step"].module(frame, *state)
+    return calls
+
+
+def moving_frame(size: tuple[int, int], number: int) -> Tensor:
+    """Frame ``number`` of a picture that moves by two pixels a frame."""
+    return torch.roll(example_frame(size), (number, 2 * number), (1, 2)).contiguous()
+
+
+def differences(program: Program, runner: Any, calls: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+    """Compare a written program with its module on some calls.
+
+    Returns:
+        ``max_difference``: largest absolute difference of a result, relative to its largest value (label maps left
+        out); ``same_labels``: smallest share of cells with the same best class.
+    """
+    largest, same = 0.0, 1.0
+    for arguments in calls:
+        with exportable():
+            expected = program.module(*arguments)
+        found = runner(*arguments)
+        for name, right, other in zip(program.outputs, expected, found, strict=True):
+            if right.shape != other.shape:
+                raise RuntimeError(f"{program.name}: {name} has shape {list(other.shape)}, not {list(right.shape)}")
+            if name == "labels":
+                same = min(same, float((right == other).float().mean()))
+                continue
+            scale = float(right.abs().max()) or 1.0
+            largest = max(largest, float((right.float() - other.float()).abs().max()) / scale)
+            if name == "scores":
+                same = min(same, float((right.argmax(dim=0) == other.argmax(dim=0)).float().mean()))
+    return {"max_difference": largest, "same_labels": same}
+
+
+def _describe(name: str, tensor: Tensor) -> dict[str, Any]:
+    return {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _require_onnx() -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"ONNX export needs {', '.join(missing)}: pip install 'the_mask[export]' (or export the torch format only)"
+        )
