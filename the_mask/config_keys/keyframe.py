@@ -44,8 +44,9 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.KEYFRAME.INTERVAL = 4
     # Others: the measure that asks for a keyframe; None takes the policy's own default.
     cfg.MODEL.KEYFRAME.THRESHOLD = None
-    # Hysteresis: after it asked, the measure has to fall below this share of THRESHOLD before it can ask again.
-    cfg.MODEL.KEYFRAME.REARM = 1.0
+    # Hysteresis: once it has asked, the measure must fall below this share of THRESHOLD before it can ask again; 0 lets
+    # it ask always.
+    cfg.MODEL.KEYFRAME.REARM = 0.0
     # Fewest and most frames from one keyframe to the next; 0 sets no upper limit.
     cfg.MODEL.KEYFRAME.MIN_GAP = 1
     cfg.MODEL.KEYFRAME.MAX_GAP = 0

@@ -8,9 +8,10 @@ of the released checkpoints, sizes those of the released code (186,402 + 15,763 
 from __future__ import annotations
 
 import torch
-from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from the_mask.modeling.keyframe.resnet18 import make_norm
 
 FLOW_SLOPE = 0.1
 WIDTH = 32
@@ -24,13 +25,6 @@ def _conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1,
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
-
-
-def _norm(name: str, channels: int) -> nn.Module:
-    norm = get_norm(name, channels)
-    if norm is None:
-        raise ValueError("MODEL.KEYFRAME.NORM is empty; expected BN, SyncBN or GN")
-    return norm
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
@@ -56,7 +50,7 @@ class LightFlowNet(nn.Module):
         in_channels: int, out_channels: int, norm: str, kernel: int = 3, stride: int = 1, dilation: int = 1
     ) -> nn.Sequential:
         conv = _conv(in_channels, out_channels, kernel, stride, dilation)
-        return nn.Sequential(conv, _norm(norm, out_channels), nn.LeakyReLU(FLOW_SLOPE))
+        return nn.Sequential(conv, make_norm(norm, out_channels), nn.LeakyReLU(FLOW_SLOPE))
 
     def forward(self, frame: Tensor, previous: Tensor) -> Tensor:
         """Displacement from ``frame`` to ``previous``.
@@ -82,10 +76,10 @@ class IntraNet(nn.Module):
         super().__init__()
         self.intra_net = nn.Sequential(
             _conv(3, WIDTH),
-            _norm(norm, WIDTH),
+            make_norm(norm, WIDTH),
             nn.ReLU(),
             _conv(WIDTH, WIDTH),
-            _norm(norm, WIDTH),
+            make_norm(norm, WIDTH),
             nn.ReLU(),
             _conv(WIDTH, num_classes),
         )
@@ -107,18 +101,18 @@ class GuideNet(nn.Module):
             norm: see ``get_norm``.
         """
         super().__init__()
-        self.guide_conv = nn.Sequential(_conv(in_channels, 32), _norm(norm, 32), nn.ReLU())
+        self.guide_conv = nn.Sequential(_conv(in_channels, 32), make_norm(norm, 32), nn.ReLU())
         self.guide_conv_feat = nn.Sequential(
-            *(_conv(32, 64, stride=2), _norm(norm, 64), nn.ReLU()),
-            *(_conv(64, 128, stride=2), _norm(norm, 128), nn.ReLU()),
+            *(_conv(32, 64, stride=2), make_norm(norm, 64), nn.ReLU()),
+            *(_conv(64, 128, stride=2), make_norm(norm, 128), nn.ReLU()),
         )
         # The released module has a x2 upsampling at 0 and 4; here maps take the size of what they join, so that any
         # size works, and the places stay empty.
         self.guide_deconv = nn.Sequential(
-            *(nn.Identity(), _conv(128, 64), _norm(norm, 64), nn.ReLU()),
-            *(nn.Identity(), _conv(64, 32), _norm(norm, 32), nn.ReLU()),
+            *(nn.Identity(), _conv(128, 64), make_norm(norm, 64), nn.ReLU()),
+            *(nn.Identity(), _conv(64, 32), make_norm(norm, 32), nn.ReLU()),
         )
-        self.guide_decoder = nn.Sequential(_conv(32, slots), _norm(norm, slots))
+        self.guide_decoder = nn.Sequential(_conv(32, slots), make_norm(norm, slots))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, h, w] -> [B, K, h, w], not normalised."""

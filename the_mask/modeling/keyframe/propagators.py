@@ -46,6 +46,21 @@ class Propagated:
     intra_weight: Tensor | None = None
     queries: Tensor | None = None
 
+    def row(self, row: int) -> Propagated:
+        """One stream's part, as a batch of one."""
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[row : row + 1]
+
+        return Propagated(
+            scores=self.scores[row : row + 1],
+            warp_error=self.warp_error[row : row + 1],
+            flow=cut(self.flow),
+            intra=cut(self.intra),
+            intra_weight=cut(self.intra_weight),
+            queries=cut(self.queries),
+        )
+
 
 class Propagator(nn.Module):
     """Base: ``forward(scores, queries, frame, previous) -> Propagated``.

@@ -15,12 +15,13 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from torch import Tensor
 
 from the_mask.modeling.criterion import MaskCriterion
+from the_mask.modeling.mask_decoders.base import Predictions
 from the_mask.modeling.segmentors import ring
 from the_mask.modeling.segmentors.base import Clip, Segmentor, check_finite
 from the_mask.modeling.segmentors.freezing import freeze_except
 from the_mask.modeling.segmentors.head import MaskClassificationHead
 from the_mask.modeling.segmentors.ring import StreamState
-from the_mask.modeling.segmentors.scores import clip_scores
+from the_mask.modeling.segmentors.scores import clip_scores, query_maps
 from the_mask.modeling.targets import build_targets
 
 
@@ -133,6 +134,32 @@ class MaskClassifier(Segmentor):
         Returns:
             scores [K, ceil(H/stride), ceil(W/stride)], and the new state.
         """
+        outputs, state = self._advance(frame, state)
+        return self._frame_scores(outputs, frame, state), state
+
+    @torch.no_grad()
+    def step_queries(self, frame: Tensor, state: StreamState) -> tuple[Tensor, Tensor, Tensor, StreamState]:
+        """As :meth:`step`, with the queries behind the scores.
+
+        Returns:
+            scores; class scores [Q, K] and mask logits [Q, ceil(H/stride), ceil(W/stride)] of the queries, such that
+            the sum over q of class scores * sigmoid(mask) is the scores (with a frame branch, the queries of both
+            branches under their weights); and the new state.
+        """
+        outputs, state = self._advance(frame, state)
+        classes, masks = query_maps(outputs, 0, self.clip_score_weight)
+        masks = self.crop_scores(masks, frame.shape[-2], frame.shape[-1])
+        return self._frame_scores(outputs, frame, state), classes, masks, state
+
+    def _frame_scores(self, outputs: Predictions, frame: Tensor, state: StreamState) -> Tensor:
+        """Scores of the newest frame of a stream."""
+        scores = clip_scores(outputs, 0, self.clip_score_weight)[-1]
+        scores = self.crop_scores(scores, frame.shape[-2], frame.shape[-1])
+        check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
+        return scores
+
+    def _advance(self, frame: Tensor, state: StreamState) -> tuple[Predictions, StreamState]:
+        """Predictions for the newest frame of a stream, and the new state."""
         images, _ = self.stack([{"frames": [frame]}])
         height, width = frame.shape[-2:]
         mask_features, maps = self.sem_seg_head.pixel_decoder(self.backbone(images))
@@ -145,6 +172,4 @@ class MaskClassifier(Segmentor):
             len(kept),
             last_frame_only=True,
         )
-        scores = self.crop_scores(clip_scores(outputs, 0, self.clip_score_weight), height, width)
-        check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
-        return scores[0], state
+        return outputs, state

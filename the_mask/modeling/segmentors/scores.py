@@ -57,6 +57,23 @@ def clip_scores(outputs: Mapping[str, Any], clip: int, clip_weight: float, chunk
     return torch.stack(scores)
 
 
+def query_maps(outputs: Mapping[str, Any], clip: int, clip_weight: float) -> tuple[Tensor, Tensor]:
+    """The queries behind :func:`clip_scores` of the last frame of one clip.
+
+    Returns:
+        Class scores [Q, K] (no-object left out) and mask logits [Q, h, w], float32, such that the sum over q of class
+        scores times sigmoid(mask) is the frame's scores; with a frame branch, Q counts both branches' queries.
+    """
+    frame = outputs.get("frame")
+    classes = [outputs["pred_logits"][clip].float().softmax(dim=-1)[:, :-1]]
+    masks = [outputs["pred_masks"][clip, :, -1].float()]
+    if frame is not None:
+        own = frame["pred_logits"][clip, -1].float().softmax(dim=-1)[:, :-1]
+        classes = [classes[0] * clip_weight, own * (1 - clip_weight)]
+        masks.append(frame["pred_masks"][clip, :, -1].float())
+    return torch.cat(classes), torch.cat(masks)
+
+
 def resize_scores(
     scores: Tensor, network_size: tuple[int, int], output_size: tuple[int, int], stride: int, rows: slice = slice(None)
 ) -> Tensor:

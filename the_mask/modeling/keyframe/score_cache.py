@@ -1,0 +1,115 @@
+"""Scores of a frozen segmentor kept on the disk between epochs.
+
+A frame's scores never change while frames are not augmented. Axes: K classes, h w cells of the working grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+FINGERPRINT = "segmentor.txt"
+
+
+class ScoreCache:
+    """A folder of float16 score maps, ``<data set>/<video>/<frame>.pt``, of one segmentor.
+
+    Several processes may share it: files appear at once, complete.
+    """
+
+    def __init__(self, folder: str | Path, geometry: str = "") -> None:
+        """
+        Args:
+            folder: created when needed.
+            geometry: what else the scores depend on (sizes, stride); a folder of another one is refused.
+        """
+        self.folder = Path(folder)
+        self.geometry = geometry
+        self._checked = False
+
+    def path(self, clip: Mapping[str, Any], position: int) -> Path:
+        """File of one frame of a clip."""
+        parts = (clip["dataset"], clip["video_id"], clip["frame_ids"][position])
+        return self.folder.joinpath(*(str(part).replace("/", "_") for part in parts)).with_suffix(".pt")
+
+    def read(self, clip: Mapping[str, Any], position: int, segmentor: nn.Module) -> Tensor | None:
+        """Scores [K, h, w], float16, or None if they are not kept yet.
+
+        Raises:
+            ValueError: the folder belongs to another segmentor, or a file of it is damaged.
+        """
+        self._check(segmentor)
+        path = self.path(clip, position)
+        if not path.is_file():
+            return None
+        try:
+            scores = torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, ValueError) as error:
+            raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
+        return scores
+
+    def write(self, clip: Mapping[str, Any], position: int, scores: Tensor) -> Tensor:
+        """Keep scores, and return them as they will be read."""
+        path = self.path(clip, position)
+        kept = scores.half().cpu()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        torch.save(kept, draft)
+        os.replace(draft, path)
+        return kept
+
+    def _check(self, segmentor: nn.Module) -> None:
+        """Once: compare the segmentor with the one the folder was made by."""
+        if self._checked:
+            return
+        digest = hashlib.sha256(self.geometry.encode())
+        for name, value in sorted(segmentor.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+        mine = digest.hexdigest()
+        note = self.folder / FINGERPRINT
+        if note.is_file() and note.read_text().strip() != mine:
+            raise ValueError(
+                f"{self.folder} (MODEL.KEYFRAME.CACHE_DIR) holds scores of another segmentor or frame size: "
+                "delete it or choose another folder"
+            )
+        if not note.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
+            draft.write_text(mine + "\n")
+            os.replace(draft, note)
+        self._checked = True
+
+
+def cache_from_config(cfg: CfgNode) -> ScoreCache | None:
+    """The cache of ``MODEL.KEYFRAME.CACHE_DIR``, or None.
+
+    Raises:
+        ValueError: training frames are augmented, so that scores would differ from epoch to epoch.
+    """
+    options, given = cfg.MODEL.KEYFRAME, cfg.INPUT
+    if not options.CACHE_DIR:
+        return None
+    moving = [
+        name
+        for name, is_fixed in (
+            ("INPUT.RESIZE.MIN_SCALE and MAX_SCALE 1.0", given.RESIZE.MIN_SCALE == given.RESIZE.MAX_SCALE == 1),
+            ("INPUT.CROP.ENABLED False", not given.CROP.ENABLED),
+            ("INPUT.RANDOM_FLIP none", given.RANDOM_FLIP == "none"),
+            ("INPUT.COLOR_JITTER none", given.COLOR_JITTER == "none"),
+        )
+        if not is_fixed
+    ]
+    if moving:
+        raise ValueError(f"MODEL.KEYFRAME.CACHE_DIR needs frames without augmentation: set {', '.join(moving)}")
+    box = (given.RESIZE.LONG_EDGE, given.RESIZE.SHORT_EDGE)
+    settings = (box, options.STRIDE, options.KEY_SCALE, options.CANONICAL, options.ALIGN_CORNERS)
+    return ScoreCache(options.CACHE_DIR, geometry=repr(settings))
