@@ -147,6 +147,10 @@ class ClipSegmentor(Segmentor):
         batch = self.training_batch(clips)
         prior = self.prior_provider.for_training(self, batch) if self.sem_seg_head.uses_prior else None
         features, output = self.clip_output(batch, prior)
+        return self.output_losses(batch, features, output)
+
+    def output_losses(self, batch: TrainBatch, features: FrameFeatures, output: HeadOutput) -> dict[str, Tensor]:
+        """The losses of what :meth:`clip_output` returned; in training, stateful blocks take note of the labels."""
         losses = {"loss_ce": pixel_loss(output.logits, batch.labels, self.ignore_label, self.hard_pixels)}
         for name, logits in output.aux.items():
             weight = output.aux_weights.get(name, DEFAULT_AUX_WEIGHT)

@@ -1,0 +1,105 @@
+"""What a student may learn from a teacher's outputs: pure functions.
+
+After "Structured Knowledge Distillation for Semantic Segmentation", without its adversarial term. Axes: B frames, K
+classes, C channels, h w map size, P regions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pixel_distillation(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, valid: Tensor | None = None
+) -> Tensor:
+    """Mean over pixels of -sum over k of softmax(z_T / tau)_k log softmax(z_S / tau)_k, times tau^2.
+
+    Args:
+        student: z_S, logits [B, K, h, w].
+        teacher: z_T, logits [B, K, h', w'], resized bilinearly to the student's size; no gradient.
+        temperature: tau > 0.
+        valid: bool [B, h, w]: pixels that count; None takes all.
+
+    Returns:
+        A scalar in float32; 0 (with a graph) when no pixel counts.
+
+    Raises:
+        ValueError: other frames or classes.
+    """
+    if student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(f"student logits {list(student.shape)}, teacher's {list(teacher.shape)}: need equal B and K")
+    teacher = F.interpolate(teacher.detach().float(), size=student.shape[-2:], mode="bilinear", align_corners=False)
+    with torch.autocast(student.device.type, enabled=False):
+        target = (teacher / temperature).softmax(dim=1)
+        losses = -(target * (student.float() / temperature).log_softmax(dim=1)).sum(dim=1)
+    if valid is None:
+        valid = torch.ones_like(losses, dtype=torch.bool)
+    return temperature**2 * (losses * valid).sum() / valid.sum().clamp(min=1)
+
+
+def region_affinity(features: Tensor, scale: float = 0.5) -> Tensor:
+    """Cosine similarity of all pairs of max-pooled regions: [B, C, h, w] -> [B, P, P] float32.
+
+    Args:
+        features: of any width.
+        scale: side of a region as a share of the map's side; 0.5 gives P = 4 regions.
+    """
+    kernel = [max(1, int(side * scale)) for side in features.shape[-2:]]
+    regions = F.max_pool2d(features.float(), kernel_size=kernel, stride=kernel, ceil_mode=True).flatten(2)
+    with torch.autocast(features.device.type, enabled=False):
+        # The length is a constant to the gradient, as in the released code.
+        regions = regions / (regions.norm(dim=1, keepdim=True).detach() + 1e-8)
+        return regions.transpose(1, 2) @ regions
+
+
+def pair_distillation(student: Tensor, teacher: Tensor, scale: float = 0.5) -> Tensor:
+    """Mean squared difference of the :func:`region_affinity` of student and teacher.
+
+    Args:
+        student, teacher: features [B, C, h, w]; their widths may differ. The teacher's are resized bilinearly to the
+            student's size and have no gradient.
+        scale: see :func:`region_affinity`.
+    """
+    teacher = teacher.detach().float()
+    if teacher.shape[-2:] != student.shape[-2:]:
+        teacher = F.interpolate(teacher, size=student.shape[-2:], mode="bilinear", align_corners=False)
+    return F.mse_loss(region_affinity(student, scale), region_affinity(teacher, scale))
+
+
+def content_mask(
+    contents: Sequence[tuple[int, int]], image_size: tuple[int, int], size: tuple[int, int], device: torch.device | str
+) -> Tensor:
+    """Which cells of a map have their centre inside the picture, not in its bottom and right padding.
+
+    Args:
+        contents: (height, width) of the picture in each of B padded images.
+        image_size: (H, W) of these.
+        size: (h, w) of the map.
+        device: of the result.
+
+    Returns:
+        bool [B, h, w].
+    """
+    rows, columns = (
+        (torch.arange(n, device=device) + 0.5) * (side / n) for n, side in zip(size, image_size, strict=True)
+    )
+    masks = [(rows < height)[:, None] & (columns < width)[None] for height, width in contents]
+    return torch.stack(masks)
+
+
+def check_distillation(pixel_weight: float, pair_weight: float, temperature: float, pair_scale: float) -> None:
+    """Raise a ValueError for weights or scales that make no sense."""
+    if min(pixel_weight, pair_weight) < 0 or pixel_weight + pair_weight == 0:
+        raise ValueError(
+            f"MODEL.DISTILLATION: PIXEL_WEIGHT {pixel_weight} and PAIR_WEIGHT {pair_weight} must be >= 0, and one of "
+            "them > 0"
+        )
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"MODEL.DISTILLATION.TEMPERATURE {temperature}: expected a number > 0")
+    if not 0 < pair_scale <= 1:
+        raise ValueError(f"MODEL.DISTILLATION.PAIR_SCALE {pair_scale}: expected a share in 0..1, above 0")
