@@ -17,6 +17,7 @@ from the_mask.config_keys import (
     solver,
     test,
     the_mask,
+    transfer,
 )
 
-SUBJECTS = (input, mask_former, the_mask, backbones, context, solver, test, inference, data, keyframe, memory)
+SUBJECTS = (input, mask_former, the_mask, backbones, context, solver, test, inference, data, keyframe, memory, transfer)
