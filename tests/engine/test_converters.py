@@ -545,23 +545,32 @@ def test_the_mask_both_stages():
         assert expected in result.families
 
 
-def openmmlab_uper(classes=7, width=16, channels=(8, 16, 32, 64)):
-    """UPerHead and FCNHead of mmseg, from their key table."""
-    table = """
-    decode_head.psp_modules.{0-3}.1.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
-    decode_head.{bottleneck,fpn_bottleneck}.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
-    decode_head.{lateral_convs,fpn_convs}.{0-2}.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
-    decode_head.conv_seg.{weight,bias}
-    auxiliary_head.convs.0.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
-    auxiliary_head.conv_seg.{weight,bias}
-    """
-    return {name: torch.randn(2) for name in keys(table)}
+UPER_TABLE = """
+decode_head.psp_modules.{0-3}.1.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
+decode_head.{bottleneck,fpn_bottleneck}.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
+decode_head.{lateral_convs,fpn_convs}.{0-2}.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
+decode_head.conv_seg.{weight,bias}
+auxiliary_head.convs.0.{conv.weight,bn.weight,bn.bias,bn.running_mean,bn.running_var}
+auxiliary_head.conv_seg.{weight,bias}
+"""
 
 
-def test_openmmlab_upernet(swin):
-    heads = openmmlab_uper()
-    native = rename(heads, (r"^decode_head\.", "sem_seg_head."), (r"^auxiliary_head\.", "auxiliary_heads.res4."))
-    assert_converts({**openmmlab_swin(swin), **heads}, {**swin, **native})
+def test_openmmlab_upernet(tmp_path):
+    """mmseg's UPerHead and FCNHead after InternImage, in our model of the same parts."""
+    overrides = [
+        *("MODEL.META_ARCHITECTURE", "ClipSegmentor"),
+        *("MODEL.SEM_SEG_HEAD.NAME", "UperNetHead"),
+        *("MODEL.SEM_SEG_HEAD.NORM", "BN"),
+        *("MODEL.AUX_HEADS", "['res4']"),
+    ]
+    model = segmentor(*overrides, "MODEL.INTERNIMAGE.VARIANT", "T", *INTERNIMAGE)
+    native = noise(model.state_dict())
+    foreign = rename(native, (r"^sem_seg_head\.", "decode_head."), (r"^auxiliary_heads\.res4\.", "auxiliary_head."))
+    assert {name for name in foreign if not name.startswith("backbone.")} == set(keys(UPER_TABLE))
+    assert_converts(foreign, native)
+    torch.save({"state_dict": foreign, "meta": {"CLASSES": ["a"], "PALETTE": np.zeros((1, 3))}}, tmp_path / "uper.pth")
+    load_weights(model, tmp_path / "uper.pth", strict=True)
+    assert all(torch.equal(value, native[n]) for n, value in model.state_dict().items() if n in native)
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
