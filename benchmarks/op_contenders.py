@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from op_baseline import scalar_dcnv3, scalar_ms_deform_attn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -128,6 +129,8 @@ def encoder_problem(size: str, batch: int, kind: str, dtype: torch.dtype, device
         peer = transformers_function()
         if peer is not None:
             contenders["transformers"] = lambda: peer(v, list(levels), p, w)
+    if device.type == "cuda":
+        contenders["scalar CUDA"] = lambda: scalar_ms_deform_attn(v, levels, p, w)
     samples = batch * positions * heads * len(levels) * points
     moved = v.numel() * 2 * v.element_size() + (p.numel() + w.numel()) * 4
     return Problem(
@@ -198,6 +201,8 @@ def stage_problem(stage: str, dtype: torch.dtype, device: torch.device) -> Probl
         contenders["core"] = lambda: plain_dcnv3(x, offset, mask, groups)
         contenders["torch.compile of core"] = lambda: compiled(x, offset, mask, groups)
         contenders["torchvision"] = lambda: torchvision_dcnv3(x, offset, mask, groups)
+    if device.type == "cuda":
+        contenders["scalar CUDA"] = lambda: scalar_dcnv3(x, offset, mask, groups)
     moved = x.numel() * 2 * x.element_size() + (offset.numel() + mask.numel()) * 4
     return Problem(
         f"dcnv3 {stage}" + ("" if dtype == torch.float32 else f" {dtype}".replace("torch.", "")),

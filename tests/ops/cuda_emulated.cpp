@@ -1,6 +1,13 @@
-// The kernels of csrc/cuda on the emulator, for float and double; called through ctypes.
+// The kernels of csrc/cuda (with SCALAR_BASELINE those of benchmarks/cuda_baseline) on the emulator, for float and
+// double; called through ctypes.
 #include "cuda_emulator.h"
+#if defined(SCALAR_BASELINE)
+#include "scalar.cuh"
+#define run_forward run_scalar_forward
+#define run_backward run_scalar_backward
+#else
 #include "kernels.cuh"
+#endif
 
 using namespace the_mask::cuda;
 

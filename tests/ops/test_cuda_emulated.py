@@ -57,19 +57,30 @@ class DcnGeometry(ctypes.Structure):
     )
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def build(folder: Path, *defines: str) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")
-    path = tmp_path_factory.mktemp("emulated") / "emulated.so"
+    path = folder / "emulated.so"
     # Contraction to fused multiply-add would move locations off integers; CUDA code forbids it for these by itself.
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
-    paths = [f"-I{ROOT / 'csrc' / 'cuda'}", f"-I{HERE}", str(HERE / "cuda_emulated.cpp"), "-o", str(path)]
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", *defines]
+    folders = (ROOT / "csrc" / "cuda", ROOT / "benchmarks" / "cuda_baseline", HERE)
+    paths = [*(f"-I{each}" for each in folders), str(HERE / "cuda_emulated.cpp"), "-o", str(path)]
     subprocess.run([compiler, *flags, "-fPIC", "-shared", *paths], check=True)
     loaded = ctypes.CDLL(str(path))
     loaded.run_msda.restype = loaded.run_dcn.restype = ctypes.c_char_p
     return loaded
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The scalar kernels that benchmarks compare with."""
+    return build(tmp_path_factory.mktemp("baseline"), "-DSCALAR_BASELINE")
 
 
 class Call(NamedTuple):
@@ -330,3 +341,18 @@ def test_dcnv3(library: ctypes.CDLL, name: str, dtype: torch.dtype, deterministi
     assert_near(output, expected, FORWARD[dtype], "output")
     for which, found, wanted in zip(("x", "offset", "mask", "scale"), grads, wanted_grads):
         assert_near(found, wanted, BACKWARD[dtype], f"gradient of {which}")
+
+
+# ------------------------------------------------------------------------------------ the scalar kernels of benchmarks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["wide", "one-channel", "odd-channels", "no-points"])
+def test_scalar_ms_deform_attn(baseline: ctypes.CDLL, case: str) -> None:
+    test_ms_deform_attn(baseline, case, torch.float64, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["share-odd", "stride", "no-center", "on-integers"])
+def test_scalar_dcnv3(baseline: ctypes.CDLL, name: str) -> None:
+    test_dcnv3(baseline, name, torch.float64, False)
