@@ -167,7 +167,7 @@ def test_eval_mode_leaves_nothing_for_an_update():
 
 
 def test_memory_loss_is_cross_entropy_of_the_seen_rows():
-    model = context(2, memory_loss=0.5)
+    model = context(2)
     model.memory.seen[1] = False
     last = nn.Conv2d(C, K, 1)
     want = 0.0
@@ -175,7 +175,7 @@ def test_memory_loss_is_cross_entropy_of_the_seen_rows():
         for row in model.memory.memory[k]:
             want = want - (last.weight[:, :, 0, 0] @ row + last.bias).log_softmax(0)[k]
     got = model.memory_loss_of(last)
-    torch.testing.assert_close(got, 0.5 * want / 6)
+    torch.testing.assert_close(got, want / 6)
     got.backward()
     assert last.weight.grad is not None
     model.memory.seen.fill_(False)

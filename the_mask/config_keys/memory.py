@@ -16,10 +16,8 @@ def add_keys(cfg: CfgNode) -> None:
     # Whose stored mask is read: "same_frame" or "previous_frame".
     cfg.MODEL.CONTEXT.STORED_FRAME = "same_frame"
 
-    if "BLOCKS" not in cfg.MODEL:
-        cfg.MODEL.BLOCKS = CfgNode(new_allowed=True)
     # Block class_memory. Rows per class.
-    cfg.MODEL.BLOCKS.CLASS_MEMORY = CfgNode(new_allowed=True)
+    cfg.MODEL.BLOCKS.CLASS_MEMORY = CfgNode()
     cfg.MODEL.BLOCKS.CLASS_MEMORY.PROTOTYPES = 1
     # What a class's row starts from: "first_seen_mean", "random_pixel" (paper) or "file" (then INIT_FILE: one tensor
     # [K, C] or [K, prototypes, C] as .pth or .safetensors).

@@ -80,7 +80,6 @@ class ClassContext(nn.Module):
         norm: as for Detectron2's ``get_norm``.
         dropout: before the first classifier.
         lookup: what is made of the first classifier's prior: "hard" (paper) its labels, "soft" its probabilities.
-        memory_loss: weight of :meth:`memory_loss_of`; 0 leaves it out.
         total_iterations: length of the training, for the momentum.
     """
 
@@ -92,7 +91,6 @@ class ClassContext(nn.Module):
         norm: str = "BN",
         dropout: float = 0.1,
         lookup: str = "hard",
-        memory_loss: float = 0.0,
         total_iterations: int = 1,
     ) -> None:
         super().__init__()
@@ -105,7 +103,6 @@ class ClassContext(nn.Module):
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.lookup = lookup
-        self.memory_loss = memory_loss
         self.total_iterations = total_iterations
         self.stage1 = nn.Sequential(
             ConvNorm(channels, channels, 1, norm), nn.Dropout2d(dropout), classifier(channels, num_classes)
@@ -147,7 +144,7 @@ class ClassContext(nn.Module):
         return torch.where(prior.unknown()[:, None, None], self.memory.read(own), self.memory.read(prior))
 
     def memory_loss_of(self, classify: Callable[[Tensor], Tensor]) -> Tensor:
-        """Weighted cross-entropy of the memory's rows against their classes (MCIBI): keeps rows and classifier in step.
+        """Cross-entropy of the memory's rows against their classes (MCIBI): keeps rows and classifier in step.
 
         Args:
             classify: features [R, C, 1, 1] -> logits [R, K, 1, 1], the decoder's last classifier.
@@ -160,7 +157,7 @@ class ClassContext(nn.Module):
         targets = torch.arange(classes, device=rows.device).repeat_interleave(prototypes)
         losses = F.cross_entropy(classify(rows[..., None, None])[..., 0, 0].float(), targets, reduction="none")
         seen = self.memory.seen.repeat_interleave(prototypes)
-        return self.memory_loss * (losses * seen).sum() / seen.sum().clamp(min=1)
+        return (losses * seen).sum() / seen.sum().clamp(min=1)
 
     @torch.no_grad()
     def after_loss(self, batch: TrainBatch, iteration: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from fvcore.common.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from the_mask.modeling.context.types import MAIN, BlockOutput, ClipFeatures, FrameFeatures, PriorMap, TrainBatch
 
@@ -33,7 +33,8 @@ class ContextBlock(nn.Module):
         uses_prior: whether it reads the prior.
         slot_dependent: whether what it computes of a memory frame depends on the frame's age.
         apply_to_memory: whether, in a chain, memory frames pass through it too, as single frames without a memory.
-        stateful: whether it wants :meth:`after_loss` and :meth:`after_step`.
+        stateful: whether it wants :meth:`extra_losses`, :meth:`after_loss` and :meth:`after_step`.
+        classifier_channels: channels that the head's classifier must read for :meth:`extra_losses`; 0 for any.
     """
 
     in_levels: tuple[str, ...] = (MAIN,)
@@ -45,6 +46,7 @@ class ContextBlock(nn.Module):
     slot_dependent: bool = False
     apply_to_memory: bool = False
     stateful: bool = False
+    classifier_channels: int = 0
 
     def forward(
         self, query: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None
@@ -56,6 +58,10 @@ class ContextBlock(nn.Module):
         self, query: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None
     ) -> BlockOutput:
         return super().__call__(query, memory, prior)
+
+    def extra_losses(self, classifier: nn.Module, iteration: int) -> dict[str, Tensor]:
+        """Weighted losses by name beside those of the logits; ``classifier`` is the head's last convolution."""
+        return {}
 
     def after_loss(self, batch: TrainBatch, iteration: int) -> None:
         """Called without gradients after the losses of every training batch."""

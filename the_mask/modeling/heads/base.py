@@ -33,6 +33,10 @@ class PixelHead(nn.Module):
         """Modules with ``after_loss(batch, iteration)`` and ``after_step()``, called while training."""
         return ()
 
+    def extra_losses(self, iteration: int) -> dict[str, Tensor]:
+        """Weighted training losses by name beside those of the logits."""
+        return {}
+
     @abstractmethod
     def forward(
         self, features: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from the_mask.modeling.context.registry import ContextBlock
 from the_mask.modeling.context.tree import BlockTree
@@ -38,6 +38,12 @@ class ContextHead(PixelHead):
         self.fusion = ConvNorm(tree.out_shape.channels, channels, 3, norm) if tree.is_concat else nn.Identity()
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = classifier(channels if tree.is_concat else tree.out_shape.channels, num_classes)
+        for name, block in zip(tree.blocks, tree.instances(), strict=True):
+            if block.classifier_channels not in (0, self.conv_seg.in_channels):
+                raise ValueError(
+                    f"block {name} classifies features of {block.classifier_channels} channels with the head's "
+                    f"classifier, which reads {self.conv_seg.in_channels}: make MODEL.SEM_SEG_HEAD.CONVS_DIM equal"
+                )
         self.stride = level_stride(tree.out_shape)
         self.memory_length = tree.memory_length
         self.memory_levels = tree.memory_levels
@@ -66,6 +72,13 @@ class ContextHead(PixelHead):
     def stateful_blocks(self) -> Iterable[ContextBlock]:
         """Blocks that learn something outside the gradient."""
         return (block for block in self.tree.instances() if block.stateful)
+
+    def extra_losses(self, iteration: int) -> dict[str, Tensor]:
+        """Of the stateful blocks."""
+        losses: dict[str, Tensor] = {}
+        for block in self.stateful_blocks():
+            losses.update(block.extra_losses(self.conv_seg, iteration))
+        return losses
 
     def forward(
         self, features: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None

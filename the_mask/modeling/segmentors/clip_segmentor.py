@@ -159,6 +159,7 @@ class ClipSegmentor(Segmentor):
             logits = head(features).logits
             losses[f"loss_ce_aux_{level}"] = self.aux_weight * pixel_loss(logits, batch.labels, self.ignore_label)
         if self.training:
+            losses.update(self.sem_seg_head.extra_losses(self.iteration))
             with torch.no_grad():
                 for block in self.sem_seg_head.stateful_blocks():
                     block.after_loss(batch, self.iteration)  # type: ignore[operator]
