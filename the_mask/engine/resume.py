@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from the_mask.engine.checkpoint import BEST, read_checkpoint
+from the_mask.engine.class_sets import STORED, describe_difference, model_classes, same_classes, stored_classes
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import EvalHook
 from the_mask.engine.optimizer import load_optimizer_state, optimizer_state
@@ -35,6 +36,9 @@ def weights_state(trainer: Trainer) -> dict[str, Any]:
         "iteration": trainer.completed - 1,
         "config": trainer.cfg.dump(),
     }
+    classes = model_classes(trainer.cfg)
+    if classes is not None:
+        state[STORED] = list(classes)
     if trainer.ema is not None:
         state["ema"] = trainer.ema.state_dict()
     return state
@@ -73,6 +77,7 @@ def load(trainer: Trainer, path: Path) -> None:
             f"{path} holds weights only, so it cannot be resumed; use it as MODEL.WEIGHTS without --resume"
         )
     _load_model(trainer.model, state["model"], path)
+    _check_classes(trainer, state, path)
     try:
         load_optimizer_state(trainer.optimizer, state["trainer"]["optimizer"])
     except ValueError as error:
@@ -97,6 +102,15 @@ def _load_model(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     if report.missing or report.unexpected or report.mismatched or report.dropped:
         raise ValueError(f"{path} was written for another model, so it cannot be resumed\n{report}")
     model.load_state_dict(weights)
+
+
+def _check_classes(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+    ours, theirs = model_classes(trainer.cfg), stored_classes(state)
+    if trainer.cfg.MODEL.CHECK_CLASS_NAMES and ours and theirs and not same_classes(ours, theirs):
+        raise ValueError(
+            f"{path} was written for other classes, so it cannot be resumed: {describe_difference(ours, theirs)}; use "
+            "it as MODEL.WEIGHTS without --resume, which starts the class layers anew"
+        )
 
 
 def _load_ema(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch.multiprocessing import ProcessExitedException
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.engine.checkpoint import CheckpointFolder
+from the_mask.engine.class_sets import ClassSets
 from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
@@ -125,7 +126,8 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False
     """
     path = _weights_to_evaluate(cfg, resume)
     model = Trainer.build_model(cfg)
-    load_weights(model, path, trust_pickle=trust_pickle, strict=True)
+    classes = ClassSets.from_config(cfg, evaluating=True)
+    load_weights(model, path, trust_pickle=trust_pickle, strict=True, classes=classes)
     return Trainer.evaluate_model(cfg, model.eval())
 
 

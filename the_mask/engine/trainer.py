@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from the_mask.data import build_train_loader
 from the_mask.engine import resume
 from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError, remove_leftovers
+from the_mask.engine.class_sets import ClassSets
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import CheckpointHook, EvalHook, ProgressHook, StopHook
@@ -132,7 +133,8 @@ class Trainer(TrainerBase):
     def load_weights(self, path: str | Path, trust_pickle: bool = False) -> LoadReport:
         """Start from the weights of a file; see :func:`the_mask.engine.load_weights`."""
         stage1 = self.cfg.MODEL.THE_MASK.INIT_FROM_STAGE1
-        report = load_weights(self.model, path, trust_pickle=trust_pickle, stage1=stage1)
+        classes = ClassSets.from_config(self.cfg)
+        report = load_weights(self.model, path, trust_pickle=trust_pickle, stage1=stage1, classes=classes)
         if self.ema is not None:
             self.ema = ExponentialMovingAverage(self.model, self.cfg.SOLVER.EMA.DECAY)
         return report

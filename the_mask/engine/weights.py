@@ -23,9 +23,19 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from the_mask.engine.checkpoint import zip_problem
+from the_mask.engine.class_sets import (
+    CLASS_LAYERS,
+    ClassSets,
+    describe_difference,
+    matching_rows,
+    same_classes,
+    stored_classes,
+    transfer_rows,
+)
 from the_mask.engine.converters import UnknownLayoutError, convert
 from the_mask.engine.converters.safe_pickle import SAFE_GLOBALS, UnsafePickleError, load_plain
 from the_mask.engine.converters.tables import fit_position_tables
+from the_mask.modeling.keyframe.official import bisenet_name, swiftnet_name
 from the_mask.modeling.mask_decoders import stage1_to_stage2
 
 logger = logging.getLogger(__name__)
@@ -34,8 +44,6 @@ logger = logging.getLogger(__name__)
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 # Below this share of the file's tensors that fit, the file is taken for another architecture.
 LEAST_MATCH = 0.5
-# Layers whose first axis counts classes; a file for another class list loses just these.
-CLASS_LAYERS = re.compile(r"(^|\.)(\w*class_embed\w*\.(weight|bias)|empty_weight)$")
 
 
 @dataclass
@@ -48,7 +56,8 @@ class LoadReport:
         missing: names of the model that the file lacks.
         unexpected: names of the file (after renaming) that the model lacks.
         mismatched: (name, shape in the file, shape in the model) that could not be filled.
-        dropped: like ``mismatched``, for class layers of a file made for another number of classes.
+        dropped: like ``mismatched``, for class layers of a file made for other classes.
+        by_name: class layers of such a file whose rows of same-named classes were copied.
         ignored: names of the file that have no place in a segmentor, and why, e.g. a classifier.
         notes: how the file was read: renaming, averaged weights, stage-1 conversion.
     """
@@ -59,13 +68,14 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     dropped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    by_name: list[str] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def match(self) -> float:
         """Share of the file's tensors that found their place (class layers count as found), 0..1."""
-        found = len(self.loaded) + len(self.dropped)
+        found = len(self.loaded) + len(self.dropped) + len(self.by_name)
         total = found + len(self.unexpected) + len(self.mismatched)
         return found / total if total else 0.0
 
@@ -88,6 +98,8 @@ class LoadReport:
             rows.append((f"ignored: {reason}", len(names), _names(names)))
         if self.dropped:
             rows.append(("class layers, started anew", len(self.dropped), _shapes(self.dropped)))
+        if self.by_name:
+            rows.append(("class layers, rows copied by name", len(self.by_name), _names(self.by_name)))
         table = tabulate(rows, headers=("weights", "tensors", "which"), tablefmt="simple", maxcolwidths=[40, None, 90])
         return "\n".join([self.path, *self.notes, table])
 
@@ -110,6 +122,7 @@ def load_weights(
     stage1: bool = False,
     strict: bool = False,
     use_ema: bool = True,
+    classes: ClassSets | None = None,
 ) -> LoadReport:
     """Fill a model from a file and log a table of what fitted.
 
@@ -121,13 +134,15 @@ def load_weights(
             copied to the clip and the frame branch.
         strict: every parameter of the model must come from the file, as an evaluation needs it.
         use_ema: take the averaged weights of a checkpoint that holds both.
+        classes: names of the model's classes and what to do when the file has others; None compares numbers only.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: unreadable, untrusted, of another architecture (less than half of the file's tensors fit), or
-            incomplete under ``strict``. The message holds the report.
+            under ``strict`` incomplete or of other classes. The message holds the report.
     """
-    state, notes = read_state_dict(path, trust_pickle, use_ema)
+    content = _read(path, trust_pickle)
+    state, notes = _state_dict(content, path, use_ema)
     ours = model.state_dict()
     names = best_names(state, ours, str(path))
     notes += names.notes
@@ -141,16 +156,68 @@ def load_weights(
     report.unexpected += names.unknown
     report.ignored = names.ignored
     report.notes = notes
+    if classes is not None:
+        state = _apply_classes(state, ours, report, classes, stored_classes(content), strict)
     if report.match < LEAST_MATCH:
         raise ValueError(
             f"{path} looks like weights of another architecture: only {report.match:.0%} of its tensors fit\n{report}"
         )
     if strict and report.untrained():
         raise ValueError(f"{path} does not fill the whole model, so an evaluation would mean nothing\n{report}")
-    model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
-    incomplete = report.missing or report.unexpected or report.mismatched or report.dropped
+    model.load_state_dict({name: state[name] for name in report.loaded + report.by_name}, strict=False)
+    incomplete = report.missing or report.unexpected or report.mismatched or report.dropped or report.by_name
     logger.log(logging.WARNING if incomplete else logging.INFO, "%s", report)
     return report
+
+
+def _apply_classes(
+    state: dict[str, Tensor],
+    ours: Mapping[str, Tensor],
+    report: LoadReport,
+    classes: ClassSets,
+    stored: tuple[str, ...] | None,
+    strict: bool,
+) -> dict[str, Tensor]:
+    """Treat class layers of a file for other classes: drop them, or fill them by name. Changes the report.
+
+    Returns:
+        The file's tensors, class layers filled by name replaced.
+    """
+    theirs = classes.file or (stored if classes.check or classes.by_name else None)
+    if theirs is None or classes.model is None:
+        if classes.by_name:
+            unknown = (
+                f"{report.path} does not say which classes it has; name a data set in MODEL.WEIGHTS_CLASSES"
+                if theirs is None
+                else "the model's classes are unknown: no registered data set of DATASETS has as many"
+            )
+            raise ValueError(f"MODEL.INIT_CLASSES_BY_NAME: {unknown}")
+        return state
+    if same_classes(classes.model, theirs):
+        return state
+    difference = describe_difference(classes.model, theirs)
+    if strict:
+        raise ValueError(
+            f"{report.path} was trained for other classes, so an evaluation would mean nothing: {difference}. "
+            "(MODEL.CHECK_CLASS_NAMES False compares only their number.)"
+        )
+    report.notes.append(f"the file has another class set: {difference}")
+    # Rows of equal number but of other classes would be taken for trained ones.
+    for name in [name for name in report.loaded if CLASS_LAYERS.search(name) and not name.endswith("empty_weight")]:
+        report.loaded.remove(name)
+        report.dropped.append((name, tuple(state[name].shape), tuple(ours[name].shape)))
+    if not classes.by_name:
+        return state
+    filled = transfer_rows(state, ours, classes.model, theirs)
+    report.dropped = [item for item in report.dropped if item[0] not in filled]
+    report.by_name = list(filled)
+    rows = matching_rows(classes.model, theirs)
+    anew = [name for index, name in enumerate(classes.model) if index not in rows]
+    report.notes.append(
+        f"class rows: {len(rows)} of {len(classes.model)} copied by name, {len(anew)} started anew"
+        + (f" ({', '.join(anew[:6])}{', ...' if len(anew) > 6 else ''})" if anew else "")
+    )
+    return {**state, **filled}
 
 
 def compare(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str = "") -> LoadReport:
@@ -177,10 +244,19 @@ def read_state_dict(
     Raises:
         FileNotFoundError, ValueError: see :func:`load_weights`.
     """
+    return _state_dict(_read(path, trust_pickle), path, use_ema)
+
+
+def _read(path: str | Path, trust_pickle: bool) -> Any:
+    """Content of a weights file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist (MODEL.WEIGHTS)")
-    content = _read_file(path, trust_pickle)
+    return _read_file(path, trust_pickle)
+
+
+def _state_dict(content: Any, path: str | Path, use_ema: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors by name, and notes on how they were found."""
     notes = []
     average = content.get("ema") if use_ema and isinstance(content, Mapping) else None
     if isinstance(average, Mapping) and "average" in average:
@@ -263,6 +339,11 @@ RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("'backbone.model.' put before each (timm)", lambda name: f"backbone.model.{name}"),
     ("'model.' removed", lambda name: name.removeprefix("model.")),
     ("'backbone.bottom_up.' to 'backbone.'", lambda name: name.replace("backbone.bottom_up.", "backbone.", 1)),
+    ("'segmentor.' put before each (keyframes)", lambda name: f"segmentor.{name}"),
+    ("'propagator.' put before each (keyframes)", lambda name: f"propagator.{name}"),
+    ("'backbone.context_path.' put before each", lambda name: f"backbone.context_path.{name}"),
+    ("SwiftNet release", swiftnet_name),
+    ("BiSeNet (TorchSeg) release", bisenet_name),
 )
 
 

@@ -129,11 +129,13 @@ class StreamingSegmentor:
 def _build_trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
     # Imported here: the engine stands above this room; this one upward call makes a config enough.
     from the_mask.engine import load_weights
+    from the_mask.engine.class_sets import ClassSets
 
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: a stream needs trained weights (or pass a model)")
     model = build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, strict=True)
+    classes = ClassSets.from_config(cfg, evaluating=True)
+    load_weights(model, cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, strict=True, classes=classes)
     return model
 
 
