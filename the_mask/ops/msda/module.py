@@ -107,5 +107,7 @@ def _level_extent(spatial_shapes: Tensor | Sequence[Sequence[int]], like: Tensor
     if isinstance(spatial_shapes, Tensor):
         extent = spatial_shapes.to(like).flip(-1)
     else:
-        extent = like.new_tensor([[width, height] for height, width in spatial_shapes])
+        # One fill per number: a tensor of a list would fix sizes that an exporter leaves open.
+        sides = [side for height, width in spatial_shapes for side in (width, height)]
+        extent = torch.stack([like.new_full((), side) for side in sides]).view(-1, 2)
     return extent[:, None, :]
