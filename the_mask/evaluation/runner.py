@@ -25,6 +25,7 @@ from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
+from the_mask.evaluation.keyframe import evaluate_keyframes
 from the_mask.evaluation.temporal_consistency import raft_flow
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.ensemble import step_named
@@ -59,7 +60,8 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
         dataset_name: registered data set.
 
     Returns:
-        As :meth:`VideoSemSegEvaluator.evaluate`, on every process.
+        As :meth:`VideoSemSegEvaluator.evaluate`, on every process; with ``TEST.KEYFRAME_DISTANCES`` also ``keyframe``,
+        see :func:`the_mask.evaluation.keyframe.evaluate_keyframes`.
 
     Raises:
         ValueError, FileNotFoundError: unknown data set, classes that do not fit the model, bad files (named).
@@ -80,7 +82,11 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
         for clips, maps in predicted:
             evaluator.process(clips, maps)
             meter.update(sum(len(frames) for frames in maps))
-    return evaluator.evaluate(expected_frames=sum(lengths))
+        by_distance = evaluate_keyframes(cfg, plain, dataset_name) if cfg.TEST.KEYFRAME_DISTANCES else None
+    results = evaluator.evaluate(expected_frames=sum(lengths))
+    if by_distance is not None:
+        results["keyframe"] = by_distance
+    return results
 
 
 def build_evaluator(

@@ -1,7 +1,7 @@
 """How released checkpoints name what this room builds: one function per format, name in, name out.
 
 Each takes a tensor's name in the release and gives the name in a ``ClipSegmentor`` (segmentors) or a ``GSVNet``
-(propagators), or None for what is not needed.
+(propagators).
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from torch import Tensor
 BISENET_BACKBONE = ("spatial_path", "context_path")
 
 
-def swiftnet_name(name: str) -> str | None:
+def swiftnet_name(name: str) -> str:
     """SwiftNet-R18: ``backbone.{conv1, layer1, spp, upsample, ...}``, ``logits``.
 
-    The stored image statistics are left out: here they are MODEL.PIXEL_MEAN and PIXEL_STD.
+    The stored image statistics (``backbone.img_mean``, ``img_std``) have no place here: set MODEL.PIXEL_MEAN and
+    PIXEL_STD.
     """
-    if name.startswith(("backbone.img_mean", "backbone.img_std")):
-        return None
     for part in ("spp", "upsample"):
         if name.startswith(f"backbone.{part}."):
             return name.replace("backbone.", "sem_seg_head.", 1)

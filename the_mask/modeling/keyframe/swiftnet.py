@@ -54,7 +54,9 @@ class SpatialPyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.spp["spp_bn"](x)
-        aspect = x.shape[-1] / x.shape[-2]
+        height, width = x.shape[-2:]
+        # jit tracing, which fvcore counts operations by, makes tensors of sizes.
+        aspect = float(width / height)
         parts = [x]
         for number, rows in enumerate(POOLED_ROWS):
             pooled = F.adaptive_avg_pool2d(x, (rows, max(1, round(aspect * rows))))
