@@ -14,6 +14,13 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Files that start with an underscore are bases of others.
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("_"))
 
+
+def read_bases(path):
+    """Names of the bases of a config, joined."""
+    first = [line.split()[1].strip('"') for line in path.read_text().splitlines() if line.startswith("_BASE_:")]
+    return " ".join(name + " " + read_bases(path.parent / name) for name in first)
+
+
 # What is repeated is made few (queries, points, layers); the kinds of parts and the clip length stay.
 SMALL = [
     *("MODEL.DEVICE", "cpu"),
@@ -30,6 +37,23 @@ def small_backbone(cfg):
     if cfg.MODEL.BACKBONE.NAME == "build_internimage_backbone":
         cfg.MODEL.INTERNIMAGE.CHANNELS = VARIANTS[cfg.MODEL.INTERNIMAGE.VARIANT].group_channels
         cfg.MODEL.INTERNIMAGE.DEPTHS = [1, 1, 6, 1]
+    elif cfg.MODEL.BACKBONE.NAME == "build_resnet_d8_backbone":
+        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
+    elif cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        family = cfg.MODEL.TIMM.NAME.split("_")[0]
+        cfg.MODEL.TIMM.NAME = {"swin": "swin_tiny_patch4_window7_224", "convnext": "convnext_atto"}[family]
+    elif cfg.MODEL.BACKBONE.NAME == "build_beit_backbone":
+        cfg.MODEL.BEIT.NAME, cfg.MODEL.BEIT.IMG_SIZE = "beit_base_patch16_224", 64
+        cfg.MODEL.BEIT.OUT_INDICES = [2, 5, 8, 11]
+
+
+def small_heads(cfg):
+    if cfg.MODEL.META_ARCHITECTURE != "ClipSegmentor":
+        return
+    for options in [*cfg.MODEL.BLOCKS.values(), cfg.MODEL.CLIP_SEGMENTOR, cfg.MODEL.SEM_SEG_HEAD]:
+        for key in options:
+            if key.endswith("CHANNELS") or key == "CONVS_DIM":
+                options[key] = min(options[key], 32)
 
 
 def random_clips(cfg, num_clips=2, size=64):
@@ -58,6 +82,7 @@ def test_config_builds_and_steps(path):
         build_model_on(load_config(path), "meta")  # at full size
     cfg = load_config(path, SMALL)
     small_backbone(cfg)
+    small_heads(cfg)
     torch.manual_seed(0)
     model = build_model_on(cfg, "cpu").train()
     losses = model(random_clips(cfg))
@@ -71,6 +96,32 @@ def test_config_builds_and_steps(path):
     with torch.no_grad():
         predictions = model.eval().predict([random_clips(cfg, 1)[0]])
     assert [tuple(labels.shape) for labels in predictions[0]] == [(64, 64)] * len(predictions[0])
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "context" in read_bases(path)], ids=identifier)
+def test_context_models_stream_as_they_train(path):
+    """One backbone pass per frame gives what the clip that ends at the frame gives."""
+    cfg = load_config(path, SMALL)
+    small_backbone(cfg)
+    small_heads(cfg)
+    torch.manual_seed(0)
+    model = build_model_on(cfg, "cpu").eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma") or "expand" in name:
+            torch.nn.init.constant_(parameter, 0.1)  # contexts that start at zero count too
+    length = model.memory_length
+    (clip,) = random_clips(cfg, 1)
+    frames = (clip["frames"] * 3)[: length + 3]
+    state, streamed = model.init_state(), []
+    for frame in frames:
+        scores, state = model.step(frame, state)
+        streamed.append(scores)
+    assert len(state["memory"]["frames"]) == length
+    with torch.no_grad():
+        for t in range(length, len(frames)):
+            window = {"frames": frames[t - length : t + 1], "labels": [clip["labels"][0]] * (length + 1)}
+            _, output = model.clip_output(model.training_batch([window]))
+            torch.testing.assert_close(output.logits.softmax(dim=1)[0], streamed[t], rtol=1e-4, atol=1e-5)
 
 
 def build_model_on(cfg, device):

@@ -73,13 +73,13 @@ def block_dilations(dilation: int, blocks: int) -> list[int]:
     return [max(1, dilation // 2)] + [dilation] * (blocks - 1)
 
 
-def make_stages(depth: int, norm: str) -> list[list[CNNBlockBase]]:
-    """Blocks of res2 ... res5 at strides 4, 8, 8, 8."""
+def make_stages(depth: int, norm: str, first_width: int = 64) -> list[list[CNNBlockBase]]:
+    """Blocks of res2 ... res5 at strides 4, 8, 8, 8; ``first_width`` is the inner width of res2, doubled by stage."""
     bottleneck = depth >= 50
     stages = []
     in_channels = STEM_CHANNELS
     for i, blocks in enumerate(DEPTHS[depth]):
-        width = 64 * 2**i
+        width = first_width * 2**i
         out_channels = width * 4 if bottleneck else width
         own = {"bottleneck_channels": width, "stride_in_1x1": False} if bottleneck else {}
         stage = ResNet.make_stage(
@@ -99,9 +99,10 @@ def make_stages(depth: int, norm: str) -> list[list[CNNBlockBase]]:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_d8_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """ResNet-d8 of ``MODEL.RESNETS.{DEPTH,NORM,OUT_FEATURES}`` and ``MODEL.BACKBONE.FREEZE_AT``.
+    """ResNet-d8 of ``MODEL.RESNETS.{DEPTH,NORM,OUT_FEATURES,WIDTH_PER_GROUP}`` and ``MODEL.BACKBONE.FREEZE_AT``.
 
-    The published recipes train it with ``NORM: SyncBN``; widths, stem, strides and dilations are fixed.
+    The published recipes train it with ``NORM: SyncBN`` and WIDTH_PER_GROUP 64 (less makes a slimmer relative); stem,
+    strides and dilations are fixed.
 
     Raises:
         ValueError: a depth that does not exist.
@@ -111,7 +112,7 @@ def build_resnet_d8_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         raise ValueError(f"MODEL.RESNETS.DEPTH={options.DEPTH}: must be one of {', '.join(map(str, DEPTHS))}")
     return ResNet(
         DeepStem(input_shape.channels or 3, options.NORM),
-        make_stages(options.DEPTH, options.NORM),
+        make_stages(options.DEPTH, options.NORM, options.WIDTH_PER_GROUP),
         out_features=options.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
