@@ -1,11 +1,12 @@
 """Time the deformable operators: every path, the usual grid_sample core, other peers; memory; a whole model.
 
-    python benchmarks/bench_ops.py                 # everything, 30 to 60 minutes on two cores
+    python benchmarks/bench_ops.py                 # everything, 20 to 25 minutes on two quiet cores
     python benchmarks/bench_ops.py --quick         # kernels against the core only, some minutes
     python benchmarks/bench_ops.py --parts memory model
 
 Prints medians with the interquartile range and ratios to the grid_sample core of the same run, compares geometric means
-with the goals, and writes ``benchmarks/results/ops_<device>.json``.
+with the goals, and writes ``benchmarks/results/ops_<device>.json`` after every step, so that an interrupted run leaves
+what it has.
 """
 
 from __future__ import annotations
@@ -36,19 +37,23 @@ GOALS = {
     "dcnv3 H1-2": ((32, 27), (40, 34)),
 }
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ("core", "compiled")
+QUICK = ("core", "compiled", "scalar CUDA")
+# Slow contenders run in few rounds, on one thread, and where they are most telling.
+SLOW = {"reference", "torch.compile of core"}
+SHOWN_SLOW = ("msda 480x853 batch 1 realistic", "msda 240x427 batch 1 random", "dcnv3 T1", "dcnv3 T3", "dcnv3 H2")
 MODES = ("forward", "forward_backward")
 
 
-def problems(args: argparse.Namespace) -> Iterator[Problem]:
-    """All problems, in the order of the table."""
+def problems(args: argparse.Namespace, dtype: torch.dtype) -> Iterator[Problem]:
+    """All problems of one dtype whose name contains ``args.only``, in the order of the table."""
     device = torch.device(args.device)
-    for dtype in [torch.float32] if args.quick else [torch.float32, torch.bfloat16]:
-        for size in LEVELS:
-            for batch in (1, 2) if dtype == torch.float32 else (1,):
-                for kind in ("realistic", "random"):
+    for size in LEVELS:
+        for batch in (1, 2) if dtype == torch.float32 else (1,):
+            for kind in ("realistic", "random"):
+                if args.only in f"msda {size} batch {batch} {kind}":
                     yield encoder_problem(size, batch, kind, dtype, device)
-        for stage in STAGES:
+    for stage in STAGES:
+        if args.only in f"dcnv3 {stage}":
             yield stage_problem(stage, dtype, device)
 
 
@@ -57,21 +62,25 @@ def run_problem(problem: Problem, args: argparse.Namespace, threads: int) -> dic
     names = [name for name in problem.contenders if not args.quick or name in QUICK]
     if missing_for(args.device) is not None:
         names.remove("compiled")
-    slow = {"reference", "torch.compile of core"}
+    if threads > 1 or problem.name not in SHOWN_SLOW:
+        names = [name for name in names if name not in SLOW]
     if threads > 1 or "batch 2" in problem.name:
-        # They are slow, and one thread and one image show it.
-        names = [name for name in names if name not in slow]
+        names = [name for name in names if name != "transformers"]  # the core under another name
     result: dict[str, Any] = {"line": problem.line}
     for mode in MODES:
         calls = {name: getattr(problem, mode)(name) for name in names}
-        times = race({n: c for n, c in calls.items() if n not in slow}, args.rounds, torch.device(args.device))
-        times |= race({n: c for n, c in calls.items() if n in slow}, 3, torch.device(args.device))
+        times = race({n: c for n, c in calls.items() if n not in SLOW}, args.rounds, torch.device(args.device))
+        times |= race({n: c for n, c in calls.items() if n in SLOW}, 3, torch.device(args.device))
         rows: dict[str, Any] = {name: quartiles(values) for name, values in times.items()}
         if "core" in times:
             for name, values in times.items():
                 # The slow ones ran in rounds of their own.
                 base = times["core"] if len(values) == len(times["core"]) else times["core"][: len(values)]
                 rows[name]["ratio_to_core"] = ratio(base, values)
+        if "scalar CUDA" in times and "compiled" in times:
+            rows["compiled"]["ratio_to_scalar_cuda"] = ratio(times["scalar CUDA"], times["compiled"])
+            if mode == "forward":
+                rows["compiled"]["gb_per_second"] = problem.bytes_moved / (1e6 * rows["compiled"]["median_ms"])
         result[mode] = rows
     return result
 
@@ -82,6 +91,8 @@ def show(name: str, result: dict[str, Any], threads: int) -> None:
         print(f"{name}, {mode.replace('_', '+')}, {threads} thread(s)")
         for contender, row in result[mode].items():
             faster = f"  {row['ratio_to_core']:6.2f}x" if "ratio_to_core" in row else ""
+            if "ratio_to_scalar_cuda" in row:
+                faster += f"  {row['ratio_to_scalar_cuda']:6.2f}x the scalar kernel"
             print(f"    {contender:24s} {row['median_ms']:10.2f} ms  (IQR {row['iqr_ms']:.2f}){faster}", flush=True)
 
 
@@ -125,6 +136,25 @@ def summarise(report: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
+def time_problems(args: argparse.Namespace, report: dict[str, Any], name: str, dtype: torch.dtype) -> None:
+    """Time all problems of one dtype with every number of threads; the report is written after each."""
+    if args.device == "cpu" and "floor" not in report:
+        report["floor"] = {
+            f"threads_{t}": {"bytes_per_second": bandwidth(t), "multiply_adds_per_second": multiply_adds(t)}
+            for t in args.threads
+        }
+    for count in args.threads:
+        torch.set_num_threads(count)
+        for problem in problems(args, dtype):
+            result = run_problem(problem, args, count)
+            if args.device == "cpu":
+                add_floor(report, problem, result, count)
+            show(problem.name, result, count)
+            report[f"threads_{count}"][problem.name] = result
+            report["summary"] = summarise(report)
+            write_json(name, report)
+
+
 MEMORY_CASES = {
     "msda 480x853": lambda: encoder_problem("480x853", 1, "realistic", torch.float32, torch.device("cpu")),
     "dcnv3 T1": lambda: stage_problem("T1", torch.float32, torch.device("cpu")),
@@ -150,7 +180,7 @@ def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
         output = problem.contenders["compiled"]().numel() * 4 / 1e6
         grads = sum(leaf.numel() * 4 for leaf in problem.leaves) / 1e6
         row: dict[str, Any] = {"output_mb": round(output, 2), "output_and_gradients_mb": round(output + grads, 2)}
-        for contender in QUICK:
+        for contender in ("core", "compiled"):
             for mode in MODES:
                 command = [sys.executable, __file__, "--measure-memory", case, contender, mode]
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -188,7 +218,7 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
                     sum(model([clip]).values()).backward()
 
             calls = {path: (lambda path=path: step(path)) for path in ("portable", "compiled")}
-            times = race(calls, 5, device)
+            times = race(calls, args.rounds, device)
             rows[name] = {path: quartiles(values) for path, values in times.items()}
             rows[name]["times_faster"] = ratio(times["portable"], times["compiled"])
             print(f"{name}, {threads} thread(s): {rows[name]}", flush=True)
@@ -201,12 +231,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="float32, kernels and grid_sample core only")
     parser.add_argument(
         "--parts", nargs="+", choices=["times", "memory", "model"], default=["times", "memory", "model"]
     )
-    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument("--only", default="", help="problems whose name, without the dtype, contains this")
     parser.add_argument("--output", default="", help="name of the JSON file, without its ending")
     parser.add_argument("--measure-memory", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -217,32 +247,22 @@ def main() -> None:
     args.threads = threads
     report: dict[str, Any] = {"machine": machine(), "device": args.device, "threads": threads, "ops": explain()}
     print(report["ops"])
+    name = args.output or f"ops_{args.device}"
+    report |= {f"threads_{count}": {} for count in threads}
     if "times" in args.parts:
-        if args.device == "cpu":
-            report["floor"] = {
-                f"threads_{t}": {"bytes_per_second": bandwidth(t), "multiply_adds_per_second": multiply_adds(t)}
-                for t in threads
-            }
-        for count in threads:
-            torch.set_num_threads(count)
-            report[f"threads_{count}"] = {}
-            for problem in problems(args):
-                if args.only not in problem.name:
-                    continue
-                result = run_problem(problem, args, count)
-                if args.device == "cpu":
-                    add_floor(report, problem, result, count)
-                show(problem.name, result, count)
-                report[f"threads_{count}"][problem.name] = result
-        report["summary"] = summarise(report)
-        for line, entry in report["summary"].items():
-            print(f"{line}: {entry}")
+        time_problems(args, report, name, torch.float32)
     if "memory" in args.parts and args.device == "cpu" and missing_for("cpu") is None:
         report["memory_mb"] = bench_memory(args)
+        write_json(name, report)
     if "model" in args.parts and missing_for(args.device) is None:
         report["model"] = bench_model(args)
-    path = write_json(args.output or f"ops_{args.device}", report)
-    print(f"written to {path}")
+        write_json(name, report)
+    if "times" in args.parts:
+        if not args.quick:
+            time_problems(args, report, name, torch.bfloat16)
+        for line, entry in report["summary"].items():
+            print(f"{line}: {entry}")
+    print(f"written to {write_json(name, report)}")
 
 
 if __name__ == "__main__":
