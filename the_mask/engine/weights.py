@@ -36,7 +36,6 @@ from the_mask.engine.converters import UnknownLayoutError, convert
 from the_mask.engine.converters.safe_pickle import SAFE_GLOBALS, UnsafePickleError, load_plain
 from the_mask.engine.converters.tables import fit_position_tables
 from the_mask.modeling.keyframe.official import bisenet_name, swiftnet_name
-from the_mask.modeling.keyframe.official import bisenet_name, swiftnet_name
 from the_mask.modeling.mask_decoders import stage1_to_stage2
 
 logger = logging.getLogger(__name__)
@@ -340,11 +339,6 @@ RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("'backbone.model.' put before each (timm)", lambda name: f"backbone.model.{name}"),
     ("'model.' removed", lambda name: name.removeprefix("model.")),
     ("'backbone.bottom_up.' to 'backbone.'", lambda name: name.replace("backbone.bottom_up.", "backbone.", 1)),
-    ("'segmentor.' put before each (keyframes)", lambda name: f"segmentor.{name}"),
-    ("'propagator.' put before each (keyframes)", lambda name: f"propagator.{name}"),
-    ("'backbone.context_path.' put before each", lambda name: f"backbone.context_path.{name}"),
-    ("SwiftNet release", swiftnet_name),
-    ("BiSeNet (TorchSeg) release", bisenet_name),
     ("'segmentor.' put before each (keyframes)", lambda name: f"segmentor.{name}"),
     ("'propagator.' put before each (keyframes)", lambda name: f"propagator.{name}"),
     ("'backbone.context_path.' put before each", lambda name: f"backbone.context_path.{name}"),
