@@ -63,10 +63,12 @@ class TrainClips(Dataset[Clip]):
         self.items: list[tuple[int, int | None]] = []
         for number, record in enumerate(records):
             length = len(record["frames"])
-            if mapper.boundary == "drop" and not valid_references(mapper.dilations, length):
+            pseudo = mapper.is_pseudo(record)
+            if mapper.boundary == "drop" and not pseudo and not valid_references(mapper.dilations, length):
                 raise ValueError(
                     f"video {record['video_id']} of {record['dataset']} has {length} frames, too few for a clip with "
                     f"offsets {mapper.offsets} under INPUT.CLIP.BOUNDARY drop; use clamp"
+                    + (", or INPUT.PSEUDO_CLIP for data sets of images" if length == 1 else "")
                 )
             if item == "frame":
                 self.items += [(number, i) for i in self._frame_items(record)]

@@ -18,6 +18,7 @@ from the_mask.data.classes import ExplainValues
 from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, valid_references
 from the_mask.data.io import check_same_size, read_image, read_label
 from the_mask.data.prior_masks import read_prior_mask
+from the_mask.data.pseudo_clip import MotionRange, pseudo_clip, sample_motion
 from the_mask.data.registry import Record
 from the_mask.data.samplers import derive_seed
 
@@ -55,6 +56,7 @@ class ClipMapper:
         size_multiple: int = 32,
         explain_values: Mapping[str, ExplainValues | None] | None = None,
         prior_masks: str = "",
+        pseudo_motion: MotionRange | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +64,7 @@ class ClipMapper:
             label_tables: raw PNG value -> train id, per data set name.
             explain_values: per data set name, see :class:`ClassList`.
             ignore_label: label of padding.
+            pseudo_motion: makes training clips of single images by a random motion; None repeats the image.
             dilations, boundary, reverse_prob: see :mod:`the_mask.data.clips`.
             ranges: geometry to draw from (training).
             color_jitter: ``per_frame``, ``shared`` or ``none`` (training).
@@ -77,6 +80,8 @@ class ClipMapper:
             raise ValueError(f"INPUT.CLIP.BOUNDARY {boundary!r}: expected one of {', '.join(BOUNDARIES)}")
         if color_jitter not in COLOR_MODES:
             raise ValueError(f"INPUT.COLOR_JITTER {color_jitter!r}: expected one of {', '.join(COLOR_MODES)}")
+        if pseudo_motion is not None and prior_masks:
+            raise ValueError("INPUT.PSEUDO_CLIP moves images; INPUT.PRIOR_MASKS holds masks of unmoved ones: use one")
         self.offsets = clip_offsets(dilations)
         self.is_train = is_train
         self.label_tables = {name: tuple(table) for name, table in label_tables.items()}
@@ -91,6 +96,7 @@ class ClipMapper:
         self.test_box = test_box
         self.size_multiple = size_multiple
         self.prior_masks = prior_masks
+        self.pseudo_motion = pseudo_motion
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool, dataset_names: Sequence[str]) -> ClipMapper:
@@ -120,7 +126,12 @@ class ClipMapper:
             test_box=(cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE),
             size_multiple=cfg.INPUT.TEST.SIZE_MULTIPLE,
             prior_masks=cfg.INPUT.PRIOR_MASKS,
+            pseudo_motion=_motion_range(cfg) if is_train and cfg.INPUT.PSEUDO_CLIP.ENABLED else None,
         )
+
+    def is_pseudo(self, record: Record) -> bool:
+        """Whether training clips of this record are made of a single image."""
+        return self.pseudo_motion is not None and len(record["frames"]) == 1
 
     def references(self, record: Record, reverse: bool = False) -> list[int]:
         """Labelled frames that may be the reference of a training clip, played forwards or backwards.
@@ -129,6 +140,8 @@ class ClipMapper:
         and every labelled frame is allowed when there is none.
         """
         labelled = [i for i, frame in enumerate(record["frames"]) if frame["sem_seg_file_name"] is not None]
+        if self.is_pseudo(record):
+            return labelled
         whole = self._whole(record, reverse)
         inside = [i for i in labelled if i in whole]
         return inside if inside or self.boundary == "drop" else labelled
@@ -154,8 +167,9 @@ class ClipMapper:
         """
         rng = np.random.default_rng(derive_seed(seed, 0))
         length = len(record["frames"])
+        pseudo = self.is_pseudo(record)
         reverse = bool(rng.random() < self.reverse_prob)
-        if reverse and self.boundary == "drop":
+        if reverse and self.boundary == "drop" and not pseudo:
             # A given reference, or sparse labels, may allow a whole clip in one direction only.
             whole = self._whole(record, True)
             reverse = reference in whole if reference is not None else bool(self.references(record, True))
@@ -167,9 +181,13 @@ class ClipMapper:
                     f"whole clip (offsets {self.offsets}) exists; set INPUT.CLIP.BOUNDARY to clamp"
                 )
             reference = choices[int(rng.integers(len(choices)))]
-        indices = clip_indices(reference, self.dilations, length, self.boundary, reverse)
+        if pseudo:
+            indices = [0] * len(self.offsets)
+            images, labels = self._read_pseudo(record, seed)
+        else:
+            indices = clip_indices(reference, self.dilations, length, self.boundary, reverse)
+            images, labels = self._read(record, indices)
         clip = self._describe(record, indices)
-        images, labels = self._read(record, indices)
 
         position = self.offsets.index(0)
         geometry = aug.sample_geometry(rng, labels[position], images[0].shape[:2], self.ranges, self.ignore_label)
@@ -236,6 +254,15 @@ class ClipMapper:
             "frame_indices": list(indices),
         }
 
+    def _read_pseudo(self, record: Record, seed: int) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        """A clip's images and labels out of the only frame of a record."""
+        assert self.pseudo_motion is not None
+        (image,), (label,) = self._read(record, [0])
+        assert label is not None
+        motion = sample_motion(np.random.default_rng(derive_seed(seed, 3)), self.pseudo_motion)
+        images, labels = pseudo_clip(image, label, self.offsets, motion, self.fill, self.ignore_label)
+        return images, [*labels]
+
     def _read(self, record: Record, indices: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
         """Images uint8 [H,W,3] and labels [H,W] of some frames; a frame that occurs twice is read once."""
         images: dict[int, np.ndarray] = {}
@@ -259,6 +286,11 @@ class ClipMapper:
                     f"{images[index].shape[0]}x{images[index].shape[1]}"
                 )
         return [images[i] for i in indices], [labels[i] for i in indices]
+
+
+def _motion_range(cfg: CfgNode) -> MotionRange:
+    keys = cfg.INPUT.PSEUDO_CLIP
+    return MotionRange(keys.MAX_SHIFT, keys.MAX_ROTATION, keys.MAX_SHEAR, keys.MAX_ZOOM)
 
 
 def _image_tensor(image: np.ndarray) -> torch.Tensor:
