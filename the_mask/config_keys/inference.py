@@ -69,3 +69,33 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.TEST.VOTING.MIN_MAJORITY = 0.0
     # Sum the class scores in a mask instead of counting labels.
     cfg.TEST.VOTING.SOFT = False
+
+    # Network that refines masks: "CascadePSP". WIDTH 64 and BLOCKS [3, 4, 6, 3] are the released one's ResNet-50.
+    cfg.MODEL.REFINER = CfgNode()
+    cfg.MODEL.REFINER.NAME = "CascadePSP"
+    cfg.MODEL.REFINER.WIDTH = 64
+    cfg.MODEL.REFINER.BLOCKS = [3, 4, 6, 3]
+    # Training (tools/train_refiner.py): Adam, falling to a tenth at the given shares of MAX_ITER.
+    cfg.MODEL.REFINER.MAX_ITER = 45000
+    cfg.MODEL.REFINER.BATCH = 12
+    cfg.MODEL.REFINER.CROP = 224
+    cfg.MODEL.REFINER.LR = 2.25e-4
+    cfg.MODEL.REFINER.WEIGHT_DECAY = 1e-4
+    cfg.MODEL.REFINER.STEPS = [0.5, 0.833]
+
+    # Refinement of label maps, before voting: weights of MODEL.REFINER; "" refines nothing.
+    cfg.TEST.REFINER = CfgNode()
+    cfg.TEST.REFINER.WEIGHTS = ""
+    # Classes (train ids) that yield to the others where both are sure.
+    cfg.TEST.REFINER.STUFF = []
+    # Classes and components of at most this many pixels are left alone.
+    cfg.TEST.REFINER.LEAST_AREA = 1024
+    # A component is refined if at least this share of the pixels near its contour has its two best classes closer than
+    # MARGIN; 0 refines all, as released.
+    cfg.TEST.REFINER.MIN_UNCERTAIN = 0.1
+    cfg.TEST.REFINER.MARGIN = 0.5
+    # Crops are refined with long edges between these, pixels.
+    cfg.TEST.REFINER.LONG_EDGE = 900
+    cfg.TEST.REFINER.LEAST_EDGE = 224
+    # Crops of one size that run together.
+    cfg.TEST.REFINER.BATCH = 8

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from the_mask.config import load_config
 from the_mask.data.io import read_image
+from the_mask.inference.class_refine import ClassRefinement
 from the_mask.inference.ensemble import EnsembleRunner, Member, step_named
 from the_mask.inference.mask_generators import build_mask_generator
 from the_mask.inference.merge import score_labels
@@ -100,6 +101,7 @@ def uses_runners(cfg: CfgNode) -> bool:
         or is_ensemble(cfg)
         or test.STAGES.COUNT
         or test.SAVE_SCORES
+        or test.REFINER.WEIGHTS
         or test.VOTING.MASKS
     )
 
@@ -134,7 +136,7 @@ def build_pipeline(
         if class_names is None:
             raise ValueError("TEST.SAVE_SCORES writes the names of the classes, but no data set gives them")
         writer = ScoreWriter(cfg.TEST.SAVE_SCORES, class_names)
-    return Pipeline(scorer, build_finish(cfg), writer)
+    return Pipeline(scorer, build_finish(cfg, trust_pickle), writer)
 
 
 def must_stream(cfg: CfgNode) -> bool:
@@ -184,14 +186,23 @@ def build_ensemble(
     return EnsembleRunner(members, node.NORMALIZE, node.MEAN, output="scores")
 
 
-def build_finish(cfg: CfgNode) -> list[FinishStep]:
+def build_finish(cfg: CfgNode, trust_pickle: bool = False) -> list[FinishStep]:
     """Refinement, then voting, as far as the config asks for them."""
     steps: list[FinishStep] = []
+    if cfg.TEST.REFINER.WEIGHTS:
+        steps.append(ClassRefinement.from_config(cfg, _trained_refiner(cfg, trust_pickle)))
     voting = cfg.TEST.VOTING
     if voting.MASKS:
         classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         steps.append(MaskVoting(build_mask_generator(cfg), classes, voting.MIN_MAJORITY, voting.SOFT))
     return steps
+
+
+def _trained_refiner(cfg: CfgNode, trust_pickle: bool) -> Any:
+    # Imported here, as in the stream: the engine stands above this room, and this call makes a config enough.
+    from the_mask.engine.refiner_trainer import build_trained_refiner
+
+    return build_trained_refiner(cfg, trust_pickle)
 
 
 def config_classes(cfg: CfgNode) -> list[str] | None:

@@ -1,0 +1,225 @@
+"""Refinement of a label map: split by class into crops, refine those with uncertain borders in batches, reassemble.
+
+Axes: K classes, H W frame size. Source: the ADE20K protocol of the released CascadePSP code.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from numpy.typing import NDArray
+from torch import Tensor
+
+from the_mask.inference.merge import normalize_scores
+from the_mask.inference.refine import LONG_EDGE, global_step, normalised, resize, working_size
+
+FrameName = tuple[str, str]
+LEAST_AREA = 32 * 32
+JOIN_RADIUS = 10
+MARGIN_OF_BOX = 0.125
+LEAST_EDGE = 224
+START_CONFIDENCE = 0.5
+STUFF_FACTOR = 0.51
+# Pixels on either side of a contour that say whether it is uncertain.
+BAND = 5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A component of one class: its class, box (top, left, bottom, right) and mask inside the box."""
+
+    label: int
+    box: tuple[int, int, int, int]
+    mask: NDArray[np.bool_]
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """The box as an index."""
+        top, left, bottom, right = self.box
+        return slice(top, bottom), slice(left, right)
+
+
+def split_classes(labels: NDArray[np.integer], least_area: int = LEAST_AREA) -> Iterator[Piece]:
+    """Components of the classes of a label map [H, W], in ascending order of class and position.
+
+    Per class with more than ``least_area`` pixels: dilate by a disk of 10 pixels so that close parts stay together,
+    take 8-connected components, erode them back, drop those of at most ``least_area`` pixels, and keep the class's own
+    pixels of the rest. Boxes are larger than the component by an eighth of its size on every side.
+    """
+    height, width = labels.shape
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * JOIN_RADIUS + 1, 2 * JOIN_RADIUS + 1))
+    for label in np.unique(labels):
+        own = labels == label
+        if own.sum() <= least_area:
+            continue
+        # A frame of background, so that the erosion does not eat at the picture's border.
+        padded = np.pad(own.astype(np.uint8), 2 * JOIN_RADIUS)
+        count, components = cv2.connectedComponents(cv2.dilate(padded, disk), connectivity=8)
+        for number in range(1, count):
+            eroded = cv2.erode((components == number).astype(np.uint8), disk)
+            mask = eroded[2 * JOIN_RADIUS : -2 * JOIN_RADIUS, 2 * JOIN_RADIUS : -2 * JOIN_RADIUS].astype(bool)
+            if mask.sum() <= least_area:
+                continue
+            mask &= own
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            if not len(rows):
+                continue
+            down, across = (round(MARGIN_OF_BOX * (ends[-1] + 1 - ends[0])) for ends in (rows, columns))
+            top, left = max(int(rows[0]) - down, 0), max(int(columns[0]) - across, 0)
+            bottom, right = min(int(rows[-1]) + 1 + down, height), min(int(columns[-1]) + 1 + across, width)
+            yield Piece(int(label), (top, left, bottom, right), mask[top:bottom, left:right])
+
+
+def uncertain_share(piece: Piece, margin: NDArray[np.floating], threshold: float) -> float:
+    """Share (0..1) of the band around a piece's contour where the two best classes are closer than ``threshold``.
+
+    Args:
+        margin: best minus second best probability, [H, W].
+        threshold: 0..1.
+
+    Returns:
+        0 for a piece without a contour inside its box.
+    """
+    square = np.ones((2 * BAND + 1, 2 * BAND + 1), dtype=np.uint8)
+    mask = piece.mask.astype(np.uint8)
+    band = cv2.dilate(mask, square) != cv2.erode(mask, square)
+    return float((margin[piece.slices][band] < threshold).mean()) if band.any() else 0.0
+
+
+def reassemble(
+    labels: NDArray[np.integer], refined: Sequence[tuple[Piece, NDArray[np.floating]]], stuff: Collection[int] = ()
+) -> NDArray[np.integer]:
+    """Write refined pieces over a label map where they are surer than what is there.
+
+    Every pixel starts with its label at confidence 0.5. A piece's probability (times 0.51 for stuff, so that things
+    win) takes the pixel where it is larger than the confidence so far; so nothing is left without a label.
+
+    Args:
+        labels: [H, W].
+        refined: pieces with probabilities of the size of their boxes, in order.
+        stuff: classes that yield to things.
+
+    Returns:
+        A new map of the same dtype.
+    """
+    result = labels.copy()
+    confidence = np.full(labels.shape, START_CONFIDENCE, dtype=np.float32)
+    for piece, probability in refined:
+        value = probability * STUFF_FACTOR if piece.label in stuff else probability
+        surer = value > confidence[piece.slices]
+        result[piece.slices][surer] = piece.label
+        confidence[piece.slices][surer] = value[surer]
+    return result
+
+
+class ClassRefinement:
+    """A step of a pipeline: refine the borders of a label map with a trained refiner.
+
+    Args:
+        network: a refiner; put in eval mode.
+        stuff: classes that yield to things.
+        least_area: smaller classes and components are left alone, pixels.
+        margin, min_uncertain: a component is refined if at least the share ``min_uncertain`` of the band around its
+            contour has its two best classes closer than ``margin``; 0 refines all, as released.
+        long_edge, least_edge: crops are worked at with long edges between these, pixels.
+        multiple: sides of the working size are rounded to multiples of this.
+        batch: most crops of one size that run together.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        stuff: Collection[int] = (),
+        *,
+        least_area: int = LEAST_AREA,
+        margin: float = 0.5,
+        min_uncertain: float = 0.1,
+        long_edge: int = LONG_EDGE,
+        least_edge: int = LEAST_EDGE,
+        multiple: int = 32,
+        batch: int = 8,
+    ) -> None:
+        if least_edge > long_edge or multiple < 1 or batch < 1 or not 0 <= min_uncertain <= 1:
+            raise ValueError(
+                f"TEST.REFINER: expected LEAST_EDGE <= LONG_EDGE, BATCH >= 1 and MIN_UNCERTAIN in 0..1, got "
+                f"{least_edge}, {long_edge}, {batch} and {min_uncertain}"
+            )
+        self.network = network.eval()
+        self.stuff = frozenset(stuff)
+        self.least_area = least_area
+        self.margin = margin
+        self.min_uncertain = min_uncertain
+        self.long_edge = long_edge
+        self.least_edge = least_edge
+        self.multiple = multiple
+        self.batch = batch
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, network: Any) -> ClassRefinement:
+        """Step with the keys of ``TEST.REFINER``."""
+        node = cfg.TEST.REFINER
+        return cls(
+            network,
+            node.STUFF,
+            least_area=node.LEAST_AREA,
+            margin=node.MARGIN,
+            min_uncertain=node.MIN_UNCERTAIN,
+            long_edge=node.LONG_EDGE,
+            least_edge=node.LEAST_EDGE,
+            batch=node.BATCH,
+        )
+
+    @torch.no_grad()
+    def __call__(self, image: NDArray[np.uint8], labels: Tensor, scores: Tensor, name: FrameName | None) -> Tensor:
+        """Refined labels [H, W]; ``image`` is uint8 RGB [H, W, 3], ``scores`` [K, H, W]."""
+        coarse = labels.numpy()
+        pieces = self.uncertain_pieces(coarse, scores)
+        if not pieces:
+            return labels
+        device = next(self.network.parameters()).device
+        picture = normalised(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(device))
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, piece in enumerate(pieces):
+            height, width = piece.mask.shape
+            groups[working_size(height, width, self.long_edge, self.least_edge, self.multiple)].append(index)
+        refined: dict[int, NDArray[np.floating]] = {}
+        for size, members in groups.items():
+            for start in range(0, len(members), self.batch):
+                chosen = members[start : start + self.batch]
+                for index, probability in zip(chosen, self._refine(picture, [pieces[i] for i in chosen], size)):
+                    refined[index] = probability
+        ordered = [(pieces[index], refined[index]) for index in range(len(pieces))]
+        return torch.from_numpy(reassemble(coarse, ordered, self.stuff))
+
+    def uncertain_pieces(self, labels: NDArray[np.integer], scores: Tensor) -> list[Piece]:
+        """The components worth refining; none in a map of one class, which has no borders."""
+        if labels.size == 0 or (labels == labels.flat[0]).all():
+            return []
+        pieces = list(split_classes(labels, self.least_area))
+        if self.min_uncertain == 0 or not pieces:
+            return pieces
+        best = normalize_scores(scores, "sum-to-one").topk(2, dim=0).values
+        margin = (best[0] - best[1]).cpu().numpy()
+        return [piece for piece in pieces if uncertain_share(piece, margin, self.margin) >= self.min_uncertain]
+
+    def _refine(self, picture: Tensor, pieces: Sequence[Piece], size: tuple[int, int]) -> list[NDArray[np.floating]]:
+        """Probabilities of pieces that are worked at in one size, each of the size of its box."""
+        images, masks = [], []
+        for piece in pieces:
+            crop = picture[(slice(None), *piece.slices)][None]
+            mask = torch.from_numpy(piece.mask).to(picture.device)[None, None].float() * 2 - 1
+            grows = size[0] > crop.shape[-2] or size[1] > crop.shape[-1]
+            images.append(resize(crop, size, "bicubic" if grows else "area"))
+            masks.append(resize(mask, size, "bilinear" if grows else "area"))
+        out, _ = global_step(self.network, torch.cat(images), torch.cat(masks), size)
+        return [
+            resize(probability[None], piece.mask.shape, "bilinear")[0, 0].cpu().numpy()
+            for probability, piece in zip(out, pieces, strict=True)
+        ]
