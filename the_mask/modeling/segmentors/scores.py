@@ -31,7 +31,9 @@ def semantic_scores(logits: Tensor, masks: Tensor, chunk: int = PIXELS_PER_CHUNK
     with torch.autocast(masks.device.type, enabled=False):
         classes = logits.float().softmax(dim=-1)[:, :-1].t()
         flat = masks.flatten(1)
-        parts = [classes @ part.float().sigmoid() for part in flat.split(chunk, dim=1)]
+        # A number of chunks in an exported program would fix its sizes.
+        chunks = (flat,) if torch.compiler.is_exporting() else flat.split(chunk, dim=1)
+        parts = [classes @ part.float().sigmoid() for part in chunks]
         return torch.cat(parts, dim=1).unflatten(1, masks.shape[1:])
 
 
