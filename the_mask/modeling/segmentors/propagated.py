@@ -164,7 +164,7 @@ class PropagatedSegmentor(Segmentor):
 
     @torch.no_grad()
     def step_many(
-        self, frames: Sequence[Tensor], states: Sequence[StreamState]
+        self, frames: Sequence[Tensor], states: Sequence[StreamState], defer: bool = False
     ) -> tuple[list[Tensor], list[StreamState]]:
         """Advance several streams by one frame each: one batch of keyframes, one of propagated frames per size.
 
@@ -173,6 +173,7 @@ class PropagatedSegmentor(Segmentor):
         Args:
             frames: [3, H, W], RGB 0..255, one per stream.
             states: of :meth:`init_state` or the last step; not changed.
+            defer: propagate all the same where the policy asks for a keyframe, and tell so by ``state["requested"]``.
 
         Returns:
             Probabilities [K, h, w] per stream, and the new states.
@@ -192,7 +193,7 @@ class PropagatedSegmentor(Segmentor):
         open_streams = [i for i, reason in enumerate(reasons) if not reason]
         if open_streams and not self.measure.needs:
             self._judge(open_streams, smalls, ready, reasons, [None] * len(ready))
-            open_streams = [i for i in open_streams if not reasons[i]]
+            open_streams = [i for i in open_streams if defer or not reasons[i]]
         if open_streams:
             results = self._propagate([smalls[i] for i in open_streams], [ready[i] for i in open_streams])
             details: list[Propagated | None] = [None] * len(ready)
@@ -200,12 +201,12 @@ class PropagatedSegmentor(Segmentor):
                 propagated[i], details[i] = state, detail
             if self.measure.needs:
                 self._judge(open_streams, smalls, ready, reasons, details)
-        keys = [i for i, reason in enumerate(reasons) if reason]
+        keys = [i for i, reason in enumerate(reasons) if reason and not (defer and propagated[i] is not None)]
         fresh = self.key_step([frames[i] for i in keys], [ready[i] for i in keys], [reasons[i] for i in keys])
         done = dict(zip(keys, fresh, strict=True))
         for i, carried in enumerate(propagated):
             if carried is not None and i not in done:
-                done[i] = {**carried, "policy": ready[i]["policy"]}
+                done[i] = {**carried, "policy": ready[i]["policy"], "requested": bool(reasons[i])}
         ordered = [done[i] for i in range(len(ready))]
         return [self.output(state) for state in ordered], ordered
 
@@ -275,8 +276,7 @@ class PropagatedSegmentor(Segmentor):
     def output(self, state: StreamState) -> Tensor:
         """Probabilities [K, h, w] of a stream's last frame, float32."""
         scores = state["scores"].float()
-        if not torch.isfinite(scores).all():
-            check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
+        check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
         if self.align_corners:
             height, width = state["size"]
             scores = geometry.from_aligned_grid(scores, (height, width), self.stride)
