@@ -8,8 +8,15 @@ import torch
 from detectron2.modeling import build_model
 
 from the_mask.config import load_config
-from the_mask.modeling.distillation import content_mask, pair_distillation, pixel_distillation, region_affinity
-from the_mask.modeling.segmentors.distilled import DistilledSegmentor, missing_teacher
+from the_mask.engine.validate import validate
+from the_mask.modeling.distillation import (
+    content_mask,
+    missing_teacher,
+    pair_distillation,
+    pixel_distillation,
+    region_affinity,
+)
+from the_mask.modeling.segmentors.distilled import DistilledSegmentor
 
 CLASSES = 5
 
@@ -185,7 +192,7 @@ def test_bad_distillations_are_named(teacher_file, tmp_path):
     build_model(cfg).eval().predict(clips())  # the student runs without a teacher
     with pytest.raises(ValueError, match="TEACHER_WEIGHTS is empty"):
         build_model(cfg).losses(clips())
-    assert list(missing_teacher(distilled(tmp_path))) == [
+    assert list(missing_teacher(distilled(tmp_path).MODEL.DISTILLATION)) == [
         f"MODEL.DISTILLATION.TEACHER_CONFIG {tmp_path / 'teacher.yaml'} does not exist",
         f"MODEL.DISTILLATION.TEACHER_WEIGHTS {tmp_path / 'teacher.pth'} does not exist",
     ]
@@ -195,6 +202,8 @@ def test_bad_distillations_are_named(teacher_file, tmp_path):
         build_model(distilled(teacher_file, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7)).losses(clips())
     with pytest.raises(ValueError, match="STUDENT_ARCHITECTURE 'MaskClassifier'"):
         build_model(distilled(teacher_file, "MODEL.DISTILLATION.STUDENT_ARCHITECTURE", "MaskClassifier"))
+    with pytest.raises(ValueError, match=r"TEACHER_CONFIG .* does not exist"):
+        validate(distilled(tmp_path))
     for key, value in (("PIXEL_WEIGHT", -1.0), ("TEMPERATURE", 0.0), ("PAIR_SCALE", 1.5)):
         with pytest.raises(ValueError, match=key):
             build_model(distilled(teacher_file, f"MODEL.DISTILLATION.{key}", value))

@@ -15,6 +15,7 @@ from the_mask.data import get_records, import_dataset_modules
 from the_mask.engine.layer_decay import MODES as DECAY_MODES
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
+from the_mask.modeling.distillation import missing_teacher
 
 CHOICES = {
     "INPUT.CLIP.BOUNDARY": ("clamp", "repeat_current", "drop"),
@@ -84,6 +85,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         *_check_datasets(cfg, training),
         *(_check_batch(cfg, world_size) if training else []),
         *(_check_start(cfg) if training and not resuming else []),
+        *(_check_teacher(cfg) if training else []),
     ]
     if problems:
         raise ValueError("the config cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -189,3 +191,8 @@ def _check_datasets(cfg: CfgNode, training: bool) -> Iterable[str]:
 def _check_start(cfg: CfgNode) -> Iterable[str]:
     if cfg.MODEL.THE_MASK.INIT_FROM_STAGE1 and not cfg.MODEL.WEIGHTS:
         yield "MODEL.THE_MASK.INIT_FROM_STAGE1 needs the one-frame checkpoint in MODEL.WEIGHTS, which is empty"
+
+
+def _check_teacher(cfg: CfgNode) -> Iterable[str]:
+    if cfg.MODEL.META_ARCHITECTURE == "DistilledSegmentor":
+        yield from missing_teacher(cfg.MODEL.DISTILLATION)

@@ -7,9 +7,11 @@ classes, C channels, h w map size, P regions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -103,3 +105,13 @@ def check_distillation(pixel_weight: float, pair_weight: float, temperature: flo
         raise ValueError(f"MODEL.DISTILLATION.TEMPERATURE {temperature}: expected a number > 0")
     if not 0 < pair_scale <= 1:
         raise ValueError(f"MODEL.DISTILLATION.PAIR_SCALE {pair_scale}: expected a share in 0..1, above 0")
+
+
+def missing_teacher(options: CfgNode) -> Iterator[str]:
+    """What keeps the distillation of ``MODEL.DISTILLATION`` from starting, one message per problem."""
+    for key in ("TEACHER_CONFIG", "TEACHER_WEIGHTS"):
+        value = options[key]
+        if not value:
+            yield f"MODEL.DISTILLATION.{key} is empty: a distillation needs a trained teacher"
+        elif not Path(value).is_file():
+            yield f"MODEL.DISTILLATION.{key} {value} does not exist"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,13 @@ from torch import Tensor
 
 from the_mask.config import load_config
 from the_mask.modeling.context.types import FrameFeatures, HeadOutput, PriorMap, TrainBatch
-from the_mask.modeling.distillation import check_distillation, content_mask, pair_distillation, pixel_distillation
+from the_mask.modeling.distillation import (
+    check_distillation,
+    content_mask,
+    missing_teacher,
+    pair_distillation,
+    pixel_distillation,
+)
 from the_mask.modeling.segmentors.base import Clip, Segmentor, StreamState, frame_size
 from the_mask.modeling.segmentors.clip_segmentor import ClipSegmentor
 
@@ -191,7 +196,7 @@ def build_teacher(cfg: CfgNode) -> ClipSegmentor:
     from the_mask.engine.weights import load_weights
 
     options = cfg.MODEL.DISTILLATION
-    for problem in missing_teacher(cfg):
+    for problem in missing_teacher(options):
         raise ValueError(problem)
     teacher_cfg = load_config(options.TEACHER_CONFIG, [str(value) for value in options.TEACHER_OPTIONS])
     teacher_cfg.MODEL.DEVICE = "cpu"
@@ -200,14 +205,3 @@ def build_teacher(cfg: CfgNode) -> ClipSegmentor:
         raise ValueError(f"MODEL.DISTILLATION.TEACHER_CONFIG {options.TEACHER_CONFIG} builds no ClipSegmentor")
     load_weights(model, options.TEACHER_WEIGHTS, strict=True)
     return model
-
-
-def missing_teacher(cfg: CfgNode) -> Iterable[str]:
-    """What keeps a distillation from starting, one message per problem."""
-    options = cfg.MODEL.DISTILLATION
-    for key in ("TEACHER_CONFIG", "TEACHER_WEIGHTS"):
-        value = options[key]
-        if not value:
-            yield f"MODEL.DISTILLATION.{key} is empty: a distillation needs a trained teacher"
-        elif not Path(value).is_file():
-            yield f"MODEL.DISTILLATION.{key} {value} does not exist"
