@@ -15,6 +15,8 @@ from torch import Tensor
 
 from the_mask.inference.sources import Frame
 from the_mask.inference.stream import StreamingSegmentor
+from the_mask.modeling.segmentors.base import Segmentor
+from the_mask.modeling.segmentors.propagated import PropagatedSegmentor, looks_back
 
 State = Any
 # Frames that are carried on an old keyframe at most while a new one is computed beside, without a policy's limit.
@@ -194,11 +196,11 @@ def make_backend(runner: Any, asynchronous: bool = False) -> Backend:
         ValueError: ``asynchronous`` for a model without keyframes.
     """
     model = runner.model if isinstance(runner, StreamingSegmentor) else None
-    if hasattr(model, "step_many") and hasattr(model, "propagate"):
+    if isinstance(model, PropagatedSegmentor):
         return PropagationBackend(runner, asynchronous)
     if asynchronous:
         raise ValueError("asynchronous keyframes need a PropagatedSegmentor; this model segments every frame in full")
-    if model is not None and getattr(model, "look_back", None) == 0:
+    if isinstance(model, Segmentor) and not looks_back(model):
         return ImageBackend(runner)
     return Backend(runner)
 
