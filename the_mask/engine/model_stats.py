@@ -1,0 +1,245 @@
+"""Size and cost of a config's model without its weights: parameters, multiply-adds, estimated training memory.
+
+Everything runs on the meta device, where tensors have shapes but no numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import the_mask.modeling  # noqa: F401  (fills the registries)
+from the_mask.modeling.segmentors.mask_classifier import MaskClassifier
+from the_mask.modeling.segmentors.propagated import PropagatedSegmentor
+
+# AdamW in float32: weight, gradient and two moments; a frozen parameter is only a weight.
+BYTES_TRAINED, BYTES_FROZEN = 16, 4
+# Four products of the bilinear sample and one with the weight: InternImage's own count for DCNv3, taken for both.
+MACS_PER_SAMPLE = 5
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What :func:`model_stats` finds.
+
+    Attributes:
+        parameters: of the whole model, auxiliary heads included.
+        backbone: parameters of its backbone; 0 if it has none of its own.
+        frames: frames of a training clip.
+        size: (height, width) of a training crop, pixels.
+        macs: multiply-adds of one clip of that size; None where the model decides by what it sees.
+        activations: bytes kept for the backward pass of one such clip, float32; None likewise.
+        state: bytes of weights, gradients and AdamW's moments, float32.
+    """
+
+    parameters: int
+    backbone: int
+    frames: int
+    size: tuple[int, int]
+    macs: int | None
+    activations: int | None
+    state: int
+
+    @property
+    def training_memory(self) -> int | None:
+        """Bytes that training with one clip per process needs at least."""
+        return None if self.activations is None else self.state + self.activations
+
+
+def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:
+    """Count the model of a config at its training size, one clip whose every frame is predicted.
+
+    Not counted: losses, matching, temporary buffers, the data loader, what the allocator wastes.
+
+    Args:
+        cfg: a full config.
+        forward: False counts parameters only.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model: Any = build_model(cfg)
+    # Eval mode: stochastic depth leaves whole branches out, and batch statistics need several images.
+    model.eval()
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    state = BYTES_TRAINED * trained + BYTES_FROZEN * (total - trained)
+    backbone = getattr(model, "backbone", None)
+    own = 0 if backbone is None else sum(p.numel() for p in backbone.parameters())
+    frames = len({0, *cfg.INPUT.CLIP.DILATIONS})
+    height, width = cfg.INPUT.CROP.SIZE
+    divisor = model.size_divisibility
+    padded = [-(-side // divisor) * divisor for side in (height, width)]
+    images = torch.empty(frames, 3, *padded, device="meta")
+    if not forward or isinstance(model, PropagatedSegmentor):
+        # What a PropagatedSegmentor runs depends on its keyframes.
+        return ModelStats(total, own, frames, (height, width), None, None, state)
+    activations = _run(lambda: _activations(model, images, frames))
+    # The counter's book-keeping of modules needs parameters that want no gradient.
+    macs = _run(lambda: _macs(model.requires_grad_(False), images, frames))
+    return ModelStats(
+        parameters=total,
+        backbone=own,
+        frames=frames,
+        size=(height, width),
+        macs=macs,
+        activations=activations or None,
+        state=state,
+    )
+
+
+class YesMode(TorchDispatchMode):
+    """Answers yes where a model asks a tensor without numbers: all scores are finite, all memory frames are valid."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool and args[0].is_meta:
+            return True
+        return function(*args, **(kwargs or {}))
+
+
+def _run(measure: Callable[[], int]) -> int | None:
+    """The measure, or None for a model that needs numbers to go on."""
+    try:
+        return measure()
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" in str(error).lower():
+            return None
+        raise
+
+
+def _macs(model: Any, images: Tensor, frames: int) -> int:
+    counter = FlopCounterMode(display=False, custom_mapping=custom_flops())
+    with torch.no_grad(), counter:
+        _forward(model, images, frames, training=False)
+    return counter.get_total_flops() // 2
+
+
+def _activations(model: Any, images: Tensor, frames: int) -> int:
+    """Bytes of the tensors that autograd keeps, each storage once, parameters and buffers left out."""
+    own = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in own:
+            # Holding the tensor keeps its storage's address from being used again.
+            kept[storage._cdata] = (storage.nbytes(), x.detach())
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = _forward(model, images, frames, training=True)
+    size = sum(nbytes for nbytes, _ in kept.values())
+    del outputs
+    return size
+
+
+def _forward(model: Any, images: Tensor, frames: int, training: bool) -> Any:
+    """The network's outputs for one clip; in training also what the intermediate layers predict."""
+    if isinstance(model, MaskClassifier):
+        return model.sem_seg_head(model.backbone(images), frames, training)
+    with YesMode():
+        return list(model.group_scores(images, frames))
+
+
+def custom_flops() -> dict[Any, Callable[..., int]]:
+    """Counts (two per multiply-add) of the project's operators, for ``FlopCounterMode``."""
+
+    def ms_deform_attn(value: Any, sizes: Any, locations: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
+        # [N, Q, M, L, P, 2] samples of D channels each.
+        samples = 1
+        for side in locations[:-1]:
+            samples *= side
+        return 2 * MACS_PER_SAMPLE * samples * value[-1]
+
+    def dcnv3(x: Any, offset: Any, mask: Any, scale: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
+        # Weights [N, H, W, G*P]; the P samples of a group are of C / G channels.
+        groups = rest[4]
+        positions = offset[0] * offset[1] * offset[2]
+        return 2 * MACS_PER_SAMPLE * positions * (mask[3] // groups) * x[3]
+
+    return {torch.ops.the_mask.ms_deform_attn: ms_deform_attn, torch.ops.the_mask.dcnv3: dcnv3}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number of parameters from a paper or its released code.
+
+    Attributes:
+        pattern: of the names of the configs it is for, e.g. ``vspw/mask2former_r50``.
+        part: "model" or "backbone".
+        millions: parameters.
+        source: where it stands.
+        note: why ours differs by more than 1 %.
+    """
+
+    pattern: str
+    part: str
+    millions: float
+    source: str
+    note: str = ""
+
+    def found(self, stats: ModelStats) -> float:
+        """Our number, in millions."""
+        return (stats.parameters if self.part == "model" else stats.backbone) / 1e6
+
+    def difference(self, stats: ModelStats) -> float:
+        """Ours relative to theirs, minus 1."""
+        return self.found(stats) / self.millions - 1
+
+
+def _the_mask() -> list[Published]:
+    totals = {"b0": (22.99, 26.18), "b1": (32.96, 36.15), "b2": (44.00, 47.19), "b5": (101.25, 104.44)}
+    return [
+        Published(f"vspw/the_mask_mit_{size}_{kind}", "model", number, "THE-Mask, released code")
+        for size, numbers in totals.items()
+        for kind, number in zip(("1f", "video"), numbers, strict=True)
+    ]
+
+
+def _backbones() -> list[Published]:
+    mit = {"b0": 3.319392, "b1": 13.151424, "b2": 24.196288, "b3": 44.072128, "b4": 60.842688, "b5": 81.443008}
+    intern = {"t": 28.76952, "s": 48.50256, "b": 94.90992, "l": 218.95237, "xl": 328.971228, "h": 1073.12248}
+    return [
+        *(Published(f".*_mit_{size}(_.*)?", "backbone", n, "SegFormer, released code") for size, n in mit.items()),
+        *(
+            Published(f".*_internimage_{size}(?!_t?_?cpu)(_.*)?", "backbone", n, "InternImage, released code")
+            for size, n in intern.items()
+        ),
+    ]
+
+
+def _upernet() -> list[Published]:
+    intern = {"t": 59, "s": 80, "b": 128, "l": 256, "xl": 368, "h": 1120}
+    source = "InternImage, UperNet on ADE20K"
+    return [
+        *(Published(f".*/upernet_internimage_{size}(_.*)?", "model", n, source) for size, n in intern.items()),
+        Published(".*/upernet_swin_l(_.*)?", "model", 234, "Swin, UperNet on ADE20K"),
+        Published(".*/upernet_convnext_xl(_.*)?", "model", 391, "ConvNeXt, UperNet on ADE20K"),
+    ]
+
+
+PUBLISHED: tuple[Published, ...] = (
+    *_the_mask(),
+    *_backbones(),
+    *_upernet(),
+    Published("vspw/mask2former_r50", "model", 44, "Mask2Former, R50 on ADE20K"),
+    Published(".*/mask2former_internimage_h", "model", 1094, "InternImage, Mask2Former on Cityscapes"),
+    Published(".*/mask2former_internimage_h_wide", "model", 1310, "InternImage, Mask2Former on COCO-Stuff"),
+    Published(".*/swiftnet_r18", "model", 11.8, "SwiftNet, RN18"),
+)
+
+
+def published(name: str) -> list[Published]:
+    """What papers say about the size of a config's model, e.g. of ``vspw/mask2former_r50``."""
+    return [entry for entry in PUBLISHED if re.fullmatch(entry.pattern, name)]
