@@ -15,7 +15,7 @@ K, C, IGNORE = 4, 8, 255
 def context(prototypes=1, seed=0, **options):
     torch.manual_seed(seed)
     memory = ClassMemory(K, C, prototypes, update_at="features")
-    memory.memory.copy_(torch.randn(K, prototypes, C))
+    memory.rows.copy_(torch.randn(K, prototypes, C))
     memory.seen.fill_(True)
     return ClassContext(C, memory, **options).eval()
 
@@ -76,31 +76,31 @@ def test_context_puts_lookup_and_attention_together(prototypes):
     got = model(r, prior)
     parts = []
     for n in range(prototypes):
-        rows = model.memory.memory[labels(), n].permute(0, 3, 1, 2)
+        rows = model.memory.rows[labels(), n].permute(0, 3, 1, 2)
         parts.append(model.attention[n](r, rows, torch.ones(2, 3, 5, dtype=torch.bool)))
     want = model.fuse(torch.cat(parts, 1))
     torch.testing.assert_close(got.feature, want)
-    torch.testing.assert_close(got.stage1, model.stage1(r))
+    torch.testing.assert_close(got.stage1, model.conv_seg(model.stage1(r)))
     assert got.feature.shape == r.shape
 
 
 def test_without_prior_the_first_classifier_decides():
     hard, soft = context(lookup="hard"), context(lookup="soft")
-    logits = hard.stage1(features())
+    logits = hard.conv_seg(hard.stage1(features()))
     assert torch.equal(hard.look_up(logits, None), hard.memory.read(PriorMap.from_labels(logits.argmax(1), K)))
-    rows = torch.einsum("bkhw,kc->bchw", logits.softmax(1), soft.memory.memory[:, 0])
+    rows = torch.einsum("bkhw,kc->bchw", logits.softmax(1), soft.memory.rows[:, 0])
     torch.testing.assert_close(soft.look_up(logits, None)[:, 0], rows)
 
 
 def test_unknown_pixels_of_a_prior_read_the_first_classifier_softly():
     model = context()
-    logits = model.stage1(features())
+    logits = model.conv_seg(model.stage1(features()))
     given = labels()
     given[:, 1] = IGNORE
     rows = model.look_up(logits, PriorMap.from_labels(given, K))[:, 0]
-    soft = torch.einsum("bkhw,kc->bchw", logits.softmax(1), model.memory.memory[:, 0])
+    soft = torch.einsum("bkhw,kc->bchw", logits.softmax(1), model.memory.rows[:, 0])
     torch.testing.assert_close(rows[:, :, 1], soft[:, :, 1])
-    assert torch.equal(rows[:, :, 0], model.memory.memory[given[:, 0], 0].permute(0, 2, 1))
+    assert torch.equal(rows[:, :, 0], model.memory.rows[given[:, 0], 0].permute(0, 2, 1))
 
 
 def test_prior_of_any_size_is_resized_and_others_are_refused():
@@ -135,17 +135,17 @@ def batch_of(count, size=(3, 5), seed=2):
 
 def test_memory_is_read_before_it_is_updated_and_once_per_iteration():
     model = context(total_iterations=10).train()
-    before = model.memory.memory.clone()
+    before = model.memory.rows.clone()
     for part in (slice(0, 1), slice(1, 2)):
         whole = batch_of(2)
         model(features()[part])
         model.after_loss(TrainBatch(whole.clips[part], whole.images[part], whole.labels[part], whole.valid[part]), 3)
-        assert torch.equal(model.memory.memory, before)
+        assert torch.equal(model.memory.rows, before)
     model.after_step()
     other = context(total_iterations=10).train()
     other.memory.collect(features(), labels(), range(2))
     other.memory.update(other.memory.momentum(3, 10))
-    torch.testing.assert_close(model.memory.memory, other.memory.memory)
+    torch.testing.assert_close(model.memory.rows, other.memory.rows)
     # What an iteration left that never came to its step is forgotten.
     model(features(seed=7))
     model.after_loss(batch_of(2, seed=9), 4)
@@ -154,16 +154,16 @@ def test_memory_is_read_before_it_is_updated_and_once_per_iteration():
     model.after_step()
     other.memory.collect(features(), labels(), range(2))
     other.memory.update(other.memory.momentum(5, 10))
-    torch.testing.assert_close(model.memory.memory, other.memory.memory)
+    torch.testing.assert_close(model.memory.rows, other.memory.rows)
 
 
 def test_eval_mode_leaves_nothing_for_an_update():
     model = context()
     model(features())
     model.after_loss(batch_of(2), 0)
-    before = model.memory.memory.clone()
+    before = model.memory.rows.clone()
     model.after_step()
-    assert torch.equal(model.memory.memory, before)
+    assert torch.equal(model.memory.rows, before)
 
 
 def test_memory_loss_is_cross_entropy_of_the_seen_rows():
@@ -172,7 +172,7 @@ def test_memory_loss_is_cross_entropy_of_the_seen_rows():
     last = nn.Conv2d(C, K, 1)
     want = 0.0
     for k in (0, 2, 3):
-        for row in model.memory.memory[k]:
+        for row in model.memory.rows[k]:
             want = want - (last.weight[:, :, 0, 0] @ row + last.bias).log_softmax(0)[k]
     got = model.memory_loss_of(last)
     torch.testing.assert_close(got, want / 6)

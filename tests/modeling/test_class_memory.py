@@ -28,7 +28,7 @@ def batch(frames=4, size=(8, 10), label_size=(16, 20), seed=0):
 
 def filled(prototypes=1, seed=9, **options):
     memory = ClassMemory(K, C, prototypes, **options)
-    memory.memory.copy_(torch.randn(memory.memory.shape, generator=torch.Generator().manual_seed(seed)))
+    memory.rows.copy_(torch.randn(memory.rows.shape, generator=torch.Generator().manual_seed(seed)))
     memory.seen.fill_(True)
     return memory
 
@@ -62,16 +62,16 @@ def brute_force(rows, features, labels, momentum):
 def test_update_is_the_loop_over_pixels(prototypes, update_at):
     memory = filled(prototypes, update_at=update_at)
     features, labels = batch()
-    before = memory.memory.clone()
+    before = memory.rows.clone()
     memory.collect(features, labels, range(4))
-    torch.testing.assert_close(memory.memory, before, rtol=0, atol=0)
+    torch.testing.assert_close(memory.rows, before, rtol=0, atol=0)
     memory.update(0.3)
     if update_at == "labels":
         features = F.interpolate(features.double(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     else:
         labels = downsample_labels(labels, features.shape[-2:])
-    torch.testing.assert_close(memory.memory.double(), brute_force(before, features, labels, 0.3), rtol=2e-5, atol=2e-6)
-    torch.testing.assert_close(memory.memory[4], before[4], rtol=0, atol=0)  # an absent class keeps its rows
+    torch.testing.assert_close(memory.rows.double(), brute_force(before, features, labels, 0.3), rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(memory.rows[4], before[4], rtol=0, atol=0)  # an absent class keeps its rows
 
 
 def test_bands_of_rows_add_up(monkeypatch):
@@ -82,29 +82,29 @@ def test_bands_of_rows_add_up(monkeypatch):
     bands.collect(features, labels, range(4))
     whole.update(0.5)
     bands.update(0.5)
-    torch.testing.assert_close(whole.memory, bands.memory, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(whole.rows, bands.rows, rtol=1e-6, atol=1e-7)
 
 
 def test_moving_average_in_closed_form():
     """Constant features f: M_t = f + (1 - m)^t (M_0 - f), whatever the weights."""
     memory = filled()
-    start = memory.memory.clone()
+    start = memory.rows.clone()
     features = torch.randn(K, C, generator=torch.Generator().manual_seed(2))
     labels = torch.arange(K).view(1, 1, K).expand(1, 3, K)
     maps = features.t().view(1, C, 1, K).expand(1, C, 3, K)
     for _ in range(7):
         memory.collect(maps, labels, [0])
         memory.update(0.2)
-    torch.testing.assert_close(memory.memory[:, 0], features + 0.8**7 * (start[:, 0] - features), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(memory.rows[:, 0], features + 0.8**7 * (start[:, 0] - features), rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_equal_to_their_prototype_take_the_plain_mean():
     memory = filled()
-    maps = (3 * memory.memory[:, 0]).t().reshape(1, C, 1, K)
+    maps = (3 * memory.rows[:, 0]).t().reshape(1, C, 1, K)
     memory.collect(maps, torch.arange(K).view(1, 1, K), [0])
-    before = memory.memory.clone()
+    before = memory.rows.clone()
     memory.update(1.0)
-    torch.testing.assert_close(memory.memory, 3 * before)
+    torch.testing.assert_close(memory.rows, 3 * before)
 
 
 @pytest.mark.parametrize("prototypes", [1, 2])
@@ -114,12 +114,12 @@ def test_first_sight_takes_the_mean_and_absent_classes_stay_unseen(prototypes):
     memory.collect(features, labels, range(4))
     memory.update(0.1)
     assert memory.seen.tolist() == [True, True, True, True, False]
-    assert not memory.memory[4].any()
+    assert not memory.rows[4].any()
     place = torch.arange(80).view(8, 10)
     for c in range(4):
         for j in range(prototypes):
             chosen = (labels == c) & (place % prototypes == j)
-            torch.testing.assert_close(memory.memory[c, j], features.movedim(1, -1)[chosen].mean(0))
+            torch.testing.assert_close(memory.rows[c, j], features.movedim(1, -1)[chosen].mean(0))
 
 
 def test_first_sight_of_fewer_pixels_than_prototypes():
@@ -129,7 +129,7 @@ def test_first_sight_of_fewer_pixels_than_prototypes():
     features = torch.randn(1, C, 2, 2, generator=torch.Generator().manual_seed(1))
     memory.collect(features, labels, [0])
     memory.update(0.1)
-    torch.testing.assert_close(memory.memory[2], features[0, :, 0, 1].expand(3, C))
+    torch.testing.assert_close(memory.rows[2], features[0, :, 0, 1].expand(3, C))
 
 
 @pytest.mark.parametrize("prototypes", [1, 3])
@@ -142,7 +142,7 @@ def test_random_pixel_is_a_pixel_of_the_class_and_repeats(prototypes):
         memory = ClassMemory(K, C, prototypes, init="random_pixel", update_at="features")
         memory.collect(features, labels, seeds)
         memory.update(0.9)
-        rows.append(memory.memory.clone())
+        rows.append(memory.rows.clone())
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
@@ -155,7 +155,7 @@ def test_random_pixel_is_a_pixel_of_the_class_and_repeats(prototypes):
     memory.collect(features, labels, range(4))
     memory.update(0.9)
     expected = brute_force(rows[2], features, labels, 0.9)
-    torch.testing.assert_close(memory.memory[:4].double(), expected[:4], rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(memory.rows[:4].double(), expected[:4], rtol=2e-5, atol=2e-6)
 
 
 def test_sums_are_of_all_micro_batches_and_reset_forgets():
@@ -166,11 +166,11 @@ def test_sums_are_of_all_micro_batches_and_reset_forgets():
     parts.collect(features[1:], labels[1:], [1, 2, 3])
     other.collect(features, labels, range(4))
     other.reset()
-    before = other.memory.clone()
+    before = other.rows.clone()
     for memory in (whole, parts, other):
         memory.update(0.4)
-    torch.testing.assert_close(whole.memory, parts.memory, rtol=1e-6, atol=1e-7)
-    assert torch.equal(other.memory, before)
+    torch.testing.assert_close(whole.rows, parts.rows, rtol=1e-6, atol=1e-7)
+    assert torch.equal(other.rows, before)
 
 
 def test_momentum_schedule():
@@ -192,7 +192,7 @@ def test_hard_read_returns_the_row_and_soft_one_hot_the_same():
     for y in range(2):
         for x in range(3):
             label = int(labels[0, y, x])
-            expected = memory.memory[label] if label in (0, 1, 2, 4) else torch.zeros(2, C)
+            expected = memory.rows[label] if label in (0, 1, 2, 4) else torch.zeros(2, C)
             assert torch.equal(hard[0, :, :, y, x], expected)
     soft = memory.read(PriorMap.from_labels(labels, K).soften())
     torch.testing.assert_close(soft, hard)
@@ -201,10 +201,10 @@ def test_hard_read_returns_the_row_and_soft_one_hot_the_same():
 def test_soft_read_is_the_expected_row():
     memory = filled()
     probabilities = torch.rand(2, K, 3, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
-    got = read_rows(memory.memory, memory.seen, PriorMap.from_probabilities(probabilities))
+    got = read_rows(memory.rows, memory.seen, PriorMap.from_probabilities(probabilities))
     expected = torch.zeros(2, C, 3, 4, dtype=torch.float64)
     for k in range(K):
-        expected += probabilities[:, k, None].double() * memory.memory[k, 0].double()[None, :, None, None]
+        expected += probabilities[:, k, None].double() * memory.rows[k, 0].double()[None, :, None, None]
     torch.testing.assert_close(got[:, 0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -214,7 +214,7 @@ def test_no_gradient_reaches_or_leaves_the_memory():
     features.requires_grad_()
     memory.collect(features, labels, range(4))
     memory.update(0.5)
-    assert not memory.memory.requires_grad
+    assert not memory.rows.requires_grad
     assert not memory.read(PriorMap.from_labels(labels, K)).requires_grad
     assert not list(memory.parameters())
 
@@ -223,7 +223,7 @@ def test_checkpoint_holds_rows_and_seen():
     memory, copy = filled(2), ClassMemory(K, C, 2)
     memory.seen[1] = False
     copy.load_state_dict(memory.state_dict())
-    assert torch.equal(copy.memory, memory.memory)
+    assert torch.equal(copy.rows, memory.rows)
     assert torch.equal(copy.seen, memory.seen)
 
 
@@ -239,9 +239,9 @@ def test_rows_from_a_file(tmp_path: Path):
     torch.save({"rows": rows}, tmp_path / "rows.pth")
     save_file({"rows": rows[:, None].expand(K, 2, C).contiguous()}, tmp_path / "rows.safetensors")
     memory = ClassMemory(K, C, init="file", init_file=str(tmp_path / "rows.pth"))
-    assert torch.equal(memory.memory[:, 0], rows)
+    assert torch.equal(memory.rows[:, 0], rows)
     assert memory.seen.tolist() == [True, True, False, True, True]
-    assert ClassMemory(K, C, 2, init="file", init_file=str(tmp_path / "rows.safetensors")).memory.shape == (K, 2, C)
+    assert ClassMemory(K, C, 2, init="file", init_file=str(tmp_path / "rows.safetensors")).rows.shape == (K, 2, C)
 
 
 def test_bad_files_and_settings_are_named(tmp_path: Path):
@@ -275,7 +275,7 @@ def two_updates(memory, frames):
         seeds = [10 * seed + f for f in range(4)]
         memory.collect(features[frames], labels[frames], seeds[frames])
         memory.update(0.3)
-    return memory.memory.clone(), memory.seen.clone()
+    return memory.rows.clone(), memory.seen.clone()
 
 
 def work(rank, folder):

@@ -5,6 +5,8 @@ import torch
 from detectron2.modeling import build_model
 
 from the_mask.config import load_config
+from the_mask.engine import load_weights
+from the_mask.engine.class_sets import transfer_rows
 from the_mask.modeling.context.prior_map import PriorMap
 from the_mask.modeling.context.priors import PreviousPrediction, StoredMasks, inference_mode_of, label_prior
 
@@ -53,7 +55,7 @@ def clip(frames=3, seed=0, size=64, **extra):
 
 def filled(model, seed=3):
     memory = model.sem_seg_head.blocks["class_memory"].context.memory
-    memory.memory.copy_(torch.randn(memory.memory.shape, generator=torch.Generator().manual_seed(seed)))
+    memory.rows.copy_(torch.randn(memory.rows.shape, generator=torch.Generator().manual_seed(seed)))
     memory.seen.fill_(True)
     return model
 
@@ -80,7 +82,7 @@ def test_a_training_step_reaches_every_parameter_and_the_memory(expression, prio
     assert not memory.seen.any()  # read before written
     model.after_step()
     assert memory.seen.all()
-    assert memory.memory.abs().sum() > 0
+    assert memory.rows.abs().sum() > 0
     assert all(module.training for module in model.sem_seg_head.modules())
 
 
@@ -222,6 +224,21 @@ def test_checkpoint_carries_the_memory():
     other = build(A, "stage1", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", CLASSES + 1)
     with pytest.raises(ValueError, match=r"class memory .* \[4, 1, 16\], the model's \[5, 1, 16\]"):
         other.load_state_dict(model.state_dict())
+
+
+def test_weights_of_other_classes_start_the_memory_anew_or_fill_it_by_name(tmp_path):
+    model, other = filled(build()), build(A, "previous_prediction", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", CLASSES + 1)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    start = other.state_dict()
+    report = load_weights(other, tmp_path / "weights.pth")
+    name = "sem_seg_head.blocks.class_memory.context.memory"
+    assert (f"{name}.rows", (4, 1, 16), (5, 1, 16)) in report.dropped
+    assert not other.state_dict()[f"{name}.seen"].any()
+    with pytest.raises(ValueError, match=r"weights.pth does not fill the whole model"):
+        load_weights(other, tmp_path / "weights.pth", strict=True)
+    rows = transfer_rows(model.state_dict(), start, list("abcde"), list("edcb"))
+    assert torch.equal(rows[f"{name}.rows"][1:], model.state_dict()[f"{name}.rows"].flip(0))
+    assert rows[f"{name}.seen"].tolist() == [False, True, True, True, True]
 
 
 def test_bad_priors_and_settings_are_named():

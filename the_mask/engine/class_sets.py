@@ -17,8 +17,8 @@ from torch import Tensor
 
 from the_mask.data import get_class_names, import_dataset_modules
 
-# Layers whose first axis counts classes; a file for another class list loses just these.
-CLASS_LAYERS = re.compile(r"(^|\.)(\w*(class_embed|conv_seg)\w*\.(weight|bias)|empty_weight)$")
+# Layers and class memories whose first axis counts classes; a file for another class list loses just these.
+CLASS_LAYERS = re.compile(r"(^|\.)(\w*(class_embed|conv_seg)\w*\.(weight|bias)|empty_weight|memory\.(rows|seen))$")
 # Key of a checkpoint under which its classes are kept.
 STORED = "class_names"
 

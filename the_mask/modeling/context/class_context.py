@@ -94,7 +94,7 @@ class ClassContext(nn.Module):
         total_iterations: int = 1,
     ) -> None:
         super().__init__()
-        num_classes, prototypes, memory_channels = memory.memory.shape
+        num_classes, prototypes, memory_channels = memory.rows.shape
         if lookup not in LOOKUPS:
             raise ValueError(f"class memory: LOOKUP {lookup!r}: expected one of {', '.join(LOOKUPS)}")
         if channels % 2 or channels != memory_channels:
@@ -104,9 +104,8 @@ class ClassContext(nn.Module):
         self.ignore_label = ignore_label
         self.lookup = lookup
         self.total_iterations = total_iterations
-        self.stage1 = nn.Sequential(
-            ConvNorm(channels, channels, 1, norm), nn.Dropout2d(dropout), classifier(channels, num_classes)
-        )
+        self.stage1 = nn.Sequential(ConvNorm(channels, channels, 1, norm), nn.Dropout2d(dropout))
+        self.conv_seg = classifier(channels, num_classes)
         self.attention = nn.ModuleList(ClassAttention(channels, norm) for _ in range(prototypes))
         self.fuse = ConvNorm(prototypes * channels, channels, 1, norm) if prototypes > 1 else nn.Identity()
         self._features: Tensor | None = None
@@ -122,7 +121,7 @@ class ClassContext(nn.Module):
         Raises:
             ValueError: a prior of another number of frames or classes.
         """
-        logits = self.stage1(features)
+        logits = self.conv_seg(self.stage1(features))
         looked_up = self.look_up(logits, prior)
         known = (looked_up != 0).any(dim=2).any(dim=1)
         refined = [
@@ -152,8 +151,8 @@ class ClassContext(nn.Module):
         Returns:
             A scalar with a graph; 0 while no class was seen.
         """
-        rows = self.memory.memory.detach().flatten(0, 1)
-        classes, prototypes, _ = self.memory.memory.shape
+        rows = self.memory.rows.detach().flatten(0, 1)
+        classes, prototypes, _ = self.memory.rows.shape
         targets = torch.arange(classes, device=rows.device).repeat_interleave(prototypes)
         losses = F.cross_entropy(classify(rows[..., None, None])[..., 0, 0].float(), targets, reduction="none")
         seen = self.memory.seen.repeat_interleave(prototypes)

@@ -72,7 +72,7 @@ class ClassMemory(nn.Module):
         momentum: schedule of m.
     """
 
-    memory: Tensor
+    rows: Tensor
     seen: Tensor
 
     def __init__(
@@ -100,7 +100,7 @@ class ClassMemory(nn.Module):
         rows = torch.zeros(num_classes, prototypes, channels)
         if init == "file" and rows.device.type != "meta":
             rows = read_memory_file(init_file, num_classes, prototypes, channels)
-        self.register_buffer("memory", rows)
+        self.register_buffer("rows", rows)
         self.register_buffer("seen", rows.abs().amax(dim=(1, 2)) > 0)
         self.reset()
 
@@ -111,7 +111,7 @@ class ClassMemory(nn.Module):
 
     def read(self, prior: PriorMap) -> Tensor:
         """See :func:`read_rows`; detached, [B, n, C, h, w]."""
-        return read_rows(self.memory.detach(), self.seen, prior)
+        return read_rows(self.rows.detach(), self.seen, prior)
 
     @torch.no_grad()
     def collect(self, features: Tensor, labels: Tensor, seeds: Sequence[int]) -> None:
@@ -124,34 +124,34 @@ class ClassMemory(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             for frame, label, seed in zip(features.detach(), labels, seeds, strict=True):
-                sums = frame_sums(frame.float(), label, self.memory, self.seen, self.update_at == "labels")
+                sums = frame_sums(frame.float(), label, self.rows, self.seen, self.update_at == "labels")
                 self._sums = sums if self._sums is None else self._sums + sums
                 if self.init == "random_pixel" and not bool(self.seen.all()):
-                    drawn = draw_candidates(frame, label, self.memory, self.seen, seed)
-                    held = self._candidates or Candidates.none(self.memory)
+                    drawn = draw_candidates(frame, label, self.rows, self.seen, seed)
+                    held = self._candidates or Candidates.none(self.rows)
                     self._candidates = held.best_with([drawn])
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
         """Move the rows by what was collected in all processes since the last update; a collective call."""
-        sums = (self._sums or ClassSums.zeros(self.memory)).over_ranks()
-        memory, seen = updated_memory(self.memory, self.seen, sums, momentum)
+        sums = (self._sums or ClassSums.zeros(self.rows)).over_ranks()
+        memory, seen = updated_memory(self.rows, self.seen, sums, momentum)
         # All processes have the same rows, so all of them come here or none.
         if self.init == "random_pixel" and not bool(self.seen.all()):
-            found = (self._candidates or Candidates.none(self.memory)).over_ranks()
-            first, seen = start_rows(self.memory, self.seen, found)
+            found = (self._candidates or Candidates.none(self.rows)).over_ranks()
+            first, seen = start_rows(self.rows, self.seen, found)
             memory = torch.where(self.seen[:, None, None], memory, first)
-        self.memory.copy_(memory)
+        self.rows.copy_(memory)
         self.seen.copy_(seen)
         self.reset()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rows = state_dict.get(f"{prefix}memory")
-        if isinstance(rows, Tensor) and rows.shape != self.memory.shape:
+        rows = state_dict.get(f"{prefix}rows")
+        if isinstance(rows, Tensor) and rows.shape != self.rows.shape:
             names = "[classes, prototypes, channels]"
             raise ValueError(
-                f"the checkpoint's class memory {prefix}memory is {list(rows.shape)}, the model's "
-                f"{list(self.memory.shape)} {names}: it was trained on other classes or with other settings; set "
+                f"the checkpoint's class memory {prefix}rows is {list(rows.shape)}, the model's "
+                f"{list(self.rows.shape)} {names}: it was trained on other classes or with other settings; set "
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES and the block's keys to the checkpoint's, or load it as MODEL.WEIGHTS "
                 "of a training, which starts the memory anew"
             )

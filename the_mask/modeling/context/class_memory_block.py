@@ -48,7 +48,7 @@ class ClassMemoryBlock(ContextBlock):
         self.memory_weight = memory_weight
         self.memory_start = memory_start
         self.suffix = suffix
-        self.out_channels = context.memory.memory.shape[2]
+        self.out_channels = context.memory.rows.shape[2]
         self.classifier_channels = self.out_channels if memory_weight else 0
 
     def forward(
