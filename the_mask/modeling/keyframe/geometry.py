@@ -123,14 +123,15 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
     Returns:
         [B, C, h, w] of the dtype of ``x``. Positions are computed in float32, also under autocast: bfloat16 spaces
-        them half a cell apart. Source: GSVNet section 3.3 (released code, ``align_corners`` made explicit).
+        them half a cell apart. Source: GSVNet section 3.3.
     """
     h, w = x.shape[-2:]
     with torch.autocast(x.device.type, enabled=False):
-        step = [2 / max(w - 1, 1), 2 / max(h - 1, 1)]
         across = torch.arange(w, device=x.device, dtype=torch.float32)
         down = torch.arange(h, device=x.device, dtype=torch.float32)[:, None]
         field = flow.float()
-        grid = torch.stack([(field[:, 0] + across) * step[0] - 1, (field[:, 1] + down) * step[1] - 1], dim=-1)
-        warped = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+        # The released code takes the align_corners convention, both here and in its grid: the same positions.
+        columns, rows = (field[:, 0] + across + 0.5) * (2 / w) - 1, (field[:, 1] + down + 0.5) * (2 / h) - 1
+        grid = torch.stack([columns, rows], dim=-1)
+        warped = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return warped.to(x.dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ class ScoreCache:
             return None
         try:
             scores = torch.load(path, weights_only=True)
-        except (RuntimeError, EOFError, ValueError) as error:
+        except (RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
         return scores
 
