@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Asked once, because torch.compile of older releases cannot trace the question. The meta device, for one, is not among them.
+_WITH_AUTOCAST = frozenset(
+    name for name in ("cpu", "cuda", "mps", "xpu", "hpu", "xla") if torch.amp.is_autocast_available(name)
+)
+
 
 def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     """Apply ``layer`` in float32 (float64 if it is), under autocast and with half-precision parameters too.
@@ -15,8 +20,7 @@ def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     Offsets are pixels: bfloat16 rounds an offset of 8 pixels to a 16th of a pixel, which is visible in the result.
     """
     work = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
-    # The meta device, for one, has no autocast.
-    has_autocast = torch.amp.is_autocast_available(x.device.type)
+    has_autocast = x.device.type in _WITH_AUTOCAST
     if layer.weight.dtype == x.dtype == work and not (has_autocast and torch.is_autocast_enabled(x.device.type)):
         return layer(x)
     bias = None if layer.bias is None else layer.bias.to(work)
