@@ -18,10 +18,9 @@ SMALL = {
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 7,
     "MODEL.MASK_FORMER.DEC_LAYERS": 5,
     "MODEL.MASK_FORMER.POSITION_ENCODING": "sine3d",
+    # Every part acts from the start.
+    "MODEL.THE_MASK.TEMPORAL_INIT": "xavier",
 }
-
-
-OPTIONS = {"THE_MASK.CLIP_TO_FRAME": True, "THE_MASK.ORDER_SLOTS": 4}
 
 
 def build(name="TemporalAggregationDecoder", in_channels=(32, 32, 32), base=SMALL, noise=True, **changes):
@@ -32,7 +31,7 @@ def build(name="TemporalAggregationDecoder", in_channels=(32, 32, 32), base=SMAL
     decoder = build_mask_decoder(cfg, in_channels).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
-            if noise and (parameter.dim() == 1 or not parameter.any()):
+            if noise and parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return decoder
 
@@ -124,23 +123,18 @@ class SlowDecoder:
                 f = self.norm(name + ".norm", f + self.attend(name + ".self_attn", f + e, f + e, f))
                 name = f"transformer_ffn_layers.{i}"
                 frames[t] = self.norm(name + ".norm", f + self.ffn(name, f))
-            read = frames
-            if tl + "order_embed.weight" in self.p:
-                read = [f + self.p[tl + "order_embed.weight"][count - 1 - t] for t, f in enumerate(frames)]
-            scores = torch.stack([self.linear(tl + "frame_score", f) for f in read]).softmax(0)
-            summary = sum(a * self.linear(tl + "frame_value", f) for a, f in zip(scores, read, strict=True))
+            scores = torch.stack([self.linear(tl + "frame_score", f) for f in frames]).softmax(0)
+            summary = sum(a * self.linear(tl + "frame_value", f) for a, f in zip(scores, frames, strict=True))
             clip = self.norm(tl + "combine_norm", clip + summary)
             clip = self.norm(tl + "clip_ffn_norm", clip + self.ffn(tl + "clip_ffn", clip))
-            if tl + "clip_to_frame.weight" in self.p:
-                frames = [f + self.linear(tl + "clip_to_frame", clip) for f in frames]
             outputs.append(self.heads_of(clip, frames, features))
         return outputs
 
 
-@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["published", "options"])
+@pytest.mark.parametrize("init", ["identity", "xavier"])
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_equals_the_slow_oracle(frames, options):
-    decoder = build(**options)
+def test_equals_the_slow_oracle(frames, init):
+    decoder = build(**{"THE_MASK.TEMPORAL_INIT": init})
     maps, mask_features = inputs(2 * frames)
     with torch.no_grad():
         outputs = decoder(maps, mask_features, frames, aux=True)
@@ -214,57 +208,6 @@ def test_frame_queries_start_from_their_own_frame_only():
     assert not torch.allclose(frames[:, 1], frames_other[:, 1], atol=1e-3)
 
 
-def test_options_have_no_effect_before_training():
-    plain, optional = build(noise=False), build(noise=False, **OPTIONS)
-    missing, unexpected = optional.load_state_dict(plain.state_dict(), strict=False)
-    names = ("clip_to_frame.weight", "clip_to_frame.bias", "order_embed.weight")
-    assert sorted(missing) == sorted(f"temporal_layer.{name}" for name in names)
-    assert not unexpected
-    maps, mask_features = inputs(3)
-    a, b = plain(maps, mask_features, 3), optional(maps, mask_features, 3)
-    assert torch.equal(a["pred_logits"], b["pred_logits"])
-    assert torch.equal(a["frame"]["pred_masks"], b["frame"]["pred_masks"])
-
-
-def test_order_of_frames_matters_with_order_slots():
-    decoder = build(**{"THE_MASK.ORDER_SLOTS": 3})
-    maps, mask_features = inputs(3)
-    order = torch.tensor([2, 0, 1])
-    straight = decoder(maps, mask_features, 3)["pred_logits"]
-    shuffled = decoder([m[order] for m in maps], mask_features[order], 3)["pred_logits"]
-    assert not torch.allclose(straight, shuffled, atol=1e-3)
-    # A clip that begins later has the same newest frames, and they keep their ages.
-    layer, frames = decoder.temporal_layer, torch.randn(1, 2, 7, 32)
-    clip = torch.zeros(1, 7, 32)
-    with torch.no_grad():
-        layer.order_embed.weight[2] += 100
-    assert torch.isfinite(layer.combine(clip, frames)).all()
-    with torch.no_grad():
-        before = layer.combine(clip, frames)
-        layer.order_embed.weight[2] -= 100
-        assert torch.equal(before, layer.combine(clip, frames))
-
-
-def test_clip_to_frame_carries_a_neighbour_into_a_frame():
-    """Without it a frame's own branch ignores the other frame altogether, but for the attention masks."""
-    changed = []
-    for options in ({}, {"THE_MASK.CLIP_TO_FRAME": True}):
-        decoder = build(**options)
-        maps, mask_features = inputs(2)
-        decoder.temporal_layer.frame_weights = lambda frame: torch.full((*frame.shape[:3], 1), 0.5)
-        calls = []
-        original = decoder.refine
-        decoder.refine = lambda *args, calls=calls, original=original: (
-            calls.append(1) or original(*args[:4], torch.ones_like(args[4]))
-        )
-        first = decoder(maps, mask_features, 2)["frame"]["pred_logits"][:, 1]
-        other = [torch.cat([m[:1] + 1, m[1:]]) for m in maps]
-        second = decoder(other, mask_features, 2)["frame"]["pred_logits"][:, 1]
-        assert calls
-        changed.append(not torch.allclose(first, second, atol=1e-4))
-    assert changed == [False, True]
-
-
 def test_identity_start_begins_where_stage_1_ended():
     """With learned queries of mean 0 and variance 1 the first two sets of the frame branch are those of stage 1."""
     stage1 = build("MaskedAttentionDecoder", noise=False)
@@ -286,23 +229,9 @@ def test_identity_start_begins_where_stage_1_ended():
     assert far["identity"] < 0.25 * far["xavier"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("THE_MASK.TEMPORAL_INIT", "zeros", "TEMPORAL_INIT is 'zeros'; expected one of identity, xavier"),
-        ("THE_MASK.ORDER_SLOTS", -1, "ORDER_SLOTS is -1"),
-    ],
-)
-def test_bad_options(key, value, message):
-    with pytest.raises(ValueError, match=message):
-        build(**{key: value})
-
-
-def test_more_frames_than_order_slots():
-    decoder = build(**{"THE_MASK.ORDER_SLOTS": 2})
-    maps, mask_features = inputs(3)
-    with pytest.raises(ValueError, match=r"a clip of 3 frames, but MODEL.THE_MASK.ORDER_SLOTS is 2"):
-        decoder(maps, mask_features, 3)
+def test_unknown_initialisation():
+    with pytest.raises(ValueError, match="TEMPORAL_INIT is 'zeros'; expected one of identity, xavier"):
+        build(**{"THE_MASK.TEMPORAL_INIT": "zeros"})
 
 
 def test_last_frame_only():

@@ -30,12 +30,8 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.THE_MASK.CLIP_SCORE_WEIGHT = 0.5
     # Dropout of the temporal layer.
     cfg.MODEL.THE_MASK.TEMPORAL_DROPOUT = 0.1
-    # Start of the temporal layer: "xavier" (released) or "identity" (stage 2 starts where stage 1 ended).
-    cfg.MODEL.THE_MASK.TEMPORAL_INIT = "xavier"
-    # Ours, not the paper's: frame queries read the clip queries after every layer.
-    cfg.MODEL.THE_MASK.CLIP_TO_FRAME = False
-    # Ours, not the paper's: ages of frames told apart by a learned embedding (at least the clip length); 0 for none.
-    cfg.MODEL.THE_MASK.ORDER_SLOTS = 0
+    # Start of the temporal layer: "identity" (stage 2 starts where stage 1 ended) or "xavier" (released).
+    cfg.MODEL.THE_MASK.TEMPORAL_INIT = "identity"
     # Stage 2: start from a one-frame checkpoint in MODEL.WEIGHTS (heads and norm are copied to both branches).
     cfg.MODEL.THE_MASK.INIT_FROM_STAGE1 = False
     # Substrings of the parameter names that stay trainable; [] trains everything. Stage 2 uses ["predictor"].

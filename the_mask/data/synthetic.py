@@ -201,7 +201,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np
 def make_moving_shapes(
     root: str | Path,
     seed: int = 0,
-    train_videos: int = 48,
+    train_videos: int = 480,
     val_videos: int = 16,
     size: SceneSize = SceneSize(),
     force: bool = False,

@@ -57,8 +57,7 @@ class TemporalAggregationDecoder(MaskDecoder):
 
     Clip masks gate the attention of the frame queries, which never see the clip queries' content. A clip of one frame
     runs the same code, with weight 1 for its frame. Frame order has no effect, not even with the 3-D encoding: all
-    keys of a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3. ``temporal`` has options
-    that change both; see :class:`TemporalLayer`.
+    keys of a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3.
     """
 
     @configurable
@@ -78,8 +77,6 @@ class TemporalAggregationDecoder(MaskDecoder):
             "temporal": {
                 "dropout": cfg.MODEL.THE_MASK.TEMPORAL_DROPOUT,
                 "init": cfg.MODEL.THE_MASK.TEMPORAL_INIT,
-                "clip_to_frame": cfg.MODEL.THE_MASK.CLIP_TO_FRAME,
-                "order_slots": cfg.MODEL.THE_MASK.ORDER_SLOTS,
             },
         }
 
@@ -121,7 +118,6 @@ class TemporalAggregationDecoder(MaskDecoder):
                     layer, frame.flatten(0, 1), keys[level].flatten(0, 1), values[level].flatten(0, 1), allowed
                 ).unflatten(0, (-1, num_frames))
                 clip = self.temporal_layer.combine(clip, frame)
-                frame = self.temporal_layer.inform(frame, clip)
         return {
             **nest_predictions(clip_logits, clip_masks),
             "frame": nest_predictions(frame_logits, frame_masks),

@@ -36,10 +36,6 @@ class TemporalLayer(nn.Module):
 
     Everything is post-norm. Dropout acts on residuals, attention weights and inside the feed-forward networks. The
     released layer has one more linear map, C to 2, that nothing reads; it is left out. Source: spec section 3 (a).
-
-    Two additions of ours, off by default and without effect before training: ``clip_to_frame`` lets frame queries read
-    the clip query, so that a frame learns what its neighbours show; ``order_slots`` > 0 adds a learned embedding of a
-    frame's age to what the clip query reads, so that the order of frames can matter.
     """
 
     def __init__(
@@ -48,24 +44,19 @@ class TemporalLayer(nn.Module):
         heads: int,
         feedforward: int,
         dropout: float,
-        init: str = "xavier",
-        clip_to_frame: bool = False,
-        order_slots: int = 0,
+        init: str = "identity",
     ) -> None:
         """
         Args:
-            init: "xavier" as released, or "identity": the layer starts as one that passes the learned queries to the
-                frames unchanged and their mean to the clip, so that stage 2 starts where stage 1 ended.
-            order_slots: ages told apart, at least the number of frames of a clip; 0 for none.
+            init: "identity": the layer starts as one that passes the learned queries to the frames unchanged and their
+                mean to the clip, so that stage 2 starts where stage 1 ended; "xavier": as released.
 
         Raises:
-            ValueError: unknown ``init`` or negative ``order_slots``.
+            ValueError: unknown ``init``.
         """
         super().__init__()
         if init not in INITIALISATIONS:
             raise ValueError(f"MODEL.THE_MASK.TEMPORAL_INIT is {init!r}; expected one of {', '.join(INITIALISATIONS)}")
-        if order_slots < 0:
-            raise ValueError(f"MODEL.THE_MASK.ORDER_SLOTS is {order_slots}; expected 0 (none) or more")
         self.clip_self_attn = MultiheadAttention(dim, heads, dropout)
         self.clip_self_norm = nn.LayerNorm(dim)
         self.frame_self_attn = MultiheadAttention(dim, heads, dropout)
@@ -82,13 +73,6 @@ class TemporalLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         for layer in (self.frame_score, self.frame_value):
             nn.init.xavier_uniform_(layer.weight)
-        self.clip_to_frame = nn.Linear(dim, dim) if clip_to_frame else None
-        if self.clip_to_frame is not None:
-            nn.init.zeros_(self.clip_to_frame.weight)
-            nn.init.zeros_(self.clip_to_frame.bias)
-        self.order_embed = nn.Embedding(order_slots, dim) if order_slots else None
-        if self.order_embed is not None:
-            nn.init.zeros_(self.order_embed.weight)
         if init == "identity":
             self._start_as_identity()
 
@@ -133,23 +117,7 @@ class TemporalLayer(nn.Module):
         return self.frame_score(frame).softmax(dim=1)
 
     def combine(self, clip: Tensor, frame: Tensor) -> Tensor:
-        """Fold frame queries [B,T,Q,C] into clip queries [B,Q,C].
-
-        Raises:
-            ValueError: more frames than ``order_slots``.
-        """
-        if self.order_embed is not None:
-            slots, frames = self.order_embed.num_embeddings, frame.shape[1]
-            if frames > slots:
-                raise ValueError(f"a clip of {frames} frames, but MODEL.THE_MASK.ORDER_SLOTS is {slots}")
-            # Row 0 is the newest frame, so a short clip at the start of a stream means the same.
-            frame = frame + self.order_embed.weight[:frames].flip(0)[:, None]
+        """Fold frame queries [B,T,Q,C] into clip queries [B,Q,C]."""
         summary = (self.frame_weights(frame) * self.frame_value(frame)).sum(dim=1)
         clip = self.combine_norm(clip + self.dropout(summary))
         return self.clip_ffn_norm(clip + self.dropout(self.clip_ffn(clip)))
-
-    def inform(self, frame: Tensor, clip: Tensor) -> Tensor:
-        """Let frame queries [B,T,Q,C] read the clip queries [B,Q,C]; the frames as they are without that addition."""
-        if self.clip_to_frame is None:
-            return frame
-        return frame + self.dropout(self.clip_to_frame(clip))[:, None]
