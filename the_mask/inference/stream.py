@@ -139,6 +139,11 @@ def _build_trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
     return model
 
 
+def build_random(cfg: CfgNode) -> nn.Module:
+    """The model of a config as it is before training, in eval mode; for measurements."""
+    return build_model(cfg).eval()
+
+
 def _as_image(frame: np.ndarray | Tensor) -> np.ndarray:
     image = frame.cpu().numpy() if isinstance(frame, Tensor) else frame
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -1,0 +1,303 @@
+"""How fast a stream is: latencies of the model alone and from file to label map, keyframes and others apart.
+
+Latency counts, not only the rate: a system is as smooth as its slowest frames, so 50th, 90th and 99th percentile and
+maximum are given. Every number comes with the protocol that led to it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+import the_mask
+from the_mask.inference.engine import StreamEngine
+from the_mask.inference.sources import Frame, FrameSource, open_source
+from the_mask.inference.stream import StreamingSegmentor
+from the_mask.inference.video_io import VideoWriter
+
+PERCENTILES = (50, 90, 99)
+# Frames of the picture that stands in for a video.
+SYNTHETIC_FRAMES = 120
+
+
+def latencies(seconds: Sequence[float]) -> dict[str, float]:
+    """Statistics of some latencies: milliseconds, and the rate that their mean allows.
+
+    Percentiles are values that occurred: the smallest one that at least so many percent do not exceed.
+    """
+    if not seconds:
+        return {"frames": 0}
+    values = np.sort(np.asarray(seconds, dtype=np.float64))
+    table = {f"p{p}_ms": 1e3 * float(np.percentile(values, p, method="inverted_cdf")) for p in PERCENTILES}
+    mean = float(values.mean())
+    return {
+        "frames": len(values),
+        "mean_ms": 1e3 * mean,
+        **table,
+        "max_ms": 1e3 * float(values[-1]),
+        "frames_per_second": 1 / mean,
+    }
+
+
+def by_kind(seconds: Sequence[float], keyframes: Sequence[bool | None]) -> dict[str, dict[str, float]]:
+    """:func:`latencies` of all frames, and of keyframes and the others where the model tells them apart."""
+    table = {"all": latencies(seconds)}
+    if any(key is not None for key in keyframes):
+        table["key"] = latencies([s for s, key in zip(seconds, keyframes, strict=True) if key])
+        table["non_key"] = latencies([s for s, key in zip(seconds, keyframes, strict=True) if not key])
+    return table
+
+
+def measure_model(segmentor: StreamingSegmentor, frames: Sequence[Frame], count: int, warm_up: int) -> dict[str, Any]:
+    """Time a stream without its source: resizing, the model, and the label map, each on its own.
+
+    Args:
+        segmentor: runs.
+        frames: taken in turn.
+        count: frames measured.
+        warm_up: frames before, not measured.
+
+    Returns:
+        ``model`` as :func:`by_kind`, ``prepare`` and ``finish`` as :func:`latencies`, ``state_bytes``.
+    """
+    device = segmentor.model.device
+    state: Any = segmentor.model.init_state()
+    times: dict[str, list[float]] = {"prepare": [], "model": [], "finish": []}
+    keys: list[bool | None] = []
+    for number in range(warm_up + count):
+        frame = frames[number % len(frames)]
+        marks = [_now(device)]
+        pixels = segmentor.prepare(frame)
+        marks.append(_now(device))
+        scores, state = segmentor.model.step(pixels, state)
+        marks.append(_now(device))
+        segmentor.finish(scores, (pixels.shape[1], pixels.shape[2]), frame.shape[:2])
+        marks.append(_now(device))
+        if number >= warm_up:
+            for name, start, stop in zip(times, marks, marks[1:]):
+                times[name].append(stop - start)
+            keys.append(state.get("keyframe"))
+    return {
+        "model": by_kind(times["model"], keys),
+        "prepare": latencies(times["prepare"]),
+        "finish": latencies(times["finish"]),
+        "state_bytes": state_bytes(state),
+    }
+
+
+def measure_stream(
+    segmentor: StreamingSegmentor,
+    source: str | Path,
+    count: int,
+    warm_up: int,
+    streams: int = 1,
+    asynchronous: bool = False,
+) -> dict[str, Any]:
+    """Time everything from a file to label maps through the engine; nothing is drawn or written.
+
+    The file starts again when it ends, as one endless stream whose timestamps go on.
+
+    Args:
+        segmentor: runs.
+        source: video file or folder.
+        count: frames measured, of all streams together.
+        warm_up: frames before, not measured.
+        streams: the file is opened this many times at once.
+        asynchronous: see :class:`StreamEngine`.
+
+    Returns:
+        ``interval``: time from one finished frame (of any stream) to the next as :func:`by_kind`; ``latency``: from
+        decoded to finished, waiting in the queue included; ``frames_per_second`` of all streams; ``dropped``.
+    """
+    device = segmentor.model.device
+    intervals: list[float] = []
+    waits: list[float] = []
+    keys: list[bool | None] = []
+    with StreamEngine(segmentor, asynchronous=asynchronous) as engine:
+        for number in range(streams):
+            engine.add(lambda _: _endless(source), f"stream {number}", mode="all")
+        seen, start, last = 0, 0.0, 0.0
+        while len(waits) < count:
+            results = engine.tick()
+            now = _now(device)
+            for result in results:
+                seen += 1
+                if seen > warm_up and last:
+                    # A batch is finished at once: its frames share its time.
+                    intervals.append((now - last) / len(results))
+                    waits.append(result.latency)
+                    keys.append(result.keyframe)
+            last = now
+            if seen <= warm_up:
+                start = now
+        elapsed = last - start
+        dropped = sum(report.dropped for report in engine.reports.values())
+    return {
+        "interval": by_kind(intervals, keys),
+        "latency": by_kind(waits, keys),
+        "frames_per_second": len(waits) / elapsed,
+        "dropped": dropped,
+    }
+
+
+def benchmark(
+    segmentor: StreamingSegmentor,
+    source: str | Path | None = None,
+    size: tuple[int, int] = (480, 853),
+    *,
+    count: int = 1000,
+    warm_up: int = 50,
+    streams: int = 1,
+    asynchronous: bool = False,
+    protocol: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole benchmark; see :func:`measure_model` and :func:`measure_stream`.
+
+    Args:
+        segmentor: runs.
+        source: video file or folder; None writes a video of a moving picture of ``size`` (height, width), for a
+            machine without one.
+        count, warm_up, streams, asynchronous: see there.
+        protocol: what else should stand in the result (config, weights, ...).
+
+    Raises:
+        ValueError: numbers below 1, or a source that cannot be read.
+    """
+    if min(count, streams) < 1 or warm_up < 0:
+        raise ValueError(f"{count} frames, {streams} streams, {warm_up} to warm up: expected at least 1, 1 and 0")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(source) if source is not None else _moving_picture(Path(folder) / "moving.mp4", size)
+        with open_source(path) as opened:
+            frames = [frame for frame, _ in zip(opened, range(64))]
+        height, width = frames[0].shape[:2]
+        model = segmentor.model
+        report: dict[str, Any] = {
+            "machine": machine(),
+            "protocol": {
+                **(protocol or {}),
+                "model": type(model).__name__,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "device": str(model.device),
+                "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                "source": str(source) if source is not None else "synthetic moving picture, H.264 or MPEG-4",
+                "frame_size": [height, width],
+                "network_size": list(segmentor.network_size(height, width)),
+                "output": segmentor.output,
+                "output_stride": segmentor.output_stride,
+                "frames": count,
+                "warm_up_frames": warm_up,
+                "streams": streams,
+                "asynchronous_keyframes": asynchronous,
+                "percentiles": "smallest value that at least p % of the frames do not exceed",
+            },
+        }
+        report["model_only"] = measure_model(segmentor, frames, count, warm_up)
+        report["end_to_end"] = measure_stream(segmentor, path, count, warm_up, streams, asynchronous)
+    report["memory"] = memory(model.device)
+    if hasattr(os, "getloadavg"):
+        report["machine"]["load_average_at_end"] = os.getloadavg()
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """A report's latencies for people."""
+    lines = [f"{'':28}{'frames':>7}{'fps':>9}" + "".join(f"{f'p{p} ms':>10}" for p in PERCENTILES) + f"{'max ms':>10}"]
+    for part, name in (("model_only", "model"), ("end_to_end", "interval"), ("end_to_end", "latency")):
+        for kind, row in report[part][name].items():
+            if not row["frames"]:
+                continue
+            label = {"model": "model only", "interval": "end to end", "latency": "decoded to label map"}[name]
+            # The inverse of a waiting time is no rate.
+            rate = f"{row['frames_per_second']:9.2f}" if name != "latency" else f"{'':9}"
+            values = "".join(f"{row[f'p{p}_ms']:10.2f}" for p in PERCENTILES)
+            lines.append(f"{label + ', ' + kind:28}{row['frames']:7}{rate}{values}{row['max_ms']:10.2f}")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, versions and load."""
+    facts: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "logical_cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "av": av.__version__,
+        "the_mask": the_mask.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        named = (line.partition(":") for line in information.read_text().splitlines())
+        facts["processor"] = {k.strip(): v.strip() for k, _, v in named}.get("model name", facts["processor"])
+    if hasattr(os, "getloadavg"):
+        facts["load_average_at_start"] = os.getloadavg()
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of the process, and of the device if that is a GPU; MiB."""
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1024 if platform.system() == "Linux" else 1
+    found = {"peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    if device.type == "cuda":
+        found["peak_device_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return found
+
+
+def state_bytes(state: Any) -> int:
+    """Bytes of the tensors in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    children = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
+    return sum(state_bytes(child) for child in children)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _endless(source: str | Path) -> FrameSource:
+    first = open_source(source)
+
+    def frames() -> Iterator[Frame]:
+        opened = first
+        while True:
+            with opened:
+                yield from opened
+            opened = open_source(source)
+
+    return FrameSource(str(source), frames(), first.fps, None, first.close)
+
+
+def _moving_picture(path: Path, size: tuple[int, int]) -> Path:
+    """Write a video of smooth colours, an edge and some noise that move by two pixels a frame."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, : width + 2 * SYNTHETIC_FRAMES]
+    wide = np.stack([np.sin(x / 31 + y / 47), np.cos(y / 29 - x / 53), np.sin(x * y / 9e3)], axis=-1)
+    wide = 120 + 90 * wide + rng.normal(0, 6, wide.shape)
+    wide[height // 3 : height // 2] += 40
+    wide = wide.clip(0, 255).astype(np.uint8)
+    with VideoWriter(path, Fraction(25)) as writer:
+        for number in range(SYNTHETIC_FRAMES):
+            writer.write(np.ascontiguousarray(wide[:, 2 * number : 2 * number + width]))
+    return path
