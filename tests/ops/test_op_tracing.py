@@ -201,8 +201,23 @@ def test_onnx():
     torch.testing.assert_close(program(*inputs)[0], model(*inputs), rtol=1e-3, atol=1e-4)
 
 
+def torch_differentiates_grid_sample_twice() -> bool:
+    image, grid = torch.ones(1, 1, 2, 2, requires_grad=True), torch.zeros(1, 1, 1, 2, requires_grad=True)
+    output = torch.nn.functional.grid_sample(image, grid, align_corners=False)
+    (first,) = torch.autograd.grad(output.square().sum(), image, create_graph=True)
+    try:
+        torch.autograd.grad(first.sum(), image)
+    except RuntimeError as error:
+        if "grid_sampler_2d_backward is not implemented" not in str(error):
+            raise
+        return False
+    return True
+
+
 def test_double_backward_and_transforms_when_decomposed():
     """What the kernels do not have, the decomposition has."""
+    if not torch_differentiates_grid_sample_twice():
+        pytest.skip(f"torch {torch.__version__} has no second derivative of grid_sample")
     model, (query, references) = both()
     with decomposed():
         query = query.double().requires_grad_()

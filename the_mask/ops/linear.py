@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Asked once, because torch.compile of older releases cannot trace the question. The meta device, for one, is not among them.
+# Asked once, because torch.compile of torch 2.9 cannot trace the question. The meta device, for one, has none.
 _WITH_AUTOCAST = frozenset(
     name for name in ("cpu", "cuda", "mps", "xpu", "hpu", "xla") if torch.amp.is_autocast_available(name)
 )
