@@ -178,7 +178,13 @@ setup(
     packages=find_namespace_packages(include=["the_mask", "the_mask.*"]),
     package_data={"the_mask": ["py.typed", "data/categories/*.json"]},
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEV_REQUIREMENTS + EXPORT_REQUIREMENTS, "export": EXPORT_REQUIREMENTS},
+    extras_require={
+        "dev": DEV_REQUIREMENTS + EXPORT_REQUIREMENTS,
+        "export": EXPORT_REQUIREMENTS,
+        # Masks for voting (TEST.VOTING.MASKS).
+        "sam": ["segment-anything>=1.0"],
+        "sam2": ["sam2>=1.0"],
+    },
     zip_safe=False,
     **extension_arguments(),
 )

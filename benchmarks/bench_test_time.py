@@ -22,12 +22,13 @@ from common import RESULTS, machine
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
-from the_mask.data import get_records
+from the_mask.data import get_records, read_image
 from the_mask.engine import RunOptions, load_weights
 from the_mask.engine.averaging import average_checkpoints
 from the_mask.engine.predict import run_calibration
 from the_mask.engine.trainer import Trainer
 from the_mask.evaluation import evaluate_dataset
+from the_mask.inference import ViewRunner
 
 FIGURES = ("mIoU", "BIoU", "pACC", "VC8", "VC16")
 Overrides = list[Any]
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         content["rows"][name] = measure(args, rows[name](content))
         args.json.write_text(json.dumps(content, indent=1) + "\n")
+    if args.overhead:
+        content["overhead"] = overhead(args)
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        print(content["overhead"])
     print(table(content["rows"]))
     return 0
 
@@ -57,14 +62,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--member-config", help="second model of the ensembles")
     parser.add_argument("--member-weights", type=Path)
     parser.add_argument("--earlier-weights", type=Path, help="another checkpoint of the first model, to average with")
-    parser.add_argument("--refiner-config", default="", help="config of a trained CascadePSP")
-    parser.add_argument("--refiner-weights", default="")
+    parser.add_argument("--refiner-weights", default="", help="trained CascadePSP (tools/train_refiner.py)")
+    parser.add_argument("--refiner", nargs="*", default=[], metavar="KEY VALUE", help="its MODEL.REFINER keys")
     parser.add_argument("--dataset", default="camvid_val")
     parser.add_argument("--fit-dataset", default="camvid_train", help="where temperatures are fitted")
     parser.add_argument("--fit-videos", type=int, default=0, metavar="N", help="first N videos of it; 0: all")
     parser.add_argument("--scales", nargs="+", type=float, default=[0.75, 1.0, 1.25, 1.5, 1.75])
     parser.add_argument("--rows", nargs="*", help="names of rows; default: all")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides for all rows")
+    parser.add_argument("--overhead", action="store_true", help="also the cost of views beside their forward passes")
     parser.add_argument("--json", type=Path, default=RESULTS / "test_time.json")
     return parser
 
@@ -116,6 +122,10 @@ def row_table(args: argparse.Namespace) -> dict[str, Callable[[dict[str, Any]], 
     rows["superpixel voting, majority 0.75"] = plain(
         "TEST.VOTING.MASKS", "superpixels", "TEST.VOTING.MIN_MAJORITY", 0.75
     )
+    if args.refiner_weights:
+        network = ["TEST.REFINER.WEIGHTS", args.refiner_weights, "TEST.REFINER.LEAST_AREA", 256, *args.refiner]
+        rows["CascadePSP, uncertain components"] = plain(*network)
+        rows["CascadePSP, all components"] = plain(*network, "TEST.REFINER.MIN_UNCERTAIN", 0.0)
     if args.member_config:
         rows["member alone"] = plain(*ensemble, "TEST.ENSEMBLE.WITHOUT_SELF", True)
         for mode in ("none", "sum-to-one", "softmax"):
@@ -123,6 +133,34 @@ def row_table(args: argparse.Namespace) -> dict[str, Callable[[dict[str, Any]], 
         rows["ensemble, sum-to-one, geometric"] = plain(*ensemble, "TEST.ENSEMBLE.MEAN", "geometric")
         rows["ensemble, temperature"] = temperature
     return rows
+
+
+def overhead(args: argparse.Namespace, rounds: int = 3) -> dict[str, float]:
+    """Processor seconds of six scales x flip on one frame, against the sum of the model's twelve forward passes."""
+    cfg = load_config(args.config_file, ["MODEL.WEIGHTS", str(args.weights), *args.set])
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
+    cfg.TEST.VIEWS.SCALES, cfg.TEST.VIEWS.FLIP = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], True
+    runner = ViewRunner.from_config(cfg, model, "scores")
+    image = read_image(get_records(args.dataset)[0]["frames"][0]["file_name"])
+    spent = {"whole": 0.0, "forwards": 0.0}
+    real = runner.model.step
+
+    def timed(pixels: torch.Tensor, state: Any) -> Any:
+        start = time.process_time()
+        result = real(pixels, state)
+        spent["forwards"] += time.process_time() - start
+        return result
+
+    runner.model.step = timed
+    with torch.no_grad():
+        runner.step(image, runner.init_state())
+        spent.update(whole=0.0, forwards=0.0)
+        for _ in range(rounds):
+            start = time.process_time()
+            runner.step(image, runner.init_state())
+            spent["whole"] += time.process_time() - start
+    return {name: seconds / rounds for name, seconds in spent.items()} | {"ratio": spent["whole"] / spent["forwards"]}
 
 
 def measure(args: argparse.Namespace, overrides: Overrides) -> dict[str, Any]:

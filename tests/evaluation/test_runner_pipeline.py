@@ -13,7 +13,7 @@ from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.engine import save_checkpoint
 from the_mask.evaluation import evaluate_dataset
-from the_mask.inference.pipeline import build_pipeline, uses_runners
+from the_mask.inference.pipeline import build_pipeline, config_problems, uses_runners
 
 NAME = "pipeline_toy"
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml"
@@ -110,3 +110,36 @@ def test_bad_ensembles(tree, model, tmp_path):
         figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)], "TEST.ENSEMBLE.WEIGHTS", [1, 2, 3])
     with pytest.raises(ValueError, match=r"WINDOW\.STRIDE .* without"):
         build_pipeline(config("TEST.WINDOW.STRIDE", [4, 4]), model)
+
+
+def test_voting_with_superpixels_and_with_their_files(tree, model, tmp_path):
+    masks = ["TEST.VOTING.SAVE_MASKS", str(tmp_path), "TEST.VOTING.SEGMENTS", 20]
+    voted = figures(model, "TEST.VOTING.MASKS", "superpixels", *masks)
+    assert len(list(tmp_path.glob("*/*.json"))) == 5
+    files = ["TEST.VOTING.MASKS", "files", "TEST.VOTING.FOLDER", str(tmp_path)]
+    assert str(figures(model, *files)) == str(voted)
+    assert str(figures(model, *files, "TEST.STREAMING", True)) == str(voted)
+
+
+def test_boundary_iou_is_one_more_figure(tree, model):
+    plain, more = figures(model), figures(model, "TEST.BOUNDARY_RATIO", 0.02)
+    assert 0 <= more.pop("BIoU") <= 100
+    assert str(more) == str(plain)
+
+
+def test_bad_keys_show_before_anything_runs():
+    assert not list(config_problems(config()))
+    wrong = {
+        "TEST.VIEWS.SCALES": [],
+        "TEST.VIEWS.NORMALIZE": "l1",
+        "TEST.ENSEMBLE.MEAN": "median",
+        "TEST.WINDOW.SIZE": [32],
+        "TEST.VIEWS.PARITY": "paddle",
+        "TEST.VOTING.MASKS": "fastsam",
+        "TEST.VOTING.MIN_MAJORITY": 1.5,
+        "TEST.BOUNDARY_RATIO": -0.1,
+    }
+    problems = list(config_problems(config(*(part for item in wrong.items() for part in item))))
+    assert len(problems) == len(wrong)
+    for key in wrong:
+        assert sum(key in problem for problem in problems) == 1

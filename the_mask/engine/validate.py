@@ -15,6 +15,7 @@ from the_mask.data import get_records, import_dataset_modules
 from the_mask.engine.layer_decay import MODES as DECAY_MODES
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
+from the_mask.inference.pipeline import config_problems
 from the_mask.modeling.distillation import missing_teacher
 
 CHOICES = {
@@ -81,6 +82,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         *_check_choices(cfg),
         *_check_ranges(cfg),
         *_check_lists(cfg),
+        *config_problems(cfg),
         *_check_device(cfg),
         *_check_datasets(cfg, training),
         *(_check_batch(cfg, world_size) if training else []),

@@ -85,7 +85,8 @@ class SuperpixelMasks:
 
     def masks(self, image: NDArray[np.uint8], name: FrameName | None) -> list[RunLengths]:
         """One mask per superpixel; together they cover the frame."""
-        regions = slic(image, self.segments, self.compactness)
+        # In the order of columns, as run lengths are, so that no mask is copied.
+        regions = np.asfortranarray(slic(image, self.segments, self.compactness))
         return [encode(regions == region) for region in range(int(regions.max()) + 1)]
 
 

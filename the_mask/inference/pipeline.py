@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from the_mask.config import load_config
 from the_mask.data.io import read_image
 from the_mask.inference.class_refine import ClassRefinement
 from the_mask.inference.ensemble import EnsembleRunner, Member, step_named
-from the_mask.inference.mask_generators import build_mask_generator
-from the_mask.inference.merge import score_labels
+from the_mask.inference.mask_generators import PROVIDERS, build_mask_generator
+from the_mask.inference.merge import PARITIES, check_merge, score_labels
 from the_mask.inference.saved_scores import SavedScores, ScoreWriter
 from the_mask.inference.stages import StageRunner
 from the_mask.inference.stream import StreamingSegmentor
-from the_mask.inference.views import FrameName, ViewRunner
+from the_mask.inference.views import FrameName, ViewRunner, make_views
 from the_mask.inference.voting import MaskVoting
 from the_mask.inference.window import WindowRunner
 
@@ -104,6 +104,30 @@ def uses_runners(cfg: CfgNode) -> bool:
         or test.REFINER.WEIGHTS
         or test.VOTING.MASKS
     )
+
+
+def config_problems(cfg: CfgNode) -> Iterator[str]:
+    """What is wrong with the ``TEST.*`` keys of the runners, as far as it shows without a model or data."""
+    views, window, ensemble, voting = cfg.TEST.VIEWS, cfg.TEST.WINDOW, cfg.TEST.ENSEMBLE, cfg.TEST.VOTING
+    checks: list[Callable[[], object]] = [
+        lambda: make_views(views.SCALES, views.FLIP),
+        lambda: check_merge(views.NORMALIZE, views.MEAN, "TEST.VIEWS"),
+        lambda: check_merge(ensemble.NORMALIZE, ensemble.MEAN, "TEST.ENSEMBLE"),
+        lambda: WindowRunner(None, list(window.SIZE), list(window.STRIDE)) if window.SIZE else None,
+    ]
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            yield str(error)
+    if views.PARITY not in PARITIES:
+        yield f"TEST.VIEWS.PARITY {views.PARITY!r}: expected one of {', '.join(map(repr, PARITIES))}"
+    if voting.MASKS not in PROVIDERS:
+        yield f"TEST.VOTING.MASKS {voting.MASKS!r}: expected one of {', '.join(map(repr, PROVIDERS))}"
+    if not 0 <= voting.MIN_MAJORITY <= 1:
+        yield f"TEST.VOTING.MIN_MAJORITY {voting.MIN_MAJORITY}: expected a share in 0..1"
+    if not 0 <= cfg.TEST.BOUNDARY_RATIO <= 1:
+        yield f"TEST.BOUNDARY_RATIO {cfg.TEST.BOUNDARY_RATIO}: expected a share of the diagonal in 0..1 (paper: 0.02)"
 
 
 def is_ensemble(cfg: CfgNode) -> bool:

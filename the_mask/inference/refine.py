@@ -81,7 +81,7 @@ def refine_mask(network: Any, image: Tensor, mask: Tensor, long_edge: int = LONG
     if not mask.any() or mask.all():
         return mask.to(device).float()
     picture = normalised(image.to(device))[None]
-    coarse = mask.to(device).float()[None, None] * 2 - 1
+    coarse = mask.to(picture)[None, None] * 2 - 1
     height, width = mask.shape
     out, c4 = global_step(network, picture, coarse, working_size(height, width, long_edge))
     whole = resize(out, (height, width), "bilinear")
@@ -103,7 +103,7 @@ def local_step(network: Any, image: Tensor, whole: Tensor, c4: Tensor, side: int
     """
     height, width = image.shape[-2:]
     # Not sign(): a probability of exactly 0.5 must be one or the other.
-    binary = torch.where(whole > 0.5, 1.0, -1.0)
+    binary = (whole > 0.5).to(whole) * 2 - 1
     fourth = c4 * 2 - 1
     total, count = torch.zeros_like(whole), torch.zeros_like(whole)
     for top, left in tile_corners(height, width, side):
@@ -118,7 +118,7 @@ def local_step(network: Any, image: Tensor, whole: Tensor, c4: Tensor, side: int
         inner = (..., slice(top + up, bottom - down), slice(left + before, right - after))
         total[inner] += out[..., up : out.shape[-2] - down, before : out.shape[-1] - after]
         count[inner] += 1
-    return torch.where(count > 0, total / count.clamp(min=1), (binary > 0).float())
+    return torch.where(count > 0, total / count.clamp(min=1), (binary > 0).to(whole))
 
 
 def tile_corners(height: int, width: int, side: int) -> list[tuple[int, int]]:
