@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from the_mask.engine.logs import setup_logging
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.demo import DemoStyle, palette_from_config, run_demo
 from the_mask.inference.video_io import VideoWriter, open_source
+
+logger = logging.getLogger("the_mask.demo")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", default="", metavar="NAME", help="class names and colours; default: the config's")
     parser.add_argument("--fps", type=float, help="frames per second; default: those of the input, 15 for a folder")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (0: all)")
+    parser.add_argument("--asynchronous", action="store_true", help="keyframe models: compute keyframes beside")
     parser.add_argument("--trust-pickle", action="store_true", help="read weights that can execute code")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, e.g. MODEL.DEVICE cpu")
     return parser
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
     palette = palette_from_config(cfg, args.dataset)
     VideoWriter(args.output)  # a bad name should be found before the model is built
-    with open_source(args.input, args.fps) as source:
+    with open_source(args.input, args.fps, on_problem=logger.warning) as source:
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
         report = run_demo(
             segmentor,
@@ -61,10 +65,12 @@ def run(args: argparse.Namespace) -> None:
             contact_sheet=args.contact_sheet,
             style=style,
             max_frames=args.max_frames,
+            asynchronous=args.asynchronous,
         )
     speed = report.frames / report.seconds if report.seconds else 0.0
     stopped = ", stopped by Ctrl-C" if report.interrupted else ""
-    print(f"{report.frames} frames in {report.seconds:.1f} s ({speed:.1f} frames/s){stopped}: {args.output}")
+    keys = f", {report.keyframes} of them keyframes," if report.keyframes else ""
+    print(f"{report.frames} frames{keys} in {report.seconds:.1f} s ({speed:.1f} frames/s){stopped}: {args.output}")
     if args.contact_sheet:
         print(f"contact sheet: {args.contact_sheet}")
 

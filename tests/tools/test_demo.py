@@ -1,6 +1,7 @@
 """The demo: library part with a fake segmentor, command line with a tiny random model."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from the_mask.data.io import read_image
 from the_mask.inference import demo
 from the_mask.inference.demo import DemoStyle, EvenSample, FrameAnnotator, palette_from_config, run_demo
 from the_mask.inference.render import Palette
+from the_mask.inference.stream import build_random
 from the_mask.inference.video_io import FrameSource, VideoWriter, open_source
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +169,28 @@ def test_command_line(tool, folder, weights, tmp_path, capsys):
     assert "9 frames in" in capsys.readouterr().out
     assert len(list(open_source(output))) == 9
     assert sheet.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--asynchronous"]])
+def test_propagated_model_on_a_folder_and_a_video(tool, folder, tmp_path, capsys, more):
+    """Key segmentor and propagator through the engine, from frames and from the video that they make."""
+    config = ROOT / "configs" / "debug" / "gsvnet_debug.yaml"
+    torch.manual_seed(0)
+    torch.save({"model": build_random(load_config(config)).state_dict()}, tmp_path / "weights.pth")
+    video = tmp_path / "video.mp4"
+    with VideoWriter(video) as writer, open_source(folder) as source:
+        for frame in source:
+            writer.write(frame)
+    for number, given in enumerate((folder, video)):
+        output = tmp_path / f"{number}.mp4"
+        arguments = ["--config-file", str(config), "--weights", str(tmp_path / "weights.pth"), "--input", str(given)]
+        arguments += ["--output", str(output), *more, "MODEL.DEVICE", "cpu", "MODEL.KEYFRAME.INTERVAL", "4"]
+        assert tool.main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert re.search(
+            r"9 frames, [123] of them keyframes, in" if more else r"9 frames, 3 of them keyframes, in", printed
+        )
+        assert len(list(open_source(output))) == 9
 
 
 @pytest.mark.parametrize(

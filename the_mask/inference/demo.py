@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,7 @@ import the_mask.data  # noqa: F401  registers the data sets
 from the_mask.data import import_dataset_modules
 from the_mask.data.classes import distinct_colors
 from the_mask.inference import render
+from the_mask.inference.engine import StreamEngine, StreamResult
 from the_mask.inference.render import Labels, Palette, Picture
 from the_mask.inference.video_io import FrameSource, VideoWriter, fit_into
 
@@ -59,6 +61,7 @@ class DemoReport:
     """What a demo run did. ``seconds`` counts decoding, model, drawing and encoding."""
 
     frames: int = 0
+    keyframes: int = 0
     seconds: float = 0.0
     interrupted: bool = False
 
@@ -118,20 +121,33 @@ class EvenSample(Generic[T]):
         return [self._kept[i] for i in np.linspace(0, len(self._kept) - 1, self.count).round().astype(int)]
 
 
-def segment_video(segmentor: Any, source: FrameSource, max_frames: int = 0) -> Iterator[tuple[Picture, Labels]]:
-    """Frames of a source with their label maps, from a fresh stream state.
+def segment_video(
+    segmentor: Any, source: FrameSource, max_frames: int = 0, asynchronous: bool = False
+) -> Generator[StreamResult, None, None]:
+    """Segmented frames of a source, from a fresh stream state, by the streaming engine.
+
+    Of a live source, frames that come faster than they are segmented are dropped; of others none is.
 
     Args:
         segmentor: ``init_state()`` and ``step(frame, state)`` as ``StreamingSegmentor`` with output "labels".
         source: open input.
         max_frames: stop after this many; 0 takes all.
+        asynchronous: compute keyframes beside; see ``StreamEngine``.
+
+    Raises:
+        ValueError: the input breaks off, after the frames before that.
     """
-    state = segmentor.init_state()
-    for number, frame in enumerate(source):
-        if max_frames and number >= max_frames:
-            return
-        labels, state = segmentor.step(frame, state)
-        yield frame, np.asarray(labels)
+    with StreamEngine(segmentor, asynchronous=asynchronous) as engine:
+        name = engine.add(source)
+        for result in engine.results():
+            yield result
+            if result.number + 1 == max_frames:
+                return
+        report = engine.reports[name]
+        if report.dropped:
+            logger.warning(f"{name}: {report.dropped} of {report.decoded} frames came too fast and were dropped")
+        if report.error is not None:
+            raise ValueError(report.error)
 
 
 def run_demo(
@@ -144,6 +160,7 @@ def run_demo(
     style: DemoStyle | None = None,
     max_frames: int = 0,
     progress: bool = True,
+    asynchronous: bool = False,
 ) -> DemoReport:
     """Segment a video and write the annotated one.
 
@@ -159,6 +176,7 @@ def run_demo(
         style: how to draw.
         max_frames: 0 takes all.
         progress: show a bar when standard error is a terminal.
+        asynchronous: see :func:`segment_video`.
 
     Raises:
         ValueError: the input breaks off, or labels without a colour.
@@ -176,14 +194,17 @@ def run_demo(
         unit="frame",
         disable=not (progress and sys.stderr.isatty()),
     )
+    results = segment_video(segmentor, source, max_frames, asynchronous)
     try:
-        with VideoWriter(output, source.fps) as writer, bar:
-            for frame, labels in segment_video(segmentor, source, max_frames):
+        with VideoWriter(output, source.fps) as writer, bar, contextlib.closing(results):
+            for result in results:
+                frame, labels = result.frame.image, np.asarray(result.output)
                 writer.write(annotator.draw(frame, labels))
                 if contact_sheet is not None:
                     sheet.add((report.frames, _sheet_cell(frame, labels, palette, style)))
                     seen.update(render.present_classes(labels, len(palette.names), LEGEND_SHARE))
                 report.frames += 1
+                report.keyframes += bool(result.keyframe)
                 bar.update()
     except KeyboardInterrupt:
         report.interrupted = True
