@@ -14,6 +14,11 @@ from torch import Tensor
 from the_mask.ops.checks import to_pair
 
 
+def _center(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+    # A function, because torch.compile of torch 2.9 cannot unpack a property of a named tuple.
+    return (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
+
+
 class Geometry(NamedTuple):
     """Kernel geometry; pairs are (vertical, horizontal)."""
 
@@ -33,7 +38,7 @@ class Geometry(NamedTuple):
     @property
     def center(self) -> tuple[int, int]:
         """Distance from the first tap to the centre of the kernel grid (integer floor: even kernels are legal)."""
-        return (self.dilation[0] * (self.kernel[0] - 1) // 2, self.dilation[1] * (self.kernel[1] - 1) // 2)
+        return _center(self.kernel, self.dilation)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(Ho, Wo) for an input of that size."""
@@ -47,7 +52,7 @@ class Geometry(NamedTuple):
 
     def taps(self) -> list[tuple[int, int]]:
         """(x, y) of each point relative to the kernel centre, before scaling; x is the outer loop (released code)."""
-        center_y, center_x = self.center
+        center_y, center_x = _center(self.kernel, self.dilation)
         taps = [
             (column * self.dilation[1] - center_x, row * self.dilation[0] - center_y)
             for column in range(self.kernel[1])
@@ -65,8 +70,9 @@ class Geometry(NamedTuple):
         moved = self.offset_scale * (taps + offset)
         base_x = torch.arange(columns, dtype=offset.dtype, device=offset.device) * self.stride[1]
         base_y = torch.arange(rows, dtype=offset.dtype, device=offset.device) * self.stride[0]
-        base_x = base_x + (self.center[1] - self.padding[1])
-        base_y = base_y + (self.center[0] - self.padding[0])
+        center_y, center_x = _center(self.kernel, self.dilation)
+        base_x = base_x + (center_x - self.padding[1])
+        base_y = base_y + (center_y - self.padding[0])
         return base_x[:, None, None] + moved[..., 0], base_y[:, None, None, None] + moved[..., 1]
 
 
