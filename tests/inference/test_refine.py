@@ -159,6 +159,8 @@ def test_only_uncertain_components_are_refined():
     assert uncertain_share(pieces[0], np.zeros(labels.shape), 0.5) == 1
     step(image, torch.from_numpy(labels), scores, None)
     assert len(network.calls) == 1
+    assert (step.frames, step.components) == (2, 1)
+    assert step.seconds > 0
 
 
 def test_crops_of_one_size_run_in_batches():
