@@ -44,7 +44,7 @@ def small_backbone(cfg):
         cfg.MODEL.TIMM.NAME = {"swin": "swin_tiny_patch4_window7_224", "convnext": "convnext_atto"}[family]
     elif cfg.MODEL.BACKBONE.NAME == "build_beit_backbone":
         cfg.MODEL.BEIT.NAME, cfg.MODEL.BEIT.IMG_SIZE = "beit_base_patch16_224", 64
-        cfg.MODEL.BEIT.OUT_INDICES = [2, 5, 8, 11]
+        cfg.MODEL.BEIT.OUT_INDICES = [0, 1, 2, 3]  # later blocks are not kept
 
 
 def small_heads(cfg):

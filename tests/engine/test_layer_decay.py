@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from detectron2.modeling import build_backbone
+from engine_fakes import CONFIGS
 from torch import nn
 
 import the_mask.modeling  # noqa: F401
@@ -201,3 +202,38 @@ def test_build_optimizer_applies_decay_and_the_release_weight_decay() -> None:
         "head.out.weight": (pytest.approx(2e-5), 0.05),
         "head.out.bias": (pytest.approx(2e-5), 0.0),
     }
+
+
+def test_published_recipes_reach_the_optimizer() -> None:
+    """What the configs of the third-place report say about decay and warm-up."""
+    expected = {
+        "mask2former_internimage_h": ("layer", 0.95, 2e-5),
+        "mask2former_internimage_l": ("layer", 0.94, 2e-5),
+        "upernet_internimage_xl": ("layer", 0.94, 2e-5),
+        "upernet_internimage_h": ("layer", 0.95, 2e-5),
+        "upernet_convnext_xl": ("stage", 0.9, 8e-5),
+        "upernet_swin_l": ("none", 1.0, 3e-5),
+    }
+    for name, recipe in expected.items():
+        solver = load_config(CONFIGS / f"vspw/{name}.yaml").SOLVER
+        assert recipe == (solver.LR_DECAY.MODE, solver.LR_DECAY.RATE, solver.BASE_LR)
+        assert (solver.WARMUP_ITERS, solver.POLY_LR_POWER) == (1500, 1.0)
+    assert load_config(CONFIGS / "vspw/mask2former_internimage_h.yaml").SOLVER.WARMUP_FACTOR == 1e-6
+
+
+def test_every_vspw_model_of_the_report_has_its_pretraining() -> None:
+    """The two documented commands use one name; both configs have the same model but for the classes."""
+    names = {path.stem for path in (CONFIGS / "coco_stuff164k").glob("[!_]*.yaml")}
+    shared = sorted(name for name in names if (CONFIGS / f"vspw/{name}.yaml").is_file())
+    backbones = ("r50", "swin_l", "convnext_xl", "internimage_l", "internimage_xl", "internimage_h")
+    assert {f"{head}_{backbone}" for head in ("mask2former", "upernet") for backbone in backbones} <= set(shared)
+    assert {"mask2former_beit_l", "upernet_beitl", "the_mask_internimage_h_1f", "the_mask_swin_l_1f"} <= set(shared)
+    for name in shared:
+        first, second = (load_config(CONFIGS / folder / f"{name}.yaml").MODEL for folder in ("coco_stuff164k", "vspw"))
+        assert (first.SEM_SEG_HEAD.NUM_CLASSES, second.SEM_SEG_HEAD.NUM_CLASSES) == (171, 124)
+        for parts in (first, second):
+            parts.SEM_SEG_HEAD.NUM_CLASSES = 0
+            parts.INTERNIMAGE.CHECKPOINT = True  # spends time to save memory, changes nothing else
+            parts.CLIP_SEGMENTOR.OHEM.ENABLED = False
+            parts.CLIP_SEGMENTOR.OHEM.MIN_KEPT = 0
+        assert first == second, name
