@@ -74,9 +74,10 @@ def test_update_is_the_loop_over_pixels(prototypes, update_at):
     torch.testing.assert_close(memory.rows[4], before[4], rtol=0, atol=0)  # an absent class keeps its rows
 
 
-def test_bands_of_rows_add_up(monkeypatch):
+@pytest.mark.parametrize("make", [filled, lambda: ClassMemory(K, C, 7)])
+def test_bands_of_rows_add_up(monkeypatch, make):
     features, labels = batch()
-    whole, bands = filled(), filled()
+    whole, bands = make(), make()
     whole.collect(features, labels, range(4))
     monkeypatch.setattr("the_mask.modeling.context.class_rows.VALUES_PER_BAND", C * 20 * 3)
     bands.collect(features, labels, range(4))

@@ -86,6 +86,21 @@ def test_a_training_step_reaches_every_parameter_and_the_memory(expression, prio
     assert all(module.training for module in model.sem_seg_head.modules())
 
 
+def test_mixed_precision_keeps_the_memory_in_float32():
+    model = build(B, "stage1", "MODEL.BLOCKS.CLASS_MEMORY.UPDATE_RES", "labels").train()
+    for iteration in (0, 50):  # before and after the rows have been filled
+        model.set_iteration(iteration)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model([clip(seed=0), clip(seed=1)])
+        total = sum(losses.values())
+        total.backward()
+        model.after_step()
+        assert torch.isfinite(total)
+    rows = model.sem_seg_head.blocks["class_memory"].context.memory.rows
+    assert rows.dtype == torch.float32
+    assert torch.isfinite(rows).all()
+
+
 def test_ground_truth_stands_in_at_first_then_the_prediction():
     model = filled(build()).train()
     priors = spy(model)
