@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import RESULTS, machine
+from detectron2.data import MetadataCatalog
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
@@ -27,8 +29,10 @@ from the_mask.engine import RunOptions, load_weights
 from the_mask.engine.averaging import average_checkpoints
 from the_mask.engine.predict import run_calibration
 from the_mask.engine.trainer import Trainer
-from the_mask.evaluation import evaluate_dataset
-from the_mask.inference import ViewRunner
+from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
+from the_mask.evaluation.frames import single_frame_clips
+from the_mask.inference import ViewRunner, normalize_scores
+from the_mask.inference.pipeline import build_scorer
 
 FIGURES = ("mIoU", "BIoU", "pACC", "VC8", "VC16")
 Overrides = list[Any]
@@ -40,13 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads(args.json.read_text()) if args.json.is_file() else {"machine": machine(), "rows": {}}
     rows = row_table(args)
-    for name in args.rows or rows:
+    for name in rows if args.rows is None else args.rows:
         if name not in rows:
             raise SystemExit(f"unknown row {name!r}; known are {', '.join(rows)}")
         if name in content["rows"]:
             continue
         content["rows"][name] = measure(args, rows[name](content))
         args.json.write_text(json.dumps(content, indent=1) + "\n")
+    if args.double_softmax:
+        content["double softmax"] = double_softmax(args)
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        print(json.dumps(content["double softmax"], indent=1))
     if args.overhead:
         content["overhead"] = overhead(args)
         args.json.write_text(json.dumps(content, indent=1) + "\n")
@@ -70,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scales", nargs="+", type=float, default=[0.75, 1.0, 1.25, 1.5, 1.75])
     parser.add_argument("--rows", nargs="*", help="names of rows; default: all")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides for all rows")
+    parser.add_argument(
+        "--double-softmax", action="store_true", help="also a sum in which one member has a second softmax"
+    )
     parser.add_argument("--overhead", action="store_true", help="also the cost of views beside their forward passes")
     parser.add_argument("--json", type=Path, default=RESULTS / "test_time.json")
     return parser
@@ -135,7 +146,7 @@ def row_table(args: argparse.Namespace) -> dict[str, Callable[[dict[str, Any]], 
     return rows
 
 
-def overhead(args: argparse.Namespace, rounds: int = 3) -> dict[str, float]:
+def overhead(args: argparse.Namespace, rounds: int = 2) -> dict[str, float]:
     """Processor seconds of six scales x flip on one frame, against the sum of the model's twelve forward passes."""
     cfg = load_config(args.config_file, ["MODEL.WEIGHTS", str(args.weights), *args.set])
     model = Trainer.build_model(cfg)
@@ -161,6 +172,48 @@ def overhead(args: argparse.Namespace, rounds: int = 3) -> dict[str, float]:
             runner.step(image, runner.init_state())
             spent["whole"] += time.process_time() - start
     return {name: seconds / rounds for name, seconds in spent.items()} | {"ratio": spent["whole"] / spent["forwards"]}
+
+
+def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
+    """What a second softmax on one member's scores does to a sum of two members, on every tenth frame of the data set.
+
+    Returns:
+        mIoU (percent) of each member and of the sums, ``A`` and ``B`` being probabilities (sum-to-one) and ``softmax``
+        of them; the mean probability of the best class before and after; and the share of the pixels on which the
+        members disagree that go to B.
+    """
+    scorers = []
+    for config, weights in ((args.config_file, args.weights), (args.member_config, args.member_weights)):
+        cfg = load_config(config, ["MODEL.WEIGHTS", str(weights), *args.set])
+        scorers.append(build_scorer(cfg))
+    metadata = MetadataCatalog.get(args.dataset)
+    classes = len(metadata.stuff_classes)
+    names = ("A", "B", "A + B", "softmax(A) + B", "A + softmax(B)", "softmax(A) + softmax(B)")
+    confusion = {name: np.zeros((classes, classes), dtype=np.int64) for name in names}
+    to_b = dict.fromkeys(names, 0)
+    disagreed, best, frames = 0, [0.0, 0.0], 0
+    for index, clip in enumerate(single_frame_clips(get_records(args.dataset))):
+        if index % every:
+            continue
+        image = read_image(clip["file_names"][0])
+        with torch.no_grad():
+            a, b = (normalize_scores(s.step(image, s.init_state())[0], "sum-to-one") for s in scorers)
+        flat_a, flat_b = a.softmax(0), b.softmax(0)
+        best = [best[0] + float(a.amax(0).mean()), best[1] + float(flat_a.amax(0).mean())]
+        frames += 1
+        maps = dict(zip(names, (a, b, a + b, flat_a + b, a + flat_b, flat_a + flat_b), strict=True))
+        labels = {name: scores.argmax(0) for name, scores in maps.items()}
+        differ = labels["A"] != labels["B"]
+        disagreed += int(differ.sum())
+        for name, found in labels.items():
+            to_b[name] += int((found == labels["B"])[differ].sum())
+            confusion[name] += confusion_matrix(found, clip["labels"][0], classes, metadata.ignore_label)
+    return {
+        "frames": frames,
+        "mIoU": {name: 100 * iou_from_confusion(matrix)["mIoU"] for name, matrix in confusion.items()},
+        "share to B": {name: count / max(disagreed, 1) for name, count in to_b.items()},
+        "best class of A, before and after": [total / frames for total in best],
+    }
 
 
 def measure(args: argparse.Namespace, overrides: Overrides) -> dict[str, Any]:
