@@ -14,10 +14,25 @@ from the_mask.config_keys import (
     keyframe,
     mask_former,
     memory,
+    parallel,
     solver,
     test,
     the_mask,
     transfer,
 )
 
-SUBJECTS = (input, mask_former, the_mask, backbones, context, solver, test, inference, data, keyframe, memory, transfer)
+SUBJECTS = (
+    input,
+    mask_former,
+    the_mask,
+    backbones,
+    context,
+    solver,
+    test,
+    inference,
+    data,
+    keyframe,
+    memory,
+    transfer,
+    parallel,
+)

@@ -24,6 +24,8 @@ FINAL = "model_final.pth"
 BEST = "model_best.pth"
 POINTER = "last_checkpoint"
 _TEMPORARY = ".writing"
+# Key of a checkpoint whose sharded tensors stand in files of their own, one per process.
+PARTS = "parts_elsewhere"
 
 
 class CheckpointWriteError(OSError):
@@ -106,9 +108,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             problem = str(error).splitlines()[0]
         else:
             if isinstance(state, dict) and "model" in state:
-                return state
+                return join_parts(path, state)
             problem = "it holds no 'model'"
     raise ValueError(f"checkpoint {path} cannot be read: {problem}{_advice(path)}")
+
+
+def part_path(path: Path, rank: int, count: int) -> Path:
+    """Where process ``rank`` of ``count`` keeps its parts of the sharded tensors of checkpoint ``path``."""
+    return path.with_name(f"{path.name}.part{rank}of{count}")
+
+
+def join_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Put the parts of a sharded checkpoint into their places; other checkpoints stay as they are.
+
+    Raises:
+        ValueError: a part is missing or damaged.
+    """
+    index = state.pop(PARTS, None)
+    if index is None:
+        return state
+    files = [part_path(path, rank, index["count"]) for rank in range(index["count"])]
+    pieces = []
+    for file in files:
+        problem = zip_problem(file) if file.is_file() else "it is missing"
+        if problem:
+            raise ValueError(f"checkpoint {path} was written by {len(files)} processes; its part {file}: {problem}")
+        pieces.append(torch.load(file, map_location="cpu", weights_only=True)["parts"])
+    for place in index["paths"]:
+        *parents, leaf = place.split("/")[1:]
+        node = state
+        for name in parents:
+            node = node[name]
+        node[leaf] = torch.cat([piece[place] for piece in pieces])
+    return state
 
 
 def zip_problem(path: Path) -> str | None:
@@ -164,15 +196,22 @@ class CheckpointFolder:
         name = pointer.read_text(encoding="utf-8").strip()
         return self.folder / name if name else None
 
+    @staticmethod
+    def numbered_name(iteration: int) -> str:
+        """File name of the checkpoint of an iteration."""
+        return f"model_{iteration:07d}.pth"
+
     def save_numbered(self, iteration: int, state: dict[str, Any]) -> Path:
         """Write ``model_<iteration>.pth`` and delete the oldest numbered ones beyond ``keep``."""
-        name = f"model_{iteration:07d}.pth"
+        name = self.numbered_name(iteration)
         names = [other for other in self.numbered if other != name] + [name]
         kept, old = (names[-self.keep :], names[: -self.keep]) if self.keep > 0 else (names, [])
         path = self._save(name, {**state, "numbered": kept})
         self.numbered = kept
         for other in old:
             (self.folder / other).unlink(missing_ok=True)
+            for part in self.folder.glob(f"{other}.part*"):
+                part.unlink()
         return path
 
     def save_final(self, state: dict[str, Any]) -> Path:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from the_mask.engine.sharding import like
+
 
 class ExponentialMovingAverage:
     """Keeps ``average <- d * average + (1 - d) * weights`` for every floating tensor of a model's state dict.
@@ -72,7 +74,7 @@ class ExponentialMovingAverage:
         """Put back what :meth:`state_dict` gave, on the devices of the present average."""
         self.updates = int(state["updates"])
         for name, value in self.average.items():
-            value.copy_(state["average"][name])
+            value.copy_(like(state["average"][name], value))
 
 
 def _shadow(value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from the_mask.engine.layer_decay import LayerDecay, layer_decay_factors
+from the_mask.engine.sharding import like, whole
 
 logger = logging.getLogger(__name__)
 
@@ -228,8 +229,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
         # They had no gradient so far, or were frozen.
         logger.warning("%d parameters start with a fresh optimiser state: %s", len(absent), absent[:3])
     state = optimizer.state_dict()
-    state["state"] = {index: saved["state"][name] for index, name in enumerate(names) if name in saved["state"]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state["state"] = {
+        index: {key: _as_parameter(value, parameter) for key, value in saved["state"][name].items()}
+        for index, (name, parameter) in enumerate(zip(names, parameters, strict=True))
+        if name in saved["state"]
+    }
     optimizer.load_state_dict(state)
+
+
+def _as_parameter(value: Any, parameter: nn.Parameter) -> Any:
+    """State of the parameter's shape, sharded as the parameter is; anything else as it is."""
+    return like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
 
 
 def clip_gradients(
@@ -252,7 +263,7 @@ def clip_gradients(
     """
     parameters = [p for p in parameters if p.grad is not None]
     if clip_type == "full_model":
-        return nn.utils.clip_grad_norm_(parameters, value, norm_type=norm_type)
+        return whole(nn.utils.clip_grad_norm_(parameters, value, norm_type=norm_type))
     if clip_type == "norm":
         for parameter in parameters:
             nn.utils.clip_grad_norm_([parameter], value, norm_type=norm_type)

@@ -17,6 +17,7 @@ from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import EvalHook
 from the_mask.engine.optimizer import load_optimizer_state, optimizer_state
 from the_mask.engine.rng import rng_state, seed_everything, set_rng_state
+from the_mask.engine.sharding import load_whole
 from the_mask.engine.weights import compare
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _load_model(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     report = compare(weights, model.state_dict(), str(path))
     if report.missing or report.unexpected or report.mismatched or report.dropped:
         raise ValueError(f"{path} was written for another model, so it cannot be resumed\n{report}")
-    model.load_state_dict(weights)
+    load_whole(model, weights)
 
 
 def _check_classes(trainer: Trainer, state: dict[str, Any], path: Path) -> None:

@@ -18,10 +18,11 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from the_mask.data import build_train_loader
 from the_mask.engine import resume
-from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError, remove_leftovers
+from the_mask.engine.checkpoint import BEST, FINAL, CheckpointFolder, CheckpointWriteError, remove_leftovers
 from the_mask.engine.class_sets import ClassSets
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
@@ -31,6 +32,7 @@ from the_mask.engine.optimizer import build_optimizer, clip_gradients, set_learn
 from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
 from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import with_seed
+from the_mask.engine.sharding import gathered_copy, is_sharded, shard_model, wants_sharding, write_parts
 from the_mask.engine.signals import StopRequest, TrainingInterrupted
 from the_mask.engine.weights import LoadReport, load_weights
 from the_mask.engine.writers import LogWriter, prepare_metrics_file
@@ -65,6 +67,8 @@ class Trainer(TrainerBase):
         # Ranks differ, so that dropout does; their models are made equal to the first one's.
         seed_everything(self.cfg.SEED + comm.get_rank())
         self.model = self.build_model(self.cfg)
+        if wants_sharding(cfg):
+            shard_model(self.model, self.device)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = WarmupPoly.from_config(cfg)
         precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None
@@ -177,7 +181,7 @@ class Trainer(TrainerBase):
         if comm.is_main_process() and self.checkpoints.folder.is_dir():
             remove_leftovers(self.checkpoints.folder)
         self.model.train()
-        self._parallel = wrap_distributed(self.model, self.device)
+        self._parallel = self.model if is_sharded(self.model) else wrap_distributed(self.model, self.device)
         with self.stop.installed():
             try:
                 self._open_loader()
@@ -249,6 +253,9 @@ class Trainer(TrainerBase):
 
     def _without_sync(self, last_is_to_come: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between processes only after the last micro-batch."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(not last_is_to_come)
+            return nullcontext()
         if last_is_to_come and self._parallel is not self.model:
             return self._parallel.no_sync()  # type: ignore[union-attr, operator]
         return nullcontext()
@@ -321,8 +328,10 @@ class Trainer(TrainerBase):
         alone = comm.get_world_size() == 1
         with self.stop.immediate(alone), preserved_rng(), averaged:
             try:
-                self.model.eval()
-                self.results = self.evaluate_model(self.cfg, self.model) or {}
+                model = self.model
+                if is_sharded(model):
+                    model = gathered_copy(model, lambda: self.build_model(self.cfg))
+                self.results = self.evaluate_model(self.cfg, model.eval()) or {}
             finally:
                 self.model.train(training)
         return self.results
@@ -331,16 +340,17 @@ class Trainer(TrainerBase):
 
     def save_numbered(self) -> None:
         """Write ``model_<iteration>.pth``, unless this iteration is on the disk already."""
-        self._save(lambda state: self.checkpoints.save_numbered(self.completed - 1, state))
+        name = self.checkpoints.numbered_name(self.completed - 1)
+        self._save(name, lambda state: self.checkpoints.save_numbered(self.completed - 1, state))
 
     def save_final(self) -> None:
         """Write ``model_final.pth``."""
-        self._save(self.checkpoints.save_final)
+        self._save(FINAL, self.checkpoints.save_final)
 
-    def _save(self, write: Any, rng: list[dict[str, Any]] | None = None) -> None:
+    def _save(self, name: str, write: Any, rng: list[dict[str, Any]] | None = None) -> None:
         if self._saved == self.completed:
             return
-        state = resume.training_state(self, rng)
+        state = write_parts(self.checkpoints.folder / name, resume.training_state(self, rng))
         write_on_main(lambda: write(state))
         self._saved = self.completed
         logger.info("checkpoint of iteration %d written to %s", self.completed, self.checkpoints.folder)
@@ -348,6 +358,9 @@ class Trainer(TrainerBase):
     def save_best_if(self, is_best: bool, metrics: dict[str, float]) -> None:
         """Write ``model_best.pth`` if the first process says so."""
         state = resume.weights_state(self)
+        is_best = comm.all_gather(is_best)[0]
+        if is_best:
+            state = write_parts(self.checkpoints.folder / BEST, state)
         write_on_main(lambda: self.checkpoints.save_best({**state, "metrics": metrics}) if is_best else None)
 
     def _rescue(self, error: BaseException) -> None:
@@ -364,7 +377,8 @@ class Trainer(TrainerBase):
         inside_step = self.completed == self.iter
         try:
             rng = [self._rng_before_step] if inside_step and self._rng_before_step is not None else None
-            self._save(lambda state: self.checkpoints.save_numbered(self.completed - 1, state), rng)
+            name = self.checkpoints.numbered_name(self.completed - 1)
+            self._save(name, lambda state: self.checkpoints.save_numbered(self.completed - 1, state), rng)
         except CheckpointWriteError:
             logger.exception("the checkpoint that should have been left could not be written")
         if self.stop.signum and not isinstance(error, TrainingInterrupted):

@@ -22,7 +22,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from the_mask.engine.checkpoint import zip_problem
+from the_mask.engine.checkpoint import PARTS, join_parts, zip_problem
 from the_mask.engine.class_sets import (
     CLASS_LAYERS,
     ClassSets,
@@ -35,6 +35,7 @@ from the_mask.engine.class_sets import (
 from the_mask.engine.converters import UnknownLayoutError, convert
 from the_mask.engine.converters.safe_pickle import SAFE_GLOBALS, UnsafePickleError, load_plain
 from the_mask.engine.converters.tables import fit_position_tables
+from the_mask.engine.sharding import load_whole
 from the_mask.modeling.keyframe.official import bisenet_name, swiftnet_name
 from the_mask.modeling.mask_decoders import stage1_to_stage2
 
@@ -164,7 +165,7 @@ def load_weights(
         )
     if strict and report.untrained():
         raise ValueError(f"{path} does not fill the whole model, so an evaluation would mean nothing\n{report}")
-    model.load_state_dict({name: state[name] for name in report.loaded + report.by_name}, strict=False)
+    load_whole(model, {name: state[name] for name in report.loaded + report.by_name}, strict=False)
     incomplete = report.missing or report.unexpected or report.mismatched or report.dropped or report.by_name
     logger.log(logging.WARNING if incomplete else logging.INFO, "%s", report)
     return report
@@ -252,7 +253,8 @@ def _read(path: str | Path, trust_pickle: bool) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist (MODEL.WEIGHTS)")
-    return _read_file(path, trust_pickle)
+    content = _read_file(path, trust_pickle)
+    return join_parts(path, content) if isinstance(content, dict) and PARTS in content else content
 
 
 def _state_dict(content: Any, path: str | Path, use_ema: bool) -> tuple[dict[str, Tensor], list[str]]:

@@ -1,0 +1,12 @@
+"""Keys of models that are divided among processes."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_keys(cfg: CfgNode) -> None:
+    """Add them to ``cfg``, in place."""
+    # "none": every process has the whole model (DistributedDataParallel). "fsdp2": parameters, gradients and optimiser
+    # state are divided among the processes, and so are checkpoints.
+    cfg.MODEL.PARALLEL = "none"
