@@ -181,6 +181,7 @@ setup(
     extras_require={
         "dev": DEV_REQUIREMENTS + EXPORT_REQUIREMENTS,
         "export": EXPORT_REQUIREMENTS,
+        "slurm": ["submitit>=1.5"],
         # Masks for voting (TEST.VOTING.MASKS).
         "sam": ["segment-anything>=1.0"],
         "sam2": ["sam2>=1.0"],
