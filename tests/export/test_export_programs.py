@@ -24,7 +24,8 @@ TINY = ["MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.SEM_S
 
 def build(name, *options):
     torch.manual_seed(0)
-    return build_model(load_config(ROOT / "configs" / f"{name}.yaml", [*TINY, *options])).eval()
+    overrides = [*TINY, "MODEL.WEIGHTS", "", *options]
+    return build_model(load_config(ROOT / "configs" / f"{name}.yaml", overrides)).eval()
 
 
 class Averaging(Segmentor):
@@ -158,7 +159,12 @@ def test_mask_classifier_of_any_size(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("debug/the_mask_debug_video", marks=pytest.mark.slow), "debug/gsvnet_debug", "debug/swiftnet_debug"],
+    [
+        pytest.param("debug/the_mask_debug_video", marks=pytest.mark.slow),
+        "debug/gsvnet_debug",
+        "debug/swiftnet_debug",
+        "camvid/tmanet_r18_cpu",
+    ],
 )
 def test_segmentors_through_torch_export(name, tmp_path):
     model = build(name)
@@ -259,6 +265,7 @@ SLOW = [
     ("debug/the_mask_debug_video", (64, 96), ["stream"]),
     ("debug/gsvnet_debug", (64, 96), ["image", "stream"]),
     ("debug/swiftnet_debug", (60, 90), ["image"]),
+    ("camvid/tmanet_r18_cpu", (64, 96), ["stream"]),
     ("camvid/the_mask_r18_video_cpu", (96, 128), ["image", "stream"]),
     ("vspw/mask2former_r50", (64, 96), ["image"]),
     ("vspw/the_mask_r50_video", (64, 96), ["stream"]),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from the_mask.modeling.context.types import all_valid
+
 POOLS = ("cube", "clipped", "plane")
 
 
@@ -55,7 +57,7 @@ def flatten_slots(frames: Tensor) -> Tensor:
 
 def slot_mask(valid: Tensor, cells: int) -> Tensor | None:
     """Validity of every key, [B, T] -> [B, T cells]; None when all are valid."""
-    return None if bool(valid.all()) else valid.repeat_interleave(cells, dim=1)
+    return None if all_valid(valid) else valid.repeat_interleave(cells, dim=1)
 
 
 def pool_bins(size_in: int, size_out: int) -> Tensor:
@@ -101,7 +103,7 @@ def pooled_slots(frames: Tensor, valid: Tensor, sizes: Sequence[int], mode: str)
         weights = inside / inside.sum(dim=2, keepdim=True).clamp(min=1)
         anchors.append(torch.einsum("bst,btcij->bcsij", weights, cells).flatten(2))
         marks.append((inside.sum(dim=2) > 0).repeat_interleave(size * size, dim=1))
-    mask = None if bool(valid.all()) else torch.cat(marks, dim=1)
+    mask = None if all_valid(valid) else torch.cat(marks, dim=1)
     return torch.cat(anchors, dim=2), mask
 
 

@@ -57,6 +57,11 @@ class ClipFeatures:
         return self.map(lambda frame: {name: value.detach() for name, value in frame.items()})
 
 
+def all_valid(valid: Tensor) -> bool:
+    """Whether every slot holds a frame, so that no mask is needed; an exported program cannot ask and gets False."""
+    return not torch.compiler.is_exporting() and bool(valid.all())
+
+
 def fill_missing(memory: ClipFeatures, policy: str, current: FrameFeatures) -> ClipFeatures:
     """Give the slots from before the video's start something to hold.
 
@@ -72,7 +77,7 @@ def fill_missing(memory: ClipFeatures, policy: str, current: FrameFeatures) -> C
     """
     if policy not in PAD_POLICIES:
         raise ValueError(f"MODEL.CLIP_SEGMENTOR.PAD {policy!r}: expected one of {', '.join(PAD_POLICIES)}")
-    if policy == "mask" or not len(memory) or bool(memory.valid.all()):
+    if policy == "mask" or not len(memory) or all_valid(memory.valid):
         return memory
     fill: FrameFeatures = current
     frames: list[FrameFeatures] = []
