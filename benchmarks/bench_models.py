@@ -89,7 +89,8 @@ def huggingface_model(backbone: str) -> Any:
 
     stages = [f"stage{i}" for i in range(1, 5)]
     kind: Any = transformers.SwinConfig if backbone == "swin_t" else transformers.ResNetConfig
-    config = transformers.Mask2FormerConfig(backbone_config=kind(out_features=stages), num_labels=CLASSES)
+    config = transformers.Mask2FormerConfig(backbone_config=kind(out_features=stages))
+    config.num_labels = CLASSES
     model = transformers.Mask2FormerForUniversalSegmentation(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -219,13 +220,14 @@ class Worker:
             command.append("--memory")
             environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
         self.candidate = candidate
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
         )
         self.parameters = self._answer()["parameters"]
 

@@ -67,7 +67,8 @@ def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
     units = [m for m in model.modules() if isinstance(m, UNITS) or _timm_unit(m)]
     for module in units:
         fully_shard(module, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place: the model's class becomes a subclass
+    return model
 
 
 def _timm_unit(module: nn.Module) -> bool:
