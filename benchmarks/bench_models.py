@@ -104,11 +104,9 @@ def huggingface_model(backbone: str) -> Any:
 
 def our_model(candidate: Candidate) -> torch.nn.Module:
     """A segmentor with random weights, or with those of a Hugging Face folder."""
-    from detectron2.modeling import build_model
-
-    import the_mask.modeling  # noqa: F401
     from the_mask.config import load_config
     from the_mask.engine import load_weights
+    from the_mask.modeling import build_model
 
     options: list[Any] = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", CLASSES]
     model = build_model(load_config(None, [*options, *HEADS[candidate.head], *BACKBONES[candidate.backbone]]))

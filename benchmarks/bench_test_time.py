@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, machine
-from detectron2.data import MetadataCatalog
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
-from the_mask.data import get_records, read_image
+from the_mask.data import get_class_names, get_records, read_image
 from the_mask.engine import RunOptions, load_weights
 from the_mask.engine.averaging import average_checkpoints
 from the_mask.engine.predict import run_calibration
@@ -186,8 +185,8 @@ def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
     for config, weights in ((args.config_file, args.weights), (args.member_config, args.member_weights)):
         cfg = load_config(config, ["MODEL.WEIGHTS", str(weights), *args.set])
         scorers.append(build_scorer(cfg))
-    metadata = MetadataCatalog.get(args.dataset)
-    classes = len(metadata.stuff_classes)
+    classes = len(get_class_names(args.dataset))
+    ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     names = ("A", "B", "A + B", "softmax(A) + B", "A + softmax(B)", "softmax(A) + softmax(B)")
     confusion = {name: np.zeros((classes, classes), dtype=np.int64) for name in names}
     to_b = dict.fromkeys(names, 0)
@@ -207,7 +206,7 @@ def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
         disagreed += int(differ.sum())
         for name, found in labels.items():
             to_b[name] += int((found == labels["B"])[differ].sum())
-            confusion[name] += confusion_matrix(found, clip["labels"][0], classes, metadata.ignore_label)
+            confusion[name] += confusion_matrix(found, clip["labels"][0], classes, ignore_label)
     return {
         "frames": frames,
         "mIoU": {name: 100 * iou_from_confusion(matrix)["mIoU"] for name, matrix in confusion.items()},

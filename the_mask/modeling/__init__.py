@@ -1,5 +1,7 @@
 """Models. Importing this package fills the registries: backbones, pixel decoders, mask decoders, segmentors."""
 
+from detectron2.modeling import build_model
+
 from the_mask.modeling import backbones as backbones
 from the_mask.modeling import heads as heads
 from the_mask.modeling import keyframe as keyframe
@@ -15,6 +17,7 @@ __all__ = [
     "MaskClassifier",
     "Segmentor",
     "build_mask_decoder",
+    "build_model",
     "build_pixel_decoder",
     "stage1_to_stage2",
 ]
