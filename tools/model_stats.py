@@ -47,10 +47,12 @@ def row(name: str, stats: ModelStats) -> str:
 
 def table(files: Sequence[Path]) -> str:
     lines = [HEADER]
+    print(HEADER, flush=True)
     for path in files:
         inside = CONFIGS in path.resolve().parents
         name = str(path.resolve().relative_to(CONFIGS).with_suffix("")) if inside else path.stem
         lines.append(row(name, model_stats(load_config(path))))
+        print(lines[-1], flush=True)
     return "\n".join(lines)
 
 
@@ -76,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = args.configs or sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("_"))
     try:
         text = table(files)
-        print(text)
         if args.update:
             update(args.update, text)
     except (ValueError, OSError) as error:
