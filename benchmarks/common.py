@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,31 +17,19 @@ from typing import Any
 
 import torch
 
-import the_mask
+from the_mask.inference.benchmark import machine as library_machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Row = dict[str, float]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, memory, versions, load: what a number is worth nothing without."""
-    facts: dict[str, Any] = {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "logical_cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "the_mask": the_mask.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    if hasattr(os, "getloadavg"):
-        facts["load_average_at_start"] = os.getloadavg()
+    """What the library says of the machine, and what kernels depend on: vector units, caches, memory."""
+    facts = library_machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
         fields = (line.partition(":") for line in information.read_text().splitlines())
         known = {name.strip(): value.strip() for name, _, value in fields}
-        facts["processor"] = known.get("model name", facts["processor"])
         flags = known.get("flags", "").split()
         facts["flags"] = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
         for level in ("1", "2", "3"):
@@ -51,9 +38,6 @@ def machine() -> dict[str, Any]:
                 facts[f"cache_index{level}"] = size.read_text().strip()
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["cuda"] = torch.version.cuda
     return facts
 
 

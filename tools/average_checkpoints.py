@@ -17,6 +17,7 @@ from pathlib import Path
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from the_mask.engine import exit_code
 from the_mask.engine.averaging import average_checkpoints
 from the_mask.engine.logs import setup_logging
 
@@ -34,15 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     setup_logging(None)
-    try:
+
+    def run() -> None:
         content = average_checkpoints(
             args.checkpoints, args.output, args.weights, args.trust_pickle, use_ema=not args.no_ema
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.output}: mean of {len(args.checkpoints)} checkpoints, {len(content['model'])} tensors")
-    return 0
+        print(f"{args.output}: mean of {len(args.checkpoints)} checkpoints, {len(content['model'])} tensors")
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

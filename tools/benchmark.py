@@ -21,6 +21,7 @@ import torch
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
+from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.benchmark import benchmark, table
@@ -88,12 +89,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     setup_logging(None)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

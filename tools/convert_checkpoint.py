@@ -19,6 +19,7 @@ from pathlib import Path
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from the_mask.engine import exit_code
 from the_mask.engine.converters import FAMILIES
 from the_mask.engine.converters.files import convert_file
 
@@ -37,13 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
+
+    def run() -> None:
         print(convert_file(args.source, args.target, args.family, args.trust, args.config_file))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"written: {args.target}")
-    return 0
+        print(f"written: {args.target}")
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":
