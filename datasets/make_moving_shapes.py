@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="default: moving_shapes under $DETECTRON2_DATASETS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-videos", type=int, default=480)
-    parser.add_argument("--val-videos", type=int, default=16)
+    parser.add_argument("--val-videos", type=int, default=64)
     parser.add_argument("--frames", type=int, default=SceneSize.frames, help="frames per video")
     parser.add_argument("--height", type=int, default=SceneSize.height)
     parser.add_argument("--width", type=int, default=SceneSize.width)

@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue interrupted trainings, keep finished ones")
     parser.add_argument("--show-videos", type=int, default=6, metavar="N", help="videos rendered (default: 6)")
     parser.add_argument("--train-videos", type=int, default=480, metavar="N", help="of a new data set (default: 480)")
-    parser.add_argument("--val-videos", type=int, default=16, metavar="N", help="of a new data set (default: 16)")
+    parser.add_argument("--val-videos", type=int, default=64, metavar="N", help="of a new data set (default: 64)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides for both stages")
     return parser
 

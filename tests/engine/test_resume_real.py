@@ -88,3 +88,15 @@ def test_stage_2_starts_from_stage_1(tiny_shapes: Path, tmp_path: Path) -> None:
     again.resume_or_load(True)
     assert again.completed == 1
     assert_same(weights(again), after)
+
+
+def test_channels_last_changes_the_layout_and_nothing_else(tiny_shapes: Path, tmp_path: Path) -> None:
+    losses, layouts = [], []
+    for last in (False, True):
+        trainer = Trainer(debug_cfg(tmp_path / str(last), "SOLVER.MAX_ITER", 2, "MODEL.CHANNELS_LAST", last))
+        convolutions = [m.weight for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d)]
+        layouts.append(all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions))
+        trainer.train()
+        losses.append(trainer.storage.history("total_loss").values())
+    assert layouts == [False, True]
+    assert [value for value, _ in losses[0]] == pytest.approx([value for value, _ in losses[1]], rel=1e-3)

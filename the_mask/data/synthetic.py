@@ -40,11 +40,15 @@ class SceneSize:
 
 @dataclass(frozen=True)
 class RenderedVideo:
-    """images uint8 [T,H,W,3] RGB, labels uint8 [T,H,W] raw PNG values, hidden bool [T,H,W] (dropout patches)."""
+    """images uint8 [T,H,W,3] RGB, labels uint8 [T,H,W] raw PNG values, hidden bool [T,H,W] (dropout patches).
+
+    spoiled bool [T]: frames whose blur and noise are strong all over.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     hidden: np.ndarray
+    spoiled: np.ndarray
 
 
 def render_video(seed: int, split_id: int, number: int, size: SceneSize) -> RenderedVideo:
@@ -56,14 +60,15 @@ def render_video(seed: int, split_id: int, number: int, size: SceneSize) -> Rend
     corners = np.array([_to_world(c, np.array([[0, 0], [size.width, size.height]], float)) for c in cameras])
     low, high = corners.mean(0) + 0.06 * size.height * np.array([[1], [-1]])
     shapes = _random_cast(rng, low, high, size)
-    images, labels, hidden = [], [], []
+    images, labels, hidden, spoiled = [], [], [], []
     for t, camera in enumerate(cameras):
         image, label = _draw_frame(canvas_image, canvas_label, camera, shapes, t, size)
-        image, mask = degrade(rng, image)
+        image, mask, bad = degrade(rng, image)
         images.append(image)
         labels.append(label)
         hidden.append(mask)
-    return RenderedVideo(np.stack(images), np.stack(labels), np.stack(hidden))
+        spoiled.append(bad)
+    return RenderedVideo(np.stack(images), np.stack(labels), np.stack(hidden), np.array(spoiled))
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
@@ -165,14 +170,14 @@ def _draw_frame(
     return image, label
 
 
-def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
     """Spoil one frame: blur, flicker, dropout patches, noise, drawn afresh for every frame.
 
     Args:
         image: float32 [H,W,3], 0..255.
 
     Returns:
-        uint8 [H,W,3] and the bool mask [H,W] of the dropout patches.
+        uint8 [H,W,3], the bool mask [H,W] of the dropout patches, and whether the whole frame is spoiled.
     """
     height, width = image.shape[:2]
     bad = rng.random() < _SPOILED
@@ -195,14 +200,14 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np
             patch[...] = patch.mean((0, 1)) + rng.normal(0, 14, 3)
     noise = rng.uniform(14, 26) if bad else rng.uniform(3, 14)
     image = image + rng.normal(0, noise, image.shape)
-    return image.round().clip(0, 255).astype(np.uint8), hidden
+    return image.round().clip(0, 255).astype(np.uint8), hidden, bool(bad)
 
 
 def make_moving_shapes(
     root: str | Path,
     seed: int = 0,
     train_videos: int = 480,
-    val_videos: int = 16,
+    val_videos: int = 64,
     size: SceneSize = SceneSize(),
     force: bool = False,
 ) -> bool:

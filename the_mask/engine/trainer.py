@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from the_mask.engine.signals import StopRequest, TrainingInterrupted
 from the_mask.engine.weights import LoadReport, load_weights
 from the_mask.engine.writers import LogWriter, prepare_metrics_file
 from the_mask.evaluation import evaluate_dataset
+from the_mask.modeling.build import build_segmentor
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Trainer(TrainerBase):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model on its device."""
-        model = build_model(cfg)
+        model = build_segmentor(cfg)
         count = sum(parameter.numel() for parameter in model.parameters())
         logger.info("%s: %.2f M parameters", type(model).__name__, count / 1e6)
         return model

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
+from the_mask.modeling.build import build_segmentor
 from the_mask.modeling.segmentors import label_map, resize_scores
 
 StreamState = dict[str, Any]
@@ -133,7 +133,7 @@ def _build_trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
 
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: a stream needs trained weights (or pass a model)")
-    model = build_model(cfg)
+    model = build_segmentor(cfg)
     classes = ClassSets.from_config(cfg, evaluating=True)
     load_weights(model, cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, strict=True, classes=classes)
     return model
@@ -141,7 +141,7 @@ def _build_trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
 
 def build_random(cfg: CfgNode) -> nn.Module:
     """The model of a config as it is before training, in eval mode; for measurements."""
-    return build_model(cfg).eval()
+    return build_segmentor(cfg).eval()
 
 
 def _as_image(frame: np.ndarray | Tensor) -> np.ndarray:

@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""How often a model tells the look-alikes of moving_shapes apart, in clear and in spoiled frames.
+
+benchmarks/look_alikes.py --config-file configs/moving_shapes/demo_video.yaml \\
+    MODEL.WEIGHTS output/demo/temporal/model_final.pth
+
+Counts the pixels of a shape that are given one of the two classes of its pair, and the share of them that gets the
+right one; half is guessing. Which frames are spoiled is not in the files, so the videos are drawn again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from the_mask.data import build_test_loader, get_records
+from the_mask.data.datasets import dataset_root
+from the_mask.data.shapes import SHAPES
+from the_mask.data.synthetic import FIRST_SHAPE_VALUE, MANIFEST, SceneSize, render_video
+from the_mask.engine import RunOptions, exit_code, load_weights
+from the_mask.engine.trainer import Trainer
+
+DATASET, SPLIT = "moving_shapes_val", 1
+# Class ids are PNG values less one, as 0 is void.
+FIRST_SHAPE = FIRST_SHAPE_VALUE - 1
+
+
+def spoiled_frames() -> dict[str, list[bool]]:
+    """Video id -> per frame whether it is spoiled.
+
+    Raises:
+        FileNotFoundError: there is no moving_shapes.
+    """
+    settings = json.loads((dataset_root() / "moving_shapes" / MANIFEST).read_text(encoding="utf-8"))
+    size = SceneSize(settings["frames"], settings["height"], settings["width"])
+    videos = [record["video_id"] for record in get_records(DATASET)]
+    return {video: list(render_video(settings["seed"], SPLIT, n, size).spoiled) for n, video in enumerate(videos)}
+
+
+@torch.no_grad()
+def count(options: RunOptions) -> Counter[tuple[int, bool, bool]]:
+    """Pixels by (pair, frame is spoiled, right one of the pair)."""
+    cfg = options.load()
+    model = Trainer.build_model(cfg).eval()
+    load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
+    spoiled = spoiled_frames()
+    pixels: Counter[tuple[int, bool, bool]] = Counter()
+    for clips in build_test_loader(cfg, DATASET):
+        for clip, predictions in zip(clips, model.predict(clips), strict=True):
+            for file, predicted, label in zip(clip["file_names"], predictions, clip["labels"], strict=True):
+                if label is None:
+                    continue
+                predicted, truth = predicted.long() - FIRST_SHAPE, label.long() - FIRST_SHAPE
+                bad = spoiled[clip["video_id"]][int(Path(file).stem)]
+                for pair in range(len(SHAPES) // 2):
+                    told = (truth // 2 == pair) & (predicted // 2 == pair)
+                    right = int((told & (predicted == truth)).sum())
+                    pixels[pair, bad, True] += right
+                    pixels[pair, bad, False] += int(told.sum()) - right
+    return pixels
+
+
+def share(pixels: Counter[tuple[int, bool, bool]], pairs: Sequence[int], bad: bool) -> float:
+    """Percentage of right ones among the pixels of some pairs."""
+    right, wrong = (sum(pixels[pair, bad, truth] for pair in pairs) for truth in (True, False))
+    return 100 * right / max(right + wrong, 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="YAML")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
+    args = parser.parse_args(arguments)
+
+    def run() -> None:
+        pixels = count(RunOptions(args.config_file, args.opts, eval_only=True))
+        pairs = list(range(len(SHAPES) // 2))
+        groups = {f"{SHAPES[2 * pair]} / {SHAPES[2 * pair + 1]}": [pair] for pair in pairs} | {"all": pairs}
+        rows = [[name, share(pixels, group, False), share(pixels, group, True)] for name, group in groups.items()]
+        print(tabulate(rows, ["pair", "clear frames %", "spoiled frames %"], floatfmt=".1f", tablefmt="pipe"))
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
