@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -48,7 +49,7 @@ def spoiled_frames() -> dict[str, list[bool]]:
 def count(options: RunOptions) -> Counter[tuple[int, bool, bool]]:
     """Pixels by (pair, frame is spoiled, right one of the pair)."""
     cfg = options.load()
-    model = Trainer.build_model(cfg).eval()
+    model: Any = Trainer.build_model(cfg).eval()
     load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
     spoiled = spoiled_frames()
     pixels: Counter[tuple[int, bool, bool]] = Counter()
