@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from converter_cases import R50, noise, segmentor, timm_backbone
+from torch import Tensor
 
 from the_mask.data import register_all
 from the_mask.data.synthetic import SceneSize, make_moving_shapes
@@ -26,3 +28,15 @@ def tiny_shapes(_tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     yield _tiny_root
     monkeypatch.undo()
     register_all()
+
+
+@pytest.fixture(scope="session")
+def swin() -> dict[str, Tensor]:
+    """Weights of a Swin-T in timm's names."""
+    return noise(timm_backbone("swin_tiny_patch4_window7_224").state_dict())
+
+
+@pytest.fixture(scope="session")
+def small_state() -> dict[str, Tensor]:
+    """Weights of a narrow Mask2Former R50."""
+    return noise(segmentor(*R50).state_dict())
