@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,3 +112,11 @@ def test_label_map_of_255_classes_fits_a_byte():
     labels = label_map(scores, (1, 1), (2, 2), 1)
     assert labels.dtype == torch.uint8
     assert labels.tolist() == [[254, 254], [254, 254]]
+
+
+def test_the_first_of_equal_classes_wins():
+    scores = torch.randint(3, (40, 30, 50), generator=torch.Generator().manual_seed(0)).float()
+    labels = label_map(scores, (30, 50), (30, 50), 1)
+    expected = np.argmax(scores.numpy(), axis=0)
+    assert np.array_equal(labels.numpy(), expected)
+    assert len(np.unique(expected)) > 5

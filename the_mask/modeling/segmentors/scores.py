@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PIXELS_PER_CHUNK = 1 << 16
-ROWS_PER_TILE = 64
+ROWS_PER_TILE = 16
 
 
 def semantic_scores(logits: Tensor, masks: Tensor, chunk: int = PIXELS_PER_CHUNK) -> Tensor:
@@ -98,16 +98,27 @@ def resize_scores(
     height, width = scores.shape[-2:]
     to_network = _interpolation_matrix(height, height * stride)[: network_size[0]]
     matrix = _interpolation_matrix(network_size[0], output_size[0])[rows] @ to_network
+    tiles = matrix.split(ROWS_PER_TILE)
+    if len(tiles) == 1:
+        return _resize_band(scores, matrix, network_size[1], output_size[1], width * stride)
+    resized = scores.new_empty(scores.shape[0], len(matrix), output_size[1], dtype=torch.float32)
+    # In tiles, because a product with the whole matrix would mostly multiply by zero.
+    for tile, part in zip(tiles, resized.split(ROWS_PER_TILE, dim=1), strict=True):
+        part.copy_(_resize_band(scores, tile, network_size[1], output_size[1], width * stride))
+    return resized
+
+
+def _resize_band(scores: Tensor, matrix: Tensor, network_width: int, output_width: int, map_width: int) -> Tensor:
+    """Rows ``matrix`` [rows, h] of the maps [K, h, w], columns interpolated to the two widths in turn."""
     needed = matrix.any(dim=0).nonzero().flatten()
     if not len(needed):
-        return scores.new_empty(scores.shape[0], 0, output_size[1])
+        return scores.new_empty(scores.shape[0], 0, output_width)
     first, last = int(needed[0]), int(needed[-1]) + 1
-
     band = scores[None, :, first:last].float()
-    band = F.interpolate(band, size=(last - first, width * stride), mode="bilinear", align_corners=False)
-    band = band[..., : network_size[1]]
-    if band.shape[-1] != output_size[1]:
-        band = F.interpolate(band, size=(last - first, output_size[1]), mode="bilinear", align_corners=False)
+    band = F.interpolate(band, size=(last - first, map_width), mode="bilinear", align_corners=False)
+    band = band[..., :network_width]
+    if network_width != output_width:
+        band = F.interpolate(band, size=(last - first, output_width), mode="bilinear", align_corners=False)
     with torch.autocast(scores.device.type, enabled=False):
         return matrix[:, first:last].to(band) @ band[0]
 
@@ -130,7 +141,9 @@ def label_map(
     labels = torch.empty(output_size, dtype=dtype)
     for start in range(0, output_size[0], rows_per_tile):
         rows = slice(start, start + rows_per_tile)
-        labels[rows] = resize_scores(scores, network_size, output_size, stride, rows).argmax(dim=0).to("cpu", dtype)
+        # max() gives the first of equal classes, as argmax() does, and is faster over the outermost dimension.
+        best = resize_scores(scores, network_size, output_size, stride, rows).max(dim=0).indices
+        labels[rows] = best.to("cpu", dtype)
     return labels
 
 
