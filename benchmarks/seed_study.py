@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,7 @@ from the_mask.engine import exit_code
 
 TRAIN = Path(__file__).resolve().parents[1] / "tools" / "train_net.py"
 FIGURES = ("mIoU", "VC8", "VC16")
+LOG = "stdout.txt"
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def train(row: Row, seed: int, folder: Path, options: Sequence[str]) -> None:
     # One evaluation, at the end: a period of more than any training has.
     command = [sys.executable, str(TRAIN), "--config-file", str(row.config), "OUTPUT_DIR", str(place)]
     command += ["TEST.EVAL_PERIOD", "100000000", "SOLVER.CHECKPOINT_PERIOD", "100000000", *options, *own]
-    with (place / "stdout.txt").open("w", encoding="utf-8") as log:
+    with (place / LOG).open("w", encoding="utf-8") as log:
         code = subprocess.run([*command, "SEED", str(seed)], stdout=log, stderr=log, check=False).returncode
     if code:
         raise RuntimeError(f"{row.label}, seed {seed}: training ended with code {code}, see {log.name}")
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """Results of a finished training, its median seconds per iteration and its peak memory; empty before."""
+    """Results of a finished training, its median seconds per iteration and the process's peak memory; empty before."""
     file = folder / "metrics.json"
     if not file.is_file():
         return {}
@@ -86,7 +88,9 @@ def figures(folder: Path) -> dict[str, float]:
     if not results:
         return {}
     found = {name: results[-1].get(f"sem_seg/{name}", math.nan) for name in FIGURES}
-    return found | {"s/it": median(line["time"] for line in lines if "time" in line)}
+    memory = re.findall(r"mem (\d+) MiB", (folder / LOG).read_text(encoding="utf-8", errors="replace"))
+    seconds = median(line["time"] for line in lines if "time" in line)
+    return found | {"s/it": seconds, "MiB": max(map(float, memory), default=math.nan)}
 
 
 def table(rows: Iterable[Row], seeds: Sequence[int], folder: Path) -> list[dict[str, Any]]:
@@ -99,7 +103,8 @@ def table(rows: Iterable[Row], seeds: Sequence[int], folder: Path) -> list[dict[
             values = [run[name] for run in runs if math.isfinite(run[name])]
             line[name] = mean(values) if values else math.nan
             line[f"sd {name}"] = stdev(values) if len(values) > 1 else math.nan
-        line["s/it"] = median(run["s/it"] for run in runs) if runs else math.nan
+        for name in ("s/it", "MiB"):
+            line[name] = median(run[name] for run in runs) if runs else math.nan
         lines.append(line)
     return lines
 

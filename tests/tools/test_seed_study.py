@@ -39,6 +39,7 @@ def write(folder: Path, miou: float, seconds: float) -> None:
     folder.mkdir(parents=True)
     lines = [{"iteration": 19, "time": seconds}, {"iteration": 39, "time": seconds, "sem_seg/mIoU": miou}]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "stdout.txt").write_text("iter 20 ... mem 700 MiB\niter 40 ... mem 900 MiB\n")
 
 
 def test_table_of_finished_seeds(study, tmp_path, capsys):
@@ -53,7 +54,7 @@ def test_table_of_finished_seeds(study, tmp_path, capsys):
     first, second = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
     assert first["mIoU"] == pytest.approx(mean([50, 53, 52]))
     assert first["sd mIoU"] == pytest.approx(stdev([50, 53, 52]))
-    assert (first["seeds"], first["s/it"]) == (3, 0.2)
+    assert (first["seeds"], first["s/it"], first["MiB"]) == (3, 0.2, 900)
     assert (second["seeds"], second["mIoU"]) == (1, 40.0)
     assert study.main([str(config), str(config), "--output", str(tmp_path / "out")]) == 1
 
