@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data import import_dataset_modules
+from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
 from the_mask.evaluation import constant_baseline, evaluate_predictions, raft_flow
 from the_mask.evaluation.report import summary_table
@@ -47,32 +48,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    setup_logging(None)
-    try:
-        import_dataset_modules(args.modules)
-        if args.constant:
-            class_name, results = constant_baseline(args.dataset, args.vc_windows)
-            print(f"{args.dataset}: every pixel predicted as {class_name}\n\n{summary_table(results['sem_seg'])}")
-        else:
-            results = evaluate_predictions(
-                args.pred,
-                args.dataset,
-                train_ids=args.train_ids,
-                windows=args.vc_windows,
-                flow=raft_flow(args.tc_weights, args.device) if args.tc_weights else None,
-                tc_videos=args.tc_videos,
-            )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    """What :func:`main` does, with errors as exceptions."""
+    import_dataset_modules(args.modules)
+    if args.constant:
+        class_name, results = constant_baseline(args.dataset, args.vc_windows)
+        print(f"{args.dataset}: every pixel predicted as {class_name}\n\n{summary_table(results['sem_seg'])}")
+    else:
+        results = evaluate_predictions(
+            args.pred,
+            args.dataset,
+            train_ids=args.train_ids,
+            windows=args.vc_windows,
+            flow=raft_flow(args.tc_weights, args.device) if args.tc_weights else None,
+            tc_videos=args.tc_videos,
+        )
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         # NaN is not JSON.
         figures = {name: None if value != value else value for name, value in results["sem_seg"].items()}
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    setup_logging(None)
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

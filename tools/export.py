@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
+from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
 from the_mask.export import EXPORT_FORMATS, export_package
 from the_mask.export.package import KINDS
@@ -71,12 +72,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     setup_logging(None)
-    try:
-        run(args)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(args), also=(ModuleNotFoundError, RuntimeError))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from the_mask.engine import exit_code
 from the_mask.engine.slurm import SlurmOptions, submit
 
 
@@ -40,12 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = vars(build_parser().parse_args(argv))
     training = args.pop("training")
-    try:
-        print(submit(training, SlurmOptions(**args)))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: print(submit(training, SlurmOptions(**args))), also=(ImportError,))
 
 
 if __name__ == "__main__":

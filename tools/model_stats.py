@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.config import load_config
+from the_mask.engine import exit_code
 from the_mask.engine.model_stats import ModelStats, model_stats, published
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -76,14 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     files = args.configs or sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("_"))
-    try:
+
+    def run() -> None:
         text = table(files)
         if args.update:
             update(args.update, text)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

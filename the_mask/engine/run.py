@@ -139,11 +139,13 @@ def _weights_to_evaluate(cfg: CfgNode, resume: bool) -> Path:
     return last or Path(cfg.MODEL.WEIGHTS)
 
 
-def exit_code(command: Callable[[], object]) -> int:
+def exit_code(command: Callable[[], object], also: tuple[type[Exception], ...] = ()) -> int:
     """Run a command and translate its outcome for the shell: 0, 1 with a plain message, or 130 after Ctrl-C.
 
-    Errors that a user can mend are printed without a traceback; anything else is a defect and propagates.
+    Errors that a user can mend, and those in ``also``, are printed without a traceback; anything else is a defect and
+    propagates.
     """
+    mendable: tuple[type[Exception], ...] = (*USER_ERRORS, *also)
     try:
         command()
     except TrainingInterrupted as interruption:
@@ -155,7 +157,7 @@ def exit_code(command: Callable[[], object]) -> int:
     except ProcessExitedException as error:
         # The process has said why.
         return error.exit_code if error.exit_code and error.exit_code > 0 else 1
-    except USER_ERRORS as error:
+    except mendable as error:
         print(f"error: {plain_message(error)}", file=sys.stderr)
         return 1
     return 0
