@@ -28,7 +28,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn(self.conv(x))
-        return F.relu(x) if self.relu else x
+        return F.relu_(x) if self.relu else x
 
 
 def classifier(in_channels: int, num_classes: int) -> nn.Conv2d:

@@ -111,7 +111,7 @@ class FFNLayer(nn.Module):
     def forward(self, queries: Tensor) -> Tensor:
         """Map [N,Q,C] to [N,Q,C]."""
         x = self.norm(queries) if self.pre_norm else queries
-        x = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        x = self.linear2(self.dropout(F.relu_(self.linear1(x))))
         queries = queries + self.dropout(x)
         return queries if self.pre_norm else self.norm(queries)
 
@@ -125,7 +125,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = F.relu_(layer(x))
         return self.layers[-1](x)
 
 

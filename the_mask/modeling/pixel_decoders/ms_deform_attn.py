@@ -53,7 +53,7 @@ class DeformableEncoderLayer(nn.Module):
         """Map tokens [N,S,C], position [S,C], reference [N,S,L,2] to tokens [N,S,C]; position is on queries only."""
         attended = self.self_attn(tokens + position, reference, tokens, spatial_shapes)
         tokens = self.norm1(tokens + self._drop(attended))
-        hidden = self._drop(F.relu(self.linear1(tokens)))
+        hidden = self._drop(F.relu_(self.linear1(tokens)))
         return self.norm2(tokens + self._drop(self.linear2(hidden)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class MSDeformAttnPixelDecoder(PixelDecoder):
             bias = norm == ""
             adapter = Conv2d(channels[feature], conv_dim, 1, bias=bias, norm=get_norm(norm, conv_dim))
             layer = Conv2d(
-                conv_dim, conv_dim, 3, padding=1, bias=bias, norm=get_norm(norm, conv_dim), activation=F.relu
+                conv_dim, conv_dim, 3, padding=1, bias=bias, norm=get_norm(norm, conv_dim), activation=F.relu_
             )
             self.add_module(f"adapter_{number}", _caffe2_init(adapter))
             self.add_module(f"layer_{number}", _caffe2_init(layer))
