@@ -132,5 +132,7 @@ def test_bad_modes():
     fp16 = load_config(None, ["MODEL.PARALLEL", "fsdp2", "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16"])
     with pytest.raises(ValueError, match=r"fsdp2 goes with SOLVER.AMP.PRECISION bf16"):
         wants_sharding(fp16)
+    with pytest.raises(ValueError, match=r"turn MODEL.CHANNELS_LAST off"):
+        wants_sharding(load_config(None, ["MODEL.PARALLEL", "fsdp2", "MODEL.CHANNELS_LAST", True]))
     # One process has nobody to share with.
     assert not wants_sharding(load_config(None, ["MODEL.PARALLEL", "fsdp2"]))

@@ -46,13 +46,15 @@ def wants_sharding(cfg: CfgNode) -> bool:
     """Whether the model of this run is sharded: asked for, and there is someone to share with.
 
     Raises:
-        ValueError: an unknown mode, or one that does not go with the precision.
+        ValueError: an unknown mode, or one that does not go with the precision or the layout.
     """
     mode = cfg.MODEL.PARALLEL
     if mode not in MODES:
         raise ValueError(f"MODEL.PARALLEL={mode!r}: must be one of {', '.join(MODES)}")
     if mode == "fsdp2" and cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16":
         raise ValueError("MODEL.PARALLEL fsdp2 goes with SOLVER.AMP.PRECISION bf16 or without AMP, not with fp16")
+    if mode == "fsdp2" and cfg.MODEL.CHANNELS_LAST:
+        raise ValueError("MODEL.PARALLEL fsdp2 shards contiguous weights only: turn MODEL.CHANNELS_LAST off")
     return mode == "fsdp2" and comm.get_world_size() > 1
 
 
