@@ -1,15 +1,18 @@
 """Evaluation by distance from the keyframe against a brute-force protocol, and operation counts against the paper."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from PIL import Image
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
+from the_mask.engine.model_stats import model_stats
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
 from the_mask.evaluation.keyframe import Start, evaluate_keyframes, plan_starts, summarise
 from the_mask.evaluation.macs import average_macs, count_macs, propagation_macs
@@ -190,3 +193,14 @@ def test_operations_of_a_configured_model():
     assert key.macs > 10 * non_key.macs > 0
     copying = build_model(load_config(None, [*words, "MODEL.KEYFRAME.PROPAGATOR", "copy"])).eval()
     assert propagation_macs(copying, (96, 128))[1].macs == 0
+
+
+def test_operations_of_the_mask_as_key_segmentor():
+    """Its compiled operators are counted in their standard form; oracle: the counter of tools/model_stats.py."""
+    options = ["MODEL.DEVICE", "cpu"]
+    folder = Path(__file__).parents[2] / "configs" / "moving_shapes"
+    model = build_model(load_config(folder / "gsvnet_the_mask.yaml", options)).eval()
+    key, between = propagation_macs(model, (96, 96))
+    expected = model_stats(load_config(folder / "demo_1f.yaml", options)).macs
+    assert key.macs == pytest.approx(expected, rel=0.1)
+    assert 0 < between.macs < 0.2 * key.macs

@@ -12,6 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from the_mask.modeling.segmentors import PropagatedSegmentor
+from the_mask.ops import decomposed
 
 # What published figures count; norms, activations and resizing are left out.
 COUNTED = ("conv", "linear", "matmul", "bmm", "addmm", "einsum")
@@ -23,7 +24,7 @@ class MacReport:
 
     Attributes:
         macs: multiply-accumulates of convolutions and matrix products.
-        uncounted: operators that fvcore has no count for, with their number; compiled kernels are among them.
+        uncounted: operators that fvcore has no count for, with their number; sampling and attention are among them.
     """
 
     macs: int
@@ -37,7 +38,8 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacReport:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with torch.no_grad():
+        # The tracer does not know operators with lists of sizes; their standard form it does.
+        with torch.no_grad(), decomposed():
             analysis = FlopCountAnalysis(_Flat(module).eval(), tuple(inputs)).unsupported_ops_warnings(False)
             counts, unknown = analysis.by_operator(), analysis.unsupported_ops()
     finally:
