@@ -101,6 +101,10 @@ def make_extension(with_cuda: bool) -> Extension:
         "define_macros": [("THE_MASK_CUDA_VERSION", torch.version.cuda)] if with_cuda else [],
         "py_limited_api": True,
     }
+    if sys.platform == "linux" and torch.backends.openmp.is_available():
+        # Without it at::parallel_for is a plain loop, and nothing says so.
+        flags["cxx"].append("-fopenmp")
+        arguments["extra_link_args"] = ["-fopenmp"]
     if not with_cuda:
         return CppExtension(**arguments)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)

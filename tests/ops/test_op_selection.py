@@ -134,6 +134,14 @@ def test_stamp_of_the_real_library():
         assert stamp[0] == torch.__version__.split("+")[0]
 
 
+@pytest.mark.skipif(not (sys.platform == "linux" and torch.backends.openmp.is_available()), reason="no OpenMP here")
+def test_kernels_are_built_with_threads():
+    """Without the compiler's flag at::parallel_for is a loop on one thread, with the same results."""
+    with Path("compiled").running():
+        library = extension.LOADED.path.read_bytes()
+        assert b"GOMP_parallel" in library or b"__kmpc_fork_call" in library
+
+
 def test_unknown_cpu_code_is_refused():
     with Path("compiled").running(), pytest.raises(RuntimeError, match="CPU capability AVX-9"):
         torch.ops.the_mask_kernels.force_cpu_capability("AVX-9")
