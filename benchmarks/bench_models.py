@@ -280,7 +280,8 @@ def measure(candidates: Sequence[Candidate], args: argparse.Namespace, folder: P
         weights = worker.candidate.weights
         rows.append(
             {
-                **asdict(worker.candidate),
+                # Weights lie in a temporary folder, whose name says nothing.
+                **{k: v for k, v in asdict(worker.candidate).items() if k != "weights"},
                 "parameters": worker.parameters,
                 "seconds": statistics.median(found),
                 "iqr": statistics.quantiles(found, n=4)[2] - statistics.quantiles(found, n=4)[0],
@@ -367,7 +368,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.worker:
         serve(Candidate(**json.loads(args.worker)), args)
         return 0
-    result: dict[str, Any] = {"machine": machine(), "arguments": {k: str(v) for k, v in vars(args).items()}, "rows": []}
+    arguments = {name: str(value) for name, value in vars(args).items() if name != "output"}
+    result: dict[str, Any] = {"machine": machine(), "arguments": arguments, "rows": []}
     goals = []
     for backbone in (name for name in PEERED if name in args.backbones):
         rows, reached = peers(backbone, args.modes, args)
