@@ -134,10 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("configs", nargs="+", metavar="ROW", help="PATH or LABEL=PATH,KEY=VALUE,...")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side, one row each")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="trainings side by side; 1 where a row starts from another"
+    )
     parser.add_argument("--table", action="store_true", help="tabulate what is there, train nothing")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY VALUE", help="config overrides of all rows")
-    return exit_code(lambda: study(parser.parse_args(arguments)))
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: study(args), also=(RuntimeError,))
 
 
 if __name__ == "__main__":

@@ -95,24 +95,20 @@ def resize_scores(
     Returns:
         [K, len(rows), W'], equal to those rows of the whole result up to rounding.
     """
-    height, width = scores.shape[-2:]
-    to_network = _interpolation_matrix(height, height * stride)[: network_size[0]]
-    matrix = _interpolation_matrix(network_size[0], output_size[0])[rows] @ to_network
-    tiles = matrix.split(ROWS_PER_TILE)
-    if len(tiles) == 1:
-        return _resize_band(scores, matrix, network_size[1], output_size[1], width * stride)
+    matrix = _row_matrix(scores.shape[-2], network_size[0], output_size[0], stride)[rows]
     resized = scores.new_empty(scores.shape[0], len(matrix), output_size[1], dtype=torch.float32)
     # In tiles, because a product with the whole matrix would mostly multiply by zero.
-    for tile, part in zip(tiles, resized.split(ROWS_PER_TILE, dim=1), strict=True):
-        part.copy_(_resize_band(scores, tile, network_size[1], output_size[1], width * stride))
+    for tile, part in zip(matrix.split(ROWS_PER_TILE), resized.split(ROWS_PER_TILE, dim=1), strict=True):
+        part.copy_(_resize_band(scores, tile, network_size[1], output_size[1], stride))
     return resized
 
 
-def _resize_band(scores: Tensor, matrix: Tensor, network_width: int, output_width: int, map_width: int) -> Tensor:
+def _resize_band(scores: Tensor, matrix: Tensor, network_width: int, output_width: int, stride: int) -> Tensor:
     """Rows ``matrix`` [rows, h] of the maps [K, h, w], columns interpolated to the two widths in turn."""
     needed = matrix.any(dim=0).nonzero().flatten()
     if not len(needed):
         return scores.new_empty(scores.shape[0], 0, output_width)
+    map_width = scores.shape[-1] * stride
     first, last = int(needed[0]), int(needed[-1]) + 1
     band = scores[None, :, first:last].float()
     band = F.interpolate(band, size=(last - first, map_width), mode="bilinear", align_corners=False)
@@ -139,12 +135,17 @@ def label_map(
     """
     dtype = torch.uint8 if scores.shape[0] <= 255 else torch.int32
     labels = torch.empty(output_size, dtype=dtype)
-    for start in range(0, output_size[0], rows_per_tile):
-        rows = slice(start, start + rows_per_tile)
+    matrix = _row_matrix(scores.shape[-2], network_size[0], output_size[0], stride)
+    for tile, part in zip(matrix.split(rows_per_tile), labels.split(rows_per_tile), strict=True):
         # max() gives the first of equal classes, as argmax() does, and is faster over the outermost dimension.
-        best = resize_scores(scores, network_size, output_size, stride, rows).max(dim=0).indices
-        labels[rows] = best.to("cpu", dtype)
+        part.copy_(_resize_band(scores, tile, network_size[1], output_size[1], stride).max(dim=0).indices)
     return labels
+
+
+def _row_matrix(height: int, network_height: int, output_height: int, stride: int) -> Tensor:
+    """Both row steps of :func:`resize_scores` as one banded matrix [H', h]; float64."""
+    to_network = _interpolation_matrix(height, height * stride)[:network_height]
+    return _interpolation_matrix(network_height, output_height) @ to_network
 
 
 def _interpolation_matrix(size_in: int, size_out: int) -> Tensor:
