@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 
 def add_keys(cfg: CfgNode) -> None:
     """Add them to ``cfg``, in place."""
-    # Weights and feature maps with channels last in memory. Pays with SOLVER.AMP on GPUs and on CPUs with AMX or bf16
-    # units, and changes results by rounding only.
+    # Weights and feature maps with channels last in memory: changes results by rounding only. Faster with SOLVER.AMP on
+    # a CPU with AMX.
     cfg.MODEL.CHANNELS_LAST = False
 
     # build_mit_backbone: SegFormer's encoder, "B0" ... "B5".
