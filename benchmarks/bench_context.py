@@ -28,9 +28,9 @@ from torch import Tensor
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import CfgNode, load_config
-from the_mask.modeling.context import attention, criss_cross, dense
-from the_mask.modeling.context.registry import CONTEXT_BLOCKS, BlockInputs, ContextBlock, ShapeSpec
-from the_mask.modeling.context.types import ClipFeatures
+from the_mask.modeling.pixel.context import attention, criss_cross, dense
+from the_mask.modeling.pixel.context.registry import CONTEXT_BLOCKS, BlockInputs, ContextBlock, ShapeSpec
+from the_mask.modeling.pixel.context.types import ClipFeatures
 
 # Label -> type and options; widths are those of the configs for ResNet-18.
 BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {

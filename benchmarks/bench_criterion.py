@@ -28,11 +28,11 @@ from common import quartiles, synchronise
 from torch import Tensor
 
 import the_mask
-from the_mask.modeling import losses
-from the_mask.modeling import points as sampling
-from the_mask.modeling.criterion import MaskCriterion
-from the_mask.modeling.matching import assign
-from the_mask.modeling.targets import ClipTargets, build_targets
+from the_mask.modeling.mask import losses
+from the_mask.modeling.mask import points as sampling
+from the_mask.modeling.mask.criterion import MaskCriterion
+from the_mask.modeling.mask.matching import assign
+from the_mask.modeling.mask.targets import ClipTargets, build_targets
 
 Times = dict[str, list[float]]
 Clock = Callable[[], float]
@@ -177,7 +177,7 @@ def bench_plain(args: argparse.Namespace, device: torch.device, clock: Clock) ->
         costs = plain_costs(outputs, targets, args)
         synchronise(device)
         times.append(clock() - start)
-    from the_mask.modeling import criterion as module
+    from the_mask.modeling.mask import criterion as module
 
     found: list[Tensor] = []
     original = module.match_all

@@ -105,8 +105,8 @@ def huggingface_model(backbone: str) -> Any:
 def our_model(candidate: Candidate) -> torch.nn.Module:
     """A segmentor with random weights, or with those of a Hugging Face folder."""
     from the_mask.config import load_config
-    from the_mask.engine import load_weights
     from the_mask.modeling import build_model
+    from the_mask.weights import load_weights
 
     options: list[Any] = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", CLASSES]
     model = build_model(load_config(None, [*options, *HEADS[candidate.head], *BACKBONES[candidate.backbone]]))

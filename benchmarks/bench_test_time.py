@@ -24,14 +24,15 @@ from common import RESULTS, machine
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import get_class_names, get_records, read_image
-from the_mask.engine import RunOptions, load_weights
-from the_mask.engine.averaging import average_checkpoints
+from the_mask.engine import RunOptions
 from the_mask.engine.predict import run_calibration
 from the_mask.engine.trainer import Trainer
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
 from the_mask.evaluation.frames import single_frame_clips
 from the_mask.inference import ViewRunner, normalize_scores
 from the_mask.inference.pipeline import build_scorer
+from the_mask.weights import load_weights
+from the_mask.weights.averaging import average_checkpoints
 
 FIGURES = ("mIoU", "BIoU", "pACC", "VC8", "VC16")
 Overrides = list[Any]

@@ -36,7 +36,7 @@ from torch import nn
 
 from the_mask.config import load_config
 from the_mask.modeling import MaskClassifier
-from the_mask.modeling.targets import build_targets
+from the_mask.modeling.mask.targets import build_targets
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vspw"
 ONE_FRAME, TEMPORAL = CONFIGS / "the_mask_r50_1f.yaml", CONFIGS / "the_mask_r50_video.yaml"

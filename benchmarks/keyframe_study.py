@@ -26,13 +26,14 @@ from tabulate import tabulate
 
 from the_mask.data import get_records
 from the_mask.data.io import read_image
-from the_mask.engine import RunOptions, exit_code, load_weights
+from the_mask.engine import RunOptions, exit_code
 from the_mask.engine.keyframes import run_keyframe_evaluation
 from the_mask.engine.run import run_training
 from the_mask.engine.trainer import Trainer
 from the_mask.inference import StreamingSegmentor
-from the_mask.modeling.keyframe.policies import Gate
-from the_mask.modeling.segmentors import PropagatedSegmentor
+from the_mask.modeling.propagation.policies import Gate
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
+from the_mask.weights import load_weights
 
 # Name in the table -> overrides. Copying has nothing to train.
 PROPAGATORS: dict[str, list[Any]] = {

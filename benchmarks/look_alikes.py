@@ -25,8 +25,9 @@ from the_mask.data import build_test_loader, get_records
 from the_mask.data.datasets import dataset_root
 from the_mask.data.shapes import SHAPES
 from the_mask.data.synthetic import FIRST_SHAPE_VALUE, MANIFEST, SceneSize, render_video
-from the_mask.engine import RunOptions, exit_code, load_weights
+from the_mask.engine import RunOptions, exit_code
 from the_mask.engine.trainer import Trainer
+from the_mask.weights import load_weights
 
 DATASET, SPLIT = "moving_shapes_val", 1
 # Class ids are PNG values less one, as 0 is void.

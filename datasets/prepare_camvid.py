@@ -32,7 +32,7 @@ from the_mask.data.datasets import dataset_root
 from the_mask.data.io import check_same_size, illegal_values, read_image, read_label_raw
 from the_mask.data.registry import IMAGE_SUFFIXES, natural_key
 from the_mask.data.source_frames import alignment_problem, consecutive_runs, memory_numbers, shrink, walk_video
-from the_mask.inference.sources import open_source
+from the_mask.inference.live.sources import open_source
 
 VIDEO_SUFFIXES = (".mxf", ".avi", ".mp4", ".mov", ".mkv")
 # Sequence -> what its video is called, and frame number minus position in the video. The test frames of Seq05VD are

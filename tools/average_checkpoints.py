@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.engine import exit_code
-from the_mask.engine.averaging import average_checkpoints
 from the_mask.engine.logs import setup_logging
+from the_mask.weights.averaging import average_checkpoints
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.engine import exit_code
-from the_mask.engine.converters import FAMILIES
-from the_mask.engine.converters.files import convert_file
+from the_mask.weights.converters import FAMILIES
+from the_mask.weights.converters.files import convert_file
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.demo import DemoStyle, palette_from_config, run_demo
-from the_mask.inference.video_io import VideoWriter, open_source
+from the_mask.inference.rendering.video_writer import VideoWriter, open_source
 
 logger = logging.getLogger("the_mask.demo")
 

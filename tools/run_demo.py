@@ -38,7 +38,7 @@ from the_mask.engine import exit_code, train_two_stage
 from the_mask.engine.two_stage import STAGES
 from the_mask.evaluation import constant_baseline
 from the_mask.evaluation.report import percent
-from the_mask.inference.comparison import compare_videos
+from the_mask.inference.rendering.comparison import compare_videos
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("mIoU", "VC8", "VC16", "VC8_compat", "VC16_compat", "pACC")

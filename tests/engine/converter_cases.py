@@ -8,7 +8,7 @@ from torch import nn
 
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
-from the_mask.engine.converters import check, convert
+from the_mask.weights.converters import check, convert
 
 SMALL_HEAD = [
     *("MODEL.DEVICE", "cpu"),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from the_mask.engine.averaging import average_checkpoints, average_state_dicts
-from the_mask.engine.checkpoint import read_checkpoint, save_checkpoint
+from the_mask.weights.averaging import average_checkpoints, average_state_dicts
+from the_mask.weights.checkpoint import read_checkpoint, save_checkpoint
 
 
 def states(count=3):

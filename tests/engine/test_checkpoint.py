@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from the_mask.engine import checkpoint
-from the_mask.engine.checkpoint import (
+from the_mask.weights import checkpoint
+from the_mask.weights.checkpoint import (
     CheckpointFolder,
     CheckpointWriteError,
     read_checkpoint,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
-from the_mask.engine.class_sets import ClassSets, matching_rows, model_classes, transfer_rows
-from the_mask.engine.weights import load_weights
+from the_mask.weights.class_sets import ClassSets, matching_rows, model_classes, transfer_rows
+from the_mask.weights.loading import load_weights
 
 OURS = ("Person", "traffic_light", "sea", "new one")
 THEIRS = ("sea", "cat", "person", "traffic-light", "dog")

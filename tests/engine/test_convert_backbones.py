@@ -23,10 +23,10 @@ from converter_cases import (
 from torch import nn
 
 import the_mask.modeling  # noqa: F401
-from the_mask.engine import load_weights
-from the_mask.engine.converters import check, convert
-from the_mask.engine.converters.rules import Names, absent, expand
-from the_mask.engine.converters.tables import fit_position_tables
+from the_mask.weights import load_weights
+from the_mask.weights.converters import check, convert
+from the_mask.weights.converters.rules import Names, absent, expand
+from the_mask.weights.converters.tables import fit_position_tables
 
 # --- the rules ---------------------------------------------------------------------------------------------------
 

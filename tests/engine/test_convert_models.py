@@ -23,9 +23,9 @@ from converter_cases import (
 from safetensors.torch import load_file, save_file
 
 import the_mask.modeling  # noqa: F401
-from the_mask.engine import load_weights
-from the_mask.engine.converters import FAMILIES, check, convert
-from the_mask.engine.converters.files import convert_file
+from the_mask.weights import load_weights
+from the_mask.weights.converters import FAMILIES, check, convert
+from the_mask.weights.converters.files import convert_file
 
 
 def keys(table: str):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from engine_fakes import assert_same, debug_cfg, fake_cfg, train_both
 
-from the_mask.engine import Trainer, launch, read_checkpoint
+from the_mask.engine import Trainer, launch
 from the_mask.engine.launch import plain_message, threads_per_process, under_torchrun
+from the_mask.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

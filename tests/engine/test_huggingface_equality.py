@@ -10,8 +10,8 @@ from torch import nn
 
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
-from the_mask.engine import load_weights
-from the_mask.engine.converters import check, convert
+from the_mask.weights import load_weights
+from the_mask.weights.converters import check, convert
 
 transformers = pytest.importorskip("transformers")
 

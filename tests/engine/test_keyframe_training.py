@@ -8,7 +8,8 @@ import pytest
 import torch
 from engine_fakes import CONFIGS, assert_same, debug_cfg, weights
 
-from the_mask.engine import Trainer, load_weights
+from the_mask.engine import Trainer
+from the_mask.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = CONFIGS / "debug" / "gsvnet_debug.yaml"

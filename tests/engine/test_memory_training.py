@@ -7,8 +7,9 @@ import torch
 from engine_fakes import CONFIGS, assert_same
 
 from the_mask.config import load_config
-from the_mask.engine import Trainer, read_checkpoint
+from the_mask.engine import Trainer
 from the_mask.evaluation import evaluate_dataset
+from the_mask.weights import read_checkpoint
 
 ROWS = "sem_seg_head.blocks.class_memory.context.memory.rows"
 

@@ -15,7 +15,8 @@ from engine_fakes import CONFIGS
 from PIL import Image
 
 from the_mask.data import get_class_names, load_class_list, register_all
-from the_mask.engine import RunOptions, Trainer, read_checkpoint, run_training
+from the_mask.engine import RunOptions, Trainer, run_training
+from the_mask.weights import read_checkpoint
 
 HEIGHT, WIDTH = 48, 64
 SMALL = [

@@ -6,9 +6,9 @@ import torch
 
 from the_mask.config import load_config
 from the_mask.data import get_records
-from the_mask.engine.checkpoint import read_checkpoint
 from the_mask.engine.refiner_trainer import CHECKPOINT, RefinerSamples, build_trained_refiner, train_refiner
 from the_mask.inference.pipeline import build_finish, uses_runners
+from the_mask.weights.checkpoint import read_checkpoint
 
 
 def config(*changes):

@@ -8,7 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from engine_fakes import CONFIGS, DEBUG, assert_same, debug_cfg, hooked, weights
 
-from the_mask.engine import Trainer, TrainingInterrupted, read_checkpoint
+from the_mask.engine import Trainer, TrainingInterrupted
+from the_mask.weights import read_checkpoint
 
 
 def _run(cfg: CfgNode, stop_at: int | None = None) -> Trainer:

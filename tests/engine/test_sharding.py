@@ -11,8 +11,9 @@ from torch.distributed.tensor import DTensor
 
 from the_mask.config import load_config
 from the_mask.data import register_all
-from the_mask.engine import Trainer, launch, load_weights, read_checkpoint
-from the_mask.engine.sharding import wants_sharding
+from the_mask.engine import Trainer, launch
+from the_mask.weights import load_weights, read_checkpoint
+from the_mask.weights.sharding import wants_sharding
 
 
 def train(trainer, resume=False):

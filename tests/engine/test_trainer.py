@@ -19,8 +19,9 @@ from engine_fakes import (
     weights,
 )
 
-from the_mask.engine import CheckpointWriteError, Trainer, TrainingInterrupted, read_checkpoint
-from the_mask.engine import checkpoint as checkpoint_module
+from the_mask.engine import Trainer, TrainingInterrupted
+from the_mask.weights import CheckpointWriteError, read_checkpoint
+from the_mask.weights import checkpoint as checkpoint_module
 
 NOISY = {"dropout": 0.3, "noise": 0.1}
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from engine_fakes import debug_cfg
 
-from the_mask.engine import validate
-from the_mask.engine.validate import CHOICES, RANGES
+from the_mask.engine.validate import CHOICES, RANGES, validate
 
 
 def test_a_good_config_passes(tiny_shapes: Path, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from torch import nn
 
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
-from the_mask.engine import LoadReport, load_weights
 from the_mask.engine.ema import ExponentialMovingAverage
-from the_mask.engine.weights import compare
+from the_mask.weights import LoadReport, load_weights
+from the_mask.weights.loading import compare
 
 
 class Segmentor(nn.Module):

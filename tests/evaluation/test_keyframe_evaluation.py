@@ -16,9 +16,11 @@ from the_mask.engine.model_stats import model_stats
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
 from the_mask.evaluation.keyframe import Start, evaluate_keyframes, plan_starts, summarise
 from the_mask.evaluation.macs import average_macs, count_macs, propagation_macs
-from the_mask.modeling.keyframe import GSVNet, WarpPropagator
-from the_mask.modeling.keyframe.policies import Gate, interval
-from the_mask.modeling.segmentors import PropagatedSegmentor, Segmentor, label_map
+from the_mask.modeling.propagation import GSVNet, WarpPropagator
+from the_mask.modeling.propagation.policies import Gate, interval
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
+from the_mask.modeling.scores import label_map
+from the_mask.modeling.segmentor import Segmentor
 
 NAME = "keyframe_toy"
 SIZE = (24, 32)

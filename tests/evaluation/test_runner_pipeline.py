@@ -11,9 +11,9 @@ from PIL import Image
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
-from the_mask.engine import save_checkpoint
 from the_mask.evaluation import evaluate_dataset
 from the_mask.inference.pipeline import build_pipeline, config_problems, uses_runners
+from the_mask.weights import save_checkpoint
 
 NAME = "pipeline_toy"
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml"

@@ -15,8 +15,8 @@ from the_mask.config import load_config
 from the_mask.export import export_package, image_program, package, states, stream_programs
 from the_mask.export.package import OnnxRunner, TorchRunner, example_calls, moving_frame, to_exported, write_onnx
 from the_mask.export.programs import exportable
-from the_mask.modeling.segmentors import ring
-from the_mask.modeling.segmentors.base import Segmentor
+from the_mask.modeling import ring
+from the_mask.modeling.segmentor import Segmentor
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1"]

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import torch
 
-from the_mask.inference.sources import FrameSource, TimedFrame
+from the_mask.inference.live.sources import FrameSource, TimedFrame
 
 STEP = 7  # brightness from one frame to the next
 

@@ -6,9 +6,9 @@ from PIL import Image
 
 from the_mask.data import get_records, register_video_tree
 from the_mask.data.io import read_image
-from the_mask.inference import render
-from the_mask.inference.comparison import compare_videos, read_frames
-from the_mask.inference.video_io import open_source
+from the_mask.inference.rendering import render
+from the_mask.inference.rendering.comparison import compare_videos, read_frames
+from the_mask.inference.rendering.video_writer import open_source
 
 NAME = "comparison_toy"
 

@@ -20,9 +20,9 @@ from stream_cases import (
     write_video,
 )
 
-from the_mask.inference import reader
-from the_mask.inference.engine import StreamEngine
-from the_mask.inference.sources import FrameSource, TimedFrame
+from the_mask.inference.live import reader
+from the_mask.inference.live.many_streams import StreamEngine
+from the_mask.inference.live.sources import FrameSource, TimedFrame
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from the_mask.inference import render
-from the_mask.inference.render import Palette
+from the_mask.inference.rendering import render
+from the_mask.inference.rendering.render import Palette
 
 PALETTE = Palette(["sky", "road", "a_class_with_a_very_long_name_indeed"], [[10, 20, 200], [200, 10, 10], [0, 255, 0]])
 HALVES = np.array([[0, 0, 1, 1], [0, 0, 255, 1]])

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from stream_cases import encode, number_of, picture, write_video
 
-from the_mask.inference import sources
-from the_mask.inference.sources import open_source
+from the_mask.inference.live import sources
+from the_mask.inference.live.sources import open_source
 
 
 def test_times_of_a_variable_rate(tmp_path):

@@ -10,7 +10,7 @@ from the_mask.config import load_config
 from the_mask.inference.stages import MaskFolder, StageRunner
 from the_mask.inference.views import View, ViewRunner
 from the_mask.inference.window import WindowRunner
-from the_mask.modeling.context.prior_map import PriorMap
+from the_mask.modeling.pixel.context.prior_map import PriorMap
 
 K = 3
 

@@ -14,7 +14,8 @@ import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.inference import StreamingSegmentor
-from the_mask.modeling.segmentors import resize_scores, ring
+from the_mask.modeling import ring
+from the_mask.modeling.scores import resize_scores
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 

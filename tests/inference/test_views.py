@@ -14,8 +14,8 @@ from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.inference import StreamingSegmentor, ViewRunner, WindowRunner
 from the_mask.inference.views import View, make_views
-from the_mask.modeling.context.prior_map import PriorMap
-from the_mask.modeling.segmentors import resize_scores
+from the_mask.modeling.pixel.context.prior_map import PriorMap
+from the_mask.modeling.scores import resize_scores
 
 
 def frame(height=30, width=44, seed=0):

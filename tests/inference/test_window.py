@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from toy_segmentor import ToySegmentor
 
 from the_mask.inference.window import WindowRunner, window_starts
-from the_mask.modeling.context.prior_map import PriorMap
+from the_mask.modeling.pixel.context.prior_map import PriorMap
 
 
 def image(height, width, seed=0):

@@ -5,10 +5,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-from the_mask.modeling.criterion import MaskCriterion
-from the_mask.modeling.matching import assign
-from the_mask.modeling.points import point_generator, point_sample
-from the_mask.modeling.targets import clip_targets
+from the_mask.modeling.mask.criterion import MaskCriterion
+from the_mask.modeling.mask.matching import assign
+from the_mask.modeling.mask.points import point_generator, point_sample
+from the_mask.modeling.mask.targets import clip_targets
 
 K, Q = 6, 12
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from the_mask.modeling.context.class_context import ClassAttention, ClassContext
-from the_mask.modeling.context.class_memory import ClassMemory
-from the_mask.modeling.context.prior_map import PriorMap
-from the_mask.modeling.context.types import TrainBatch
+from the_mask.modeling.pixel.context.class_context import ClassAttention, ClassContext
+from the_mask.modeling.pixel.context.class_memory import ClassMemory
+from the_mask.modeling.pixel.context.prior_map import PriorMap
+from the_mask.modeling.pixel.context.types import TrainBatch
 
 K, C, IGNORE = 4, 8, 255
 

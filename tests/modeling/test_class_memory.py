@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from the_mask.modeling.context.class_memory import ClassMemory, read_rows
-from the_mask.modeling.context.class_rows import MomentumSchedule, downsample_labels
-from the_mask.modeling.context.prior_map import PriorMap
+from the_mask.modeling.pixel.context.class_memory import ClassMemory, read_rows
+from the_mask.modeling.pixel.context.class_rows import MomentumSchedule, downsample_labels
+from the_mask.modeling.pixel.context.prior_map import PriorMap
 
 K, C, IGNORE = 5, 6, 255
 
@@ -79,7 +79,7 @@ def test_bands_of_rows_add_up(monkeypatch, make):
     features, labels = batch()
     whole, bands = make(), make()
     whole.collect(features, labels, range(4))
-    monkeypatch.setattr("the_mask.modeling.context.class_rows.VALUES_PER_BAND", C * 20 * 3)
+    monkeypatch.setattr("the_mask.modeling.pixel.context.class_rows.VALUES_PER_BAND", C * 20 * 3)
     bands.collect(features, labels, range(4))
     whole.update(0.5)
     bands.update(0.5)

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from the_mask.config import load_config
-from the_mask.modeling.context.types import ClipFeatures, HeadOutput, fill_missing
-from the_mask.modeling.heads.base import PixelHead
-from the_mask.modeling.segmentors.clip_segmentor import ClipSegmentor
+from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
+from the_mask.modeling.pixel.context.types import ClipFeatures, HeadOutput, fill_missing
+from the_mask.modeling.pixel.heads.base import PixelHead
 
 CLASSES = 5
 

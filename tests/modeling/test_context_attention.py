@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
-from the_mask.modeling.context.attention import attend, pool_bins, pooled_frame, pooled_slots, time_bins
-from the_mask.modeling.context.image_blocks import channel_attention
-from the_mask.modeling.context.registry import CONTEXT_BLOCKS, BlockInputs
-from the_mask.modeling.context.types import ClipFeatures
+from the_mask.modeling.pixel.context.attention import attend, pool_bins, pooled_frame, pooled_slots, time_bins
+from the_mask.modeling.pixel.context.image_blocks import channel_attention
+from the_mask.modeling.pixel.context.registry import CONTEXT_BLOCKS, BlockInputs
+from the_mask.modeling.pixel.context.types import ClipFeatures
 
 CHANNELS, T = 8, 3
 SIZES = [1, 3, 6, 8]

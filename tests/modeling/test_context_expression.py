@@ -6,9 +6,9 @@ from detectron2.layers import ShapeSpec
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
-from the_mask.modeling.context.expression import ExpressionError, Name, Operation, parse
-from the_mask.modeling.context.tree import BlockTree
-from the_mask.modeling.context.types import ClipFeatures
+from the_mask.modeling.pixel.context.expression import ExpressionError, Name, Operation, parse
+from the_mask.modeling.pixel.context.tree import BlockTree
+from the_mask.modeling.pixel.context.types import ClipFeatures
 
 LEVELS = {"res3": ShapeSpec(channels=8, stride=8), "res4": ShapeSpec(channels=12, stride=16)}
 LEVELS["res5"] = ShapeSpec(channels=16, stride=32)

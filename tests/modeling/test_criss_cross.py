@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from the_mask.modeling.context.criss_cross import (
+from the_mask.modeling.pixel.context.criss_cross import (
     CrissCross,
     criss_cross,
     criss_cross_3d,
@@ -11,7 +11,7 @@ from the_mask.modeling.context.criss_cross import (
     cross_logits,
     time_column,
 )
-from the_mask.modeling.context.types import ClipFeatures
+from the_mask.modeling.pixel.context.types import ClipFeatures
 
 B, D, C, H, W = 2, 3, 4, 5, 6
 

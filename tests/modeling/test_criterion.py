@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from criterion_cases import K, Q, leaves, make_criterion, make_label, make_outputs, make_targets, naive_loss, scalars
 
 from the_mask.config import load_config
-from the_mask.modeling import criterion as module
-from the_mask.modeling import losses
-from the_mask.modeling.criterion import MaskCriterion
-from the_mask.modeling.matching import match_all
-from the_mask.modeling.points import point_generator
-from the_mask.modeling.targets import clip_targets
+from the_mask.modeling.mask import criterion as module
+from the_mask.modeling.mask import losses
+from the_mask.modeling.mask.criterion import MaskCriterion
+from the_mask.modeling.mask.matching import match_all
+from the_mask.modeling.mask.points import point_generator
+from the_mask.modeling.mask.targets import clip_targets
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from criterion_cases import leaves, make_criterion, make_label, make_outputs, make_targets
 
-from the_mask.modeling.targets import clip_targets
+from the_mask.modeling.mask.targets import clip_targets
 
 
 def batch():

@@ -9,14 +9,14 @@ from detectron2.modeling import build_model
 
 from the_mask.config import load_config
 from the_mask.engine.validate import validate
-from the_mask.modeling.distillation import (
+from the_mask.modeling.pixel.distillation import (
     content_mask,
     missing_teacher,
     pair_distillation,
     pixel_distillation,
     region_affinity,
 )
-from the_mask.modeling.segmentors.distilled import DistilledSegmentor
+from the_mask.modeling.pixel.distilled import DistilledSegmentor
 
 CLASSES = 5
 

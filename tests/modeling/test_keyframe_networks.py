@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from the_mask.modeling.keyframe import CopyPropagator, GSVNet, WarpPropagator, geometry
-from the_mask.modeling.keyframe.filtering import (
+from the_mask.modeling.propagation import CopyPropagator, GSVNet, WarpPropagator, geometry
+from the_mask.modeling.propagation.filtering import (
     delay_kernels,
     displacements,
     dynamic_filter,
     edge_map,
     filter_weights,
 )
-from the_mask.modeling.keyframe.networks import GuideNet, IntraNet, LightFlowNet
-from the_mask.modeling.keyframe.official import gsvnet_state
+from the_mask.modeling.propagation.networks import GuideNet, IntraNet, LightFlowNet
+from the_mask.modeling.propagation.official import gsvnet_state
 
 SIZES = [(16, 32), (90, 120), (67, 90), (5, 7), (1, 1)]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from the_mask.config import load_config
-from the_mask.modeling.keyframe import CopyPropagator, GSVNet, Propagated, WarpPropagator, build_policy
-from the_mask.modeling.keyframe.policies import (
+from the_mask.modeling.propagation import CopyPropagator, GSVNet, Propagated, WarpPropagator, build_policy
+from the_mask.modeling.propagation.policies import (
     Gate,
     decide,
     disagreement,

@@ -8,9 +8,9 @@ from detectron2.modeling import build_model
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
 from the_mask.evaluation.macs import count_macs
-from the_mask.modeling.keyframe.official import bisenet_name, swiftnet_name
-from the_mask.modeling.keyframe.resnet18 import ResNet18
-from the_mask.modeling.keyframe.swiftnet import SpatialPyramidPooling
+from the_mask.modeling.backbones.swiftnet_resnet18 import ResNet18
+from the_mask.modeling.pixel.heads.swiftnet import SpatialPyramidPooling
+from the_mask.modeling.propagation.official import bisenet_name, swiftnet_name
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 SWIFTNET = {

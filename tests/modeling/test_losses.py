@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from the_mask.modeling import losses
+from the_mask.modeling.mask import losses
 
 
 def softplus(x: float) -> float:

@@ -10,9 +10,9 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerTransformerModule
 
 from the_mask.config import load_config
-from the_mask.modeling.mask_decoders import build_mask_decoder
-from the_mask.modeling.mask_decoders.base import attention_mask, mask_logits, shrink_mask_features
-from the_mask.modeling.mask_decoders.layers import MultiheadAttention, unblock_empty_rows
+from the_mask.modeling.mask.mask_decoders import build_mask_decoder
+from the_mask.modeling.mask.mask_decoders.base import attention_mask, mask_logits, shrink_mask_features
+from the_mask.modeling.mask.mask_decoders.layers import MultiheadAttention, unblock_empty_rows
 
 SMALL = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,

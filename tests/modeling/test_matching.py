@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from the_mask.modeling.matching import assign, match_all
+from the_mask.modeling.mask.matching import assign, match_all
 
 
 def best_total(cost: np.ndarray) -> float:

@@ -5,10 +5,10 @@ import torch
 from detectron2.modeling import build_model
 
 from the_mask.config import load_config
-from the_mask.engine import load_weights
-from the_mask.engine.class_sets import transfer_rows
-from the_mask.modeling.context.prior_map import PriorMap
-from the_mask.modeling.context.priors import PreviousPrediction, StoredMasks, inference_mode_of, label_prior
+from the_mask.modeling.pixel.context.prior_map import PriorMap
+from the_mask.modeling.pixel.context.priors import PreviousPrediction, StoredMasks, inference_mode_of, label_prior
+from the_mask.weights import load_weights
+from the_mask.weights.class_sets import transfer_rows
 
 CLASSES = 4
 A = "uper & (embed > class_memory)"

@@ -7,8 +7,8 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
 from the_mask.config import load_config
-from the_mask.modeling.pixel_decoders import build_pixel_decoder
-from the_mask.modeling.pixel_decoders.ms_deform_attn import cell_centres
+from the_mask.modeling.mask.pixel_decoders import build_pixel_decoder
+from the_mask.modeling.mask.pixel_decoders.ms_deform_attn import cell_centres
 
 CHANNELS = {"res2": 8, "res3": 12, "res4": 16, "res5": 20}
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
-from the_mask.modeling.heads import FCNHead, UperNetHead
+from the_mask.modeling.pixel.heads import FCNHead, UperNetHead
 
 SHAPES = {"res2": ShapeSpec(channels=4, stride=4), "res3": ShapeSpec(channels=6, stride=8)}
 SHAPES["res4"] = ShapeSpec(channels=8, stride=16)

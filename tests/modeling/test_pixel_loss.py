@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from the_mask.modeling.pixel_loss import HardPixels, pixel_loss
+from the_mask.modeling.pixel.pixel_loss import HardPixels, pixel_loss
 
 
 def brute_force(probabilities, labels, threshold, min_kept):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from the_mask.modeling import points as P
+from the_mask.modeling.mask import points as P
 
 
 def bilinear_loop(grid: torch.Tensor, x: float, y: float) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding
 
-from the_mask.modeling.position_encoding import position_encoding, sine_2d, sine_2d_clip, sine_3d_clip, sine_axis
+from the_mask.modeling.mask.position_encoding import position_encoding, sine_2d, sine_2d_clip, sine_3d_clip, sine_axis
 
 
 def loop_axis(position: int, length: int, channels: int) -> list[float]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from the_mask.data import augmentation as aug
-from the_mask.modeling.context.prior_map import PriorMap, blank_prior
+from the_mask.modeling.pixel.context.prior_map import PriorMap, blank_prior
 
 K, IGNORE = 4, 255
 

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
-from the_mask.modeling.keyframe import CopyPropagator, GSVNet, WarpPropagator
-from the_mask.modeling.keyframe.policies import Gate, interval, scene_cut
-from the_mask.modeling.keyframe.propagators import Propagator
-from the_mask.modeling.keyframe.score_cache import ScoreCache
-from the_mask.modeling.keyframe.training import distillation_loss, draw_distance, segmentation_loss, unroll
-from the_mask.modeling.segmentors import PropagatedSegmentor, Segmentor
-from the_mask.modeling.segmentors.propagated import log_probabilities
+from the_mask.modeling.propagation import CopyPropagator, GSVNet, WarpPropagator
+from the_mask.modeling.propagation.policies import Gate, interval, scene_cut
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor, log_probabilities
+from the_mask.modeling.propagation.propagators import Propagator
+from the_mask.modeling.propagation.score_cache import ScoreCache
+from the_mask.modeling.propagation.training import distillation_loss, draw_distance, segmentation_loss, unroll
+from the_mask.modeling.segmentor import Segmentor
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 

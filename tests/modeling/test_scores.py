@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from the_mask.modeling.segmentors.scores import clip_scores, label_map, resize_scores, semantic_scores
+from the_mask.modeling.scores import clip_scores, label_map, resize_scores, semantic_scores
 
 
 def random(*shape, seed=0):

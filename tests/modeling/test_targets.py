@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from the_mask.modeling.targets import build_targets, cell_counts, clip_name, clip_targets
+from the_mask.modeling.mask.targets import build_targets, cell_counts, clip_name, clip_targets
 
 
 @settings(max_examples=40, deadline=None)

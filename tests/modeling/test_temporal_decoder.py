@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from the_mask.config import load_config
-from the_mask.modeling.mask_decoders import RELEASED_NAMES, build_mask_decoder, rename_released, stage1_to_stage2
-from the_mask.modeling.position_encoding import sine_3d_clip
+from the_mask.modeling.mask.mask_decoders import RELEASED_NAMES, build_mask_decoder, rename_released, stage1_to_stage2
+from the_mask.modeling.mask.position_encoding import sine_3d_clip
 
 SMALL = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,

@@ -14,9 +14,9 @@ from the_mask.data.classes import load_class_list
 from the_mask.data.io import read_image
 from the_mask.inference import demo
 from the_mask.inference.demo import DemoStyle, EvenSample, FrameAnnotator, palette_from_config, run_demo
-from the_mask.inference.render import Palette
+from the_mask.inference.rendering.render import Palette
+from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, open_source
 from the_mask.inference.stream import build_random
-from the_mask.inference.video_io import FrameSource, VideoWriter, open_source
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "debug" / "the_mask_debug_video.yaml"

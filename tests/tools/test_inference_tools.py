@@ -13,7 +13,7 @@ import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import register_all
 from the_mask.data.synthetic import SceneSize, make_moving_shapes
-from the_mask.engine import save_checkpoint
+from the_mask.weights import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "debug" / "the_mask_debug_1f.yaml")

@@ -8,7 +8,7 @@ import pytest
 
 from the_mask.data import register_all
 from the_mask.data.io import read_image
-from the_mask.inference.video_io import open_source
+from the_mask.inference.rendering.video_writer import open_source
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,8 +16,8 @@ from detectron2.data import MetadataCatalog
 
 from the_mask.data import register_all
 from the_mask.data.synthetic import SceneSize, make_moving_shapes
-from the_mask.engine import read_checkpoint
 from the_mask.engine.logs import setup_logging
+from the_mask.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = ROOT / "configs" / "debug" / "mask2former_debug.yaml"

@@ -1,6 +1,5 @@
-"""The engine: trainer, hooks, parameter groups, schedule, checkpoints, weights, processes."""
+"""The engine: trainer, hooks, parameter groups, schedule, processes."""
 
-from the_mask.engine.checkpoint import CheckpointFolder, CheckpointWriteError, read_checkpoint, save_checkpoint
 from the_mask.engine.launch import launch
 from the_mask.engine.optimizer import build_optimizer, parameter_groups
 from the_mask.engine.run import RunOptions, evaluate_only, exit_code, run_processes, run_training
@@ -9,13 +8,8 @@ from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
 from the_mask.engine.two_stage import evaluate_branches, train_two_stage
-from the_mask.engine.validate import validate
-from the_mask.engine.weights import LoadReport, load_weights
 
 __all__ = [
-    "CheckpointFolder",
-    "CheckpointWriteError",
-    "LoadReport",
     "RunOptions",
     "Trainer",
     "TrainingInterrupted",
@@ -25,13 +19,9 @@ __all__ = [
     "evaluate_only",
     "exit_code",
     "launch",
-    "load_weights",
     "parameter_groups",
-    "read_checkpoint",
     "run_processes",
     "run_training",
-    "save_checkpoint",
     "setup",
     "train_two_stage",
-    "validate",
 ]

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from the_mask.engine.checkpoint import CheckpointWriteError
+from the_mask.weights.checkpoint import CheckpointWriteError
 
 # Newer torch gave the option another name.
 _PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from the_mask.engine.sharding import like
+from the_mask.weights.sharding import like
 
 
 class ExponentialMovingAverage:

@@ -16,10 +16,10 @@ from the_mask.data.io import read_image
 from the_mask.engine.run import RunOptions, check
 from the_mask.engine.setup import setup
 from the_mask.engine.trainer import Trainer
-from the_mask.engine.weights import load_weights
 from the_mask.evaluation.keyframe import evaluate_keyframes
 from the_mask.evaluation.macs import average_macs, propagation_macs
-from the_mask.modeling.segmentors import PropagatedSegmentor
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
+from the_mask.weights.loading import load_weights
 
 
 def run_keyframe_evaluation(options: RunOptions, distances: int, json_file: Path | None = None) -> dict[str, Any]:

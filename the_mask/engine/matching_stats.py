@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from the_mask.engine.checkpoint import atomic_write
+from the_mask.weights.checkpoint import atomic_write
 
 if TYPE_CHECKING:
     from the_mask.engine.trainer import Trainer

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
-from the_mask.modeling.segmentors.mask_classifier import MaskClassifier
-from the_mask.modeling.segmentors.propagated import PropagatedSegmentor
+from the_mask.modeling.mask.mask_classifier import MaskClassifier
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 
 # AdamW in float32: weight, gradient and two moments; a frozen parameter is only a weight.
 BYTES_TRAINED, BYTES_FROZEN = 16, 4

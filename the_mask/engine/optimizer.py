@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from the_mask.engine.layer_decay import LayerDecay, layer_decay_factors
-from the_mask.engine.sharding import like, whole
+from the_mask.weights.sharding import like, whole
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from the_mask.data.build import check_classes
 from the_mask.engine.run import RunOptions
 from the_mask.engine.setup import setup
 from the_mask.engine.trainer import Trainer
-from the_mask.engine.weights import load_weights
 from the_mask.evaluation.calibration import Calibration, fit_temperature, sample_pixels
 from the_mask.evaluation.submission import predict_dataset
 from the_mask.inference.pipeline import build_scorer
+from the_mask.weights.loading import load_weights
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from the_mask.data import get_records, read_image, read_label
-from the_mask.engine.checkpoint import read_checkpoint, save_checkpoint
-from the_mask.engine.weights import load_weights
 from the_mask.inference.refine import normalised
 from the_mask.modeling.refiners import build_refiner, cascade_losses, perturb_mask
+from the_mask.weights.checkpoint import read_checkpoint, save_checkpoint
+from the_mask.weights.loading import load_weights
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "refiner_final.pth"

@@ -11,14 +11,14 @@ from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
-from the_mask.engine.checkpoint import BEST, read_checkpoint
-from the_mask.engine.class_sets import STORED, describe_difference, model_classes, same_classes, stored_classes
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import EvalHook
 from the_mask.engine.optimizer import load_optimizer_state, optimizer_state
 from the_mask.engine.rng import rng_state, seed_everything, set_rng_state
-from the_mask.engine.sharding import load_whole
-from the_mask.engine.weights import compare
+from the_mask.weights.checkpoint import BEST, read_checkpoint
+from the_mask.weights.class_sets import STORED, describe_difference, model_classes, same_classes, stored_classes
+from the_mask.weights.loading import compare
+from the_mask.weights.sharding import load_whole
 
 if TYPE_CHECKING:
     from the_mask.engine.trainer import Trainer

@@ -15,14 +15,14 @@ from torch.multiprocessing import ProcessExitedException
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
-from the_mask.engine.checkpoint import CheckpointFolder
-from the_mask.engine.class_sets import ClassSets
 from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
 from the_mask.engine.validate import validate
-from the_mask.engine.weights import load_weights
+from the_mask.weights.checkpoint import CheckpointFolder
+from the_mask.weights.class_sets import ClassSets
+from the_mask.weights.loading import load_weights
 
 logger = logging.getLogger(__name__)
 

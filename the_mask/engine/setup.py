@@ -11,9 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from the_mask.engine.checkpoint import atomic_write
 from the_mask.engine.logs import setup_logging
 from the_mask.env import environment_report
+from the_mask.weights.checkpoint import atomic_write
 
 logger = logging.getLogger(__name__)
 

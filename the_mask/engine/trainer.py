@@ -21,8 +21,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from the_mask.data import build_train_loader
 from the_mask.engine import resume
-from the_mask.engine.checkpoint import BEST, FINAL, CheckpointFolder, CheckpointWriteError, remove_leftovers
-from the_mask.engine.class_sets import ClassSets
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import CheckpointHook, EvalHook, ProgressHook, StopHook
@@ -31,12 +29,14 @@ from the_mask.engine.optimizer import build_optimizer, clip_gradients, set_learn
 from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
 from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import with_seed
-from the_mask.engine.sharding import gathered_copy, is_sharded, shard_model, wants_sharding, write_parts
 from the_mask.engine.signals import StopRequest, TrainingInterrupted
-from the_mask.engine.weights import LoadReport, load_weights
 from the_mask.engine.writers import LogWriter, prepare_metrics_file
 from the_mask.evaluation import evaluate_dataset
 from the_mask.modeling.build import build_segmentor
+from the_mask.weights.checkpoint import BEST, FINAL, CheckpointFolder, CheckpointWriteError, remove_leftovers
+from the_mask.weights.class_sets import ClassSets
+from the_mask.weights.loading import LoadReport, load_weights
+from the_mask.weights.sharding import gathered_copy, is_sharded, shard_model, wants_sharding, write_parts
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import torch
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from tqdm import tqdm
 
-from the_mask.engine.checkpoint import atomic_write
+from the_mask.weights.checkpoint import atomic_write
 
 logger = logging.getLogger(__name__)
 

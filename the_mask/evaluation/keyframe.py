@@ -24,7 +24,8 @@ from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.data.io import check_same_size, read_image, read_label
 from the_mask.data.samplers import shard_videos
 from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
-from the_mask.modeling.segmentors import PropagatedSegmentor, label_map
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
+from the_mask.modeling.scores import label_map
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]

@@ -11,7 +11,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from the_mask.modeling.segmentors import PropagatedSegmentor
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.ops import decomposed
 
 # What published figures count; norms, activations and resizing are left out.

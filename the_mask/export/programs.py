@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from the_mask.export.states import State, named_tensors, settle, sources_of, with_tensors
-from the_mask.modeling.segmentors.base import Segmentor
+from the_mask.modeling.segmentor import Segmentor
 from the_mask.ops import decomposed
 
 OUTPUTS = ("scores", "labels")

@@ -1,6 +1,6 @@
 """Inference: runners that wrap a segmentor."""
 
-from the_mask.inference.engine import StreamEngine
+from the_mask.inference.live.many_streams import StreamEngine
 from the_mask.inference.merge import merge_scores, normalize_scores
 from the_mask.inference.stream import StreamingSegmentor
 from the_mask.inference.views import View, ViewRunner, make_views

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 import the_mask
-from the_mask.inference.engine import StreamEngine
-from the_mask.inference.sources import Frame, FrameSource, open_source
+from the_mask.inference.live.many_streams import StreamEngine
+from the_mask.inference.live.sources import Frame, FrameSource, open_source
+from the_mask.inference.rendering.video_writer import VideoWriter
 from the_mask.inference.stream import StreamingSegmentor
-from the_mask.inference.video_io import VideoWriter
 
 PERCENTILES = (50, 90, 99)
 # Frames of the picture that stands in for a video.

@@ -23,10 +23,10 @@ from tqdm import tqdm
 import the_mask.data  # noqa: F401  registers the data sets
 from the_mask.data import import_dataset_modules
 from the_mask.data.classes import distinct_colors
-from the_mask.inference import render
-from the_mask.inference.engine import StreamEngine, StreamResult
-from the_mask.inference.render import Labels, Palette, Picture
-from the_mask.inference.video_io import FrameSource, VideoWriter, fit_into
+from the_mask.inference.live.many_streams import StreamEngine, StreamResult
+from the_mask.inference.rendering import render
+from the_mask.inference.rendering.render import Labels, Palette, Picture
+from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, fit_into
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from the_mask.data.prior_masks import read_prior_mask
 from the_mask.inference.merge import score_labels
 from the_mask.inference.views import OUTPUTS, FrameName, ViewRunner
-from the_mask.modeling.context.prior_map import PriorMap
+from the_mask.modeling.pixel.context.prior_map import PriorMap
 
 StreamState = dict[str, Any]
 FRAMES = ("same_frame", "previous_frame")

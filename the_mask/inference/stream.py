@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.modeling.build import build_segmentor
-from the_mask.modeling.segmentors import label_map, resize_scores
+from the_mask.modeling.scores import label_map, resize_scores
 
 StreamState = dict[str, Any]
 OUTPUTS = ("labels", "scores")
@@ -128,8 +128,8 @@ class StreamingSegmentor:
 
 def _build_trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
     # Imported here: the engine stands above this room; this one upward call makes a config enough.
-    from the_mask.engine import load_weights
-    from the_mask.engine.class_sets import ClassSets
+    from the_mask.weights import load_weights
+    from the_mask.weights.class_sets import ClassSets
 
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: a stream needs trained weights (or pass a model)")

@@ -17,7 +17,7 @@ from torch import Tensor
 from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.data.io import read_image
 from the_mask.inference.merge import PARITIES, ScoreMean, check_merge, normalize_scores, score_labels
-from the_mask.modeling.segmentors import resize_scores
+from the_mask.modeling.scores import resize_scores
 
 Clip = Mapping[str, Any]
 StreamState = dict[str, Any]

@@ -1,3 +1,0 @@
-"""Context blocks: what a pixel learns from its surroundings, from past frames and from the whole data set."""
-
-from the_mask.modeling.context import priors as priors

@@ -1,9 +1,0 @@
-"""All context blocks: importing this module fills the registry. A new block's module is named here."""
-
-from the_mask.modeling.context import class_memory_block as class_memory_block
-from the_mask.modeling.context import criss_cross as criss_cross
-from the_mask.modeling.context import dense as dense
-from the_mask.modeling.context import image_blocks as image_blocks
-from the_mask.modeling.context.registry import CONTEXT_BLOCKS
-
-__all__ = ["CONTEXT_BLOCKS"]

@@ -1,0 +1,175 @@
+"""Mask classification on clips: Mask2Former (clips of one frame) and THE-Mask.
+
+Axes: B clips, T frames, Q queries, K classes, C channels, H W size of the network input, h w mask size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from torch import Tensor
+
+from the_mask.modeling import ring
+from the_mask.modeling.freezing import freeze_except
+from the_mask.modeling.mask.criterion import MaskCriterion
+from the_mask.modeling.mask.head import MaskClassificationHead
+from the_mask.modeling.mask.mask_decoders.base import Predictions
+from the_mask.modeling.mask.targets import build_targets
+from the_mask.modeling.ring import StreamState
+from the_mask.modeling.scores import clip_scores, query_maps
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
+
+
+@META_ARCH_REGISTRY.register()
+class MaskClassifier(Segmentor):
+    """Backbone, pixel decoder and mask decoder; losses in training, score maps and label maps in eval mode.
+
+    State-dict keys are those of the official Detectron2 Mask2Former: ``backbone``, ``sem_seg_head.pixel_decoder``,
+    ``sem_seg_head.predictor``, ``criterion.empty_weight``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: MaskClassificationHead,
+        criterion: MaskCriterion,
+        num_classes: int,
+        ignore_label: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        deep_supervision: bool = True,
+        clip_score_weight: float = 0.5,
+        clip_length: int = 1,
+        clip_stride: int = 1,
+        trainable: Sequence[str] = (),
+        frozen_eval: bool = True,
+    ) -> None:
+        """Args name the config keys; see :meth:`from_config`. ``clip_length`` and ``clip_stride`` are for streams."""
+        super().__init__(
+            num_classes=num_classes,
+            ignore_label=ignore_label,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            size_divisibility=math.lcm(max(size_divisibility, 1), max(backbone.size_divisibility, 1)),
+            frozen_eval=frozen_eval,
+        )
+        if clip_length < 1 or clip_stride < 1:
+            raise ValueError(f"TEST.CLIP_LENGTH ({clip_length}) and TEST.CLIP_STRIDE ({clip_stride}) must be >= 1")
+        if not 0 <= clip_score_weight <= 1:
+            raise ValueError(f"MODEL.THE_MASK.CLIP_SCORE_WEIGHT is {clip_score_weight}; expected 0..1")
+        self.backbone: Backbone = backbone
+        self.sem_seg_head: MaskClassificationHead = sem_seg_head
+        self.criterion = criterion
+        self.deep_supervision = deep_supervision
+        self.clip_score_weight = clip_score_weight
+        self.clip_length = clip_length
+        self.clip_stride = clip_stride
+        freeze_except(self, trainable)
+        self.train()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": MaskCriterion(cfg),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
+            "clip_score_weight": cfg.MODEL.THE_MASK.CLIP_SCORE_WEIGHT,
+            "clip_length": cfg.TEST.CLIP_LENGTH,
+            "clip_stride": cfg.TEST.CLIP_STRIDE,
+            "trainable": cfg.MODEL.THE_MASK.TRAINABLE,
+            "frozen_eval": cfg.MODEL.THE_MASK.FROZEN_EVAL,
+        }
+
+    @property
+    def score_stride(self) -> int:
+        """Input pixels per cell of the score maps."""
+        return self.sem_seg_head.pixel_decoder.mask_stride
+
+    def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """Weighted training losses of a batch of clips, in either mode."""
+        images, frames = self.stack(clips)
+        outputs = self.sem_seg_head(self.backbone(images), frames, aux=self.deep_supervision)
+        size = (images.shape[-2], images.shape[-1])
+        targets = build_targets(clips, self.ignore_label, self.num_classes, size, self.device)
+        return self.criterion(outputs, targets, [clip["seed"] for clip in clips], self.iteration)
+
+    def group_scores(self, images: Tensor, num_frames: int) -> Iterator[Tensor]:
+        """Scores of a group of equal clips, one clip at a time; see :class:`Segmentor`."""
+        outputs = self.sem_seg_head(self.backbone(images), num_frames)
+        for row in range(len(images) // num_frames):
+            yield clip_scores(outputs, row, self.clip_score_weight)
+
+    def init_state(self) -> StreamState:
+        """Return the state of a stream before its first frame; see :mod:`the_mask.modeling.ring`."""
+        return ring.empty_state()
+
+    @torch.no_grad()
+    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Segment the newest frame of a stream, with the frames before it as context.
+
+        The window is the last ``clip_length`` frames, ``clip_stride`` apart, or as many as were seen. Backbone and
+        pixel decoder run once per frame, on the new one; the rest comes from the state. The result is that of
+        :meth:`score_maps` for the last frame of the same window.
+
+        Args:
+            frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
+                ``state["resets"]``.
+            state: of :meth:`init_state` or the last step; not changed.
+
+        Returns:
+            scores [K, ceil(H/stride), ceil(W/stride)], and the new state.
+        """
+        outputs, state = self._advance(frame, state)
+        return self._frame_scores(outputs, frame, state), state
+
+    @torch.no_grad()
+    def step_queries(self, frame: Tensor, state: StreamState) -> tuple[Tensor, Tensor, Tensor, StreamState]:
+        """As :meth:`step`, with the queries behind the scores.
+
+        Returns:
+            scores; class scores [Q, K] and mask logits [Q, ceil(H/stride), ceil(W/stride)] of the queries, such that
+            the sum over q of class scores * sigmoid(mask) is the scores (with a frame branch, the queries of both
+            branches under their weights); and the new state.
+        """
+        outputs, state = self._advance(frame, state)
+        classes, masks = query_maps(outputs, 0, self.clip_score_weight)
+        masks = self.crop_scores(masks, frame.shape[-2], frame.shape[-1])
+        return self._frame_scores(outputs, frame, state), classes, masks, state
+
+    def _frame_scores(self, outputs: Predictions, frame: Tensor, state: StreamState) -> Tensor:
+        """Scores of the newest frame of a stream."""
+        scores = clip_scores(outputs, 0, self.clip_score_weight)[-1]
+        scores = self.crop_scores(scores, frame.shape[-2], frame.shape[-1])
+        check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
+        return scores
+
+    def _advance(self, frame: Tensor, state: StreamState) -> tuple[Predictions, StreamState]:
+        """Predictions for the newest frame of a stream, and the new state."""
+        images, _ = self.stack([{"frames": [frame]}])
+        height, width = frame.shape[-2:]
+        mask_features, maps = self.sem_seg_head.pixel_decoder(self.backbone(images))
+        capacity = ring.reach(self.clip_length, self.clip_stride)
+        state = ring.push(state, (height, width), mask_features, maps, capacity)
+        kept = ring.window(state, self.clip_length, self.clip_stride)
+        outputs = self.sem_seg_head.predictor(
+            [torch.cat(level) for level in zip(*(entry["maps"] for entry in kept), strict=True)],
+            torch.cat([entry["mask_features"] for entry in kept]),
+            len(kept),
+            last_frame_only=True,
+        )
+        return outputs, state

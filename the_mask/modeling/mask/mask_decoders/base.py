@@ -1,0 +1,190 @@
+"""What all mask decoders share: queries, token layout, prediction heads and the attention mask of the next layer.
+
+Axes: B clips, T frames, Q queries, K classes, C channels, h w size of the mask features, h_l w_l size of map l,
+S tokens. Maps and mask features come stacked clip by clip: frame t of clip b is at index b*T + t.
+
+A decoder returns a dict: ``pred_logits`` [B,Q,K+1], ``pred_masks`` [B,Q,T,h,w] (logits) and ``aux_outputs``, a list of
+such dicts for the initial queries and every layer but the last (empty unless ``aux``). A decoder with a frame branch
+adds ``frame``: the same dict with ``pred_logits`` [B,T,Q,K+1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from the_mask.modeling.mask.mask_decoders.layers import (
+    MLP,
+    CrossAttentionLayer,
+    FFNLayer,
+    SelfAttentionLayer,
+    unblock_empty_rows,
+)
+from the_mask.modeling.mask.position_encoding import position_encoding
+
+Predictions = dict[str, Any]
+
+
+def mask_logits(embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    """Dot products of mask embeddings and per-pixel features.
+
+    Args:
+        embeddings: [B, Q, C], one set per clip, or [B, T, Q, C], one per frame.
+        mask_features: [B, T, C, h, w].
+
+    Returns:
+        [B, Q, T, h, w] logits (a view).
+    """
+    if embeddings.dim() == 3:
+        embeddings = embeddings[:, None]
+    # One product per frame: an einsum over the clip would first copy the features to [B, C, T*h*w].
+    product = embeddings @ mask_features.flatten(3)
+    return product.unflatten(3, mask_features.shape[3:]).transpose(1, 2)
+
+
+def shrink_mask_features(mask_features: Tensor, maps: Sequence[Tensor], num_frames: int) -> list[Tensor]:
+    """Resize mask features [B*T,C,h,w] to the size of each map: list of [B,T,C,h_l,w_l], without gradient.
+
+    A mask is linear in the features, so resizing them once and multiplying at each map's size gives the same
+    attention masks as resizing the Q masks of every layer, for a fraction of the work.
+    """
+    detached = mask_features.detach()
+    return [
+        F.interpolate(detached, size=x.shape[-2:], mode="bilinear", align_corners=False).unflatten(0, (-1, num_frames))
+        for x in maps
+    ]
+
+
+def attention_mask(embeddings: Tensor, features: Tensor) -> Tensor:
+    """Where each query may look: True where its mask probability is at least 0.5.
+
+    Args:
+        embeddings: [B, Q, C]. features: [B, T, C, h_l, w_l] of :func:`shrink_mask_features`.
+
+    Returns:
+        bool [B, T, Q, h_l*w_l]; rows without any True are not yet opened. No gradient.
+    """
+    return mask_logits(embeddings.detach(), features).transpose(1, 2).flatten(3) >= 0
+
+
+class MaskDecoder(nn.Module):
+    """Parameters and steps shared by the decoders. Subclasses define ``forward``.
+
+    State-dict keys are those of the official Detectron2 Mask2Former.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        heads: int,
+        feedforward: int,
+        layers: int,
+        pre_norm: bool,
+        dropout: float,
+        mask_dim: int,
+        enforce_input_proj: bool,
+        position: str,
+    ) -> None:
+        """Args name the config keys; see :meth:`from_config`. ``layers`` excludes the initial queries."""
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"MODEL.MASK_FORMER.DEC_LAYERS is {layers + 1}; it counts the initial queries: at least 2")
+        if hidden_dim % 4:
+            raise ValueError(f"MODEL.MASK_FORMER.HIDDEN_DIM is {hidden_dim}; position encoding needs a multiple of 4")
+        self.num_classes = num_classes
+        self.position: Callable[..., Tensor] = position_encoding(position)
+        self.input_proj = nn.ModuleList(
+            _projection(channels, hidden_dim) if channels != hidden_dim or enforce_input_proj else nn.Identity()
+            for channels in in_channels
+        )
+        self.level_embed = nn.Embedding(len(in_channels), hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(hidden_dim, heads, dropout, pre_norm) for _ in range(layers)
+        )
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttentionLayer(hidden_dim, heads, dropout, pre_norm) for _ in range(layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(
+            FFNLayer(hidden_dim, feedforward, dropout, pre_norm) for _ in range(layers)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MLP(hidden_dim, hidden_dim, hidden_dim, mask_dim)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: Sequence[int]) -> dict[str, Any]:
+        former = cfg.MODEL.MASK_FORMER
+        return {
+            "in_channels": in_channels,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden_dim": former.HIDDEN_DIM,
+            "num_queries": former.NUM_OBJECT_QUERIES,
+            "heads": former.NHEADS,
+            "feedforward": former.DIM_FEEDFORWARD,
+            "layers": former.DEC_LAYERS - 1,
+            "pre_norm": former.PRE_NORM,
+            "dropout": former.DROPOUT,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "enforce_input_proj": former.ENFORCE_INPUT_PROJ,
+            "position": former.POSITION_ENCODING,
+        }
+
+    def tokenize(self, maps: Sequence[Tensor], num_frames: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Turn maps [B*T,C_l,h_l,w_l] into keys and values of attention, two lists of [B,T,S_l,C].
+
+        Both have the level embedding; only the keys have the position.
+        """
+        keys, values = [], []
+        for level, x in enumerate(maps):
+            height, width = x.shape[-2:]
+            projected = self.input_proj[level](x).flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+            values.append(projected.unflatten(0, (-1, num_frames)))
+            encoding = self.position(num_frames, height, width, projected.shape[-1], x.device)
+            keys.append(values[-1] + encoding.flatten(2).transpose(1, 2))
+        return keys, values
+
+    def refine(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
+        """Run masked layer ``layer``: cross-attention, self-attention, feed-forward.
+
+        Args:
+            queries: [N,Q,C]. keys, values: [N,S,C]. allowed: bool [N,Q,S]; empty rows are opened.
+
+        Returns:
+            [N,Q,C].
+        """
+        query_position = self.query_embed.weight
+        allowed = unblock_empty_rows(allowed)
+        queries = self.transformer_cross_attention_layers[layer](queries, query_position, keys, values, allowed)
+        queries = self.transformer_self_attention_layers[layer](queries, query_position)
+        return self.transformer_ffn_layers[layer](queries)
+
+
+def check_frames(mask_features: Tensor, num_frames: int) -> None:
+    """Raise a ValueError unless the stacked frames form whole clips."""
+    if num_frames < 1 or mask_features.shape[0] % num_frames:
+        raise ValueError(f"{mask_features.shape[0]} stacked frames do not form clips of {num_frames} frames")
+
+
+def nest_predictions(logits: Sequence[Tensor], masks: Sequence[Tensor]) -> Predictions:
+    """Collect the predictions of all supervised layers, the final one last, into the dict of the module docstring."""
+    pairs = [{"pred_logits": a, "pred_masks": b} for a, b in zip(logits, masks, strict=True)]
+    return {**pairs[-1], "aux_outputs": pairs[:-1]}
+
+
+def _projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv

@@ -1,0 +1,371 @@
+"""Per-pixel models: one meta-architecture for image heads and for heads with a memory of past frames.
+
+It knows nothing about particular attentions: the head says which levels of how many past frames it wants.
+
+Axes: B clips, T memory frames, K classes, H W size of the network input, h w size of a score map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from torch import Tensor, nn
+
+from the_mask.modeling.freezing import freeze_except
+from the_mask.modeling.mask.targets import clip_name
+from the_mask.modeling.pixel.context.frame_bank import FrameBank
+from the_mask.modeling.pixel.context.prior_providers import PriorProvider, build_prior_provider
+from the_mask.modeling.pixel.context.types import (
+    PAD_POLICIES,
+    ClipFeatures,
+    FrameFeatures,
+    HeadOutput,
+    PriorMap,
+    TrainBatch,
+    fill_missing,
+)
+from the_mask.modeling.pixel.heads.base import PixelHead
+from the_mask.modeling.pixel.heads.fcn import build_aux_heads
+from the_mask.modeling.pixel.pixel_loss import HardPixels, pixel_loss
+from the_mask.modeling.segmentor import Clip, Segmentor, StreamState, check_finite
+
+DEFAULT_AUX_WEIGHT = 0.4
+
+
+@META_ARCH_REGISTRY.register()
+class ClipSegmentor(Segmentor):
+    """Backbone and a per-pixel head, with auxiliary heads while training; keys ``backbone``, ``sem_seg_head``,
+    ``auxiliary_heads.<level>``.
+
+    Only the last frame of a training clip (the mapper's reference) is supervised; the frames before it are memory.
+    In eval mode every frame is predicted from the frames before it, through the same code as a stream.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: PixelHead,
+        num_classes: int,
+        ignore_label: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        auxiliary_heads: nn.ModuleDict | None = None,
+        prior_provider: PriorProvider | None = None,
+        size_divisibility: int = 32,
+        aux_weight: float = DEFAULT_AUX_WEIGHT,
+        hard_pixels: HardPixels | None = None,
+        fold_time: bool = True,
+        memory_grad: bool = True,
+        pad: str = "repeat_first",
+        memory_stride: int = 1,
+        trainable: Sequence[str] = (),
+        frozen_eval: bool = True,
+    ) -> None:
+        """Args name the config keys; see :meth:`from_config`. ``memory_stride`` is for streams: frames between two
+        memory frames, as far apart as those of the training clips."""
+        super().__init__(
+            num_classes=num_classes,
+            ignore_label=ignore_label,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            size_divisibility=math.lcm(max(size_divisibility, 1), max(backbone.size_divisibility, 1)),
+            frozen_eval=frozen_eval,
+        )
+        if pad not in PAD_POLICIES:
+            raise ValueError(f"MODEL.CLIP_SEGMENTOR.PAD {pad!r}: expected one of {', '.join(PAD_POLICIES)}")
+        if memory_stride < 1:
+            raise ValueError(f"TEST.CLIP_STRIDE {memory_stride}: expected at least 1")
+        if not isinstance(sem_seg_head, PixelHead):
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NAME {type(sem_seg_head).__name__}: ClipSegmentor needs a per-pixel head "
+                "(FCNHead, UperNetHead, ContextHead, ...)"
+            )
+        if sem_seg_head.uses_prior and type(prior_provider or PriorProvider()) is PriorProvider:
+            raise ValueError(
+                "the head reads a class prior (block class_memory), but MODEL.CONTEXT.PRIOR is none: set it to "
+                "previous_prediction, stage1 or stored_masks"
+            )
+        self.backbone: Backbone = backbone
+        self.sem_seg_head: PixelHead = sem_seg_head
+        self.auxiliary_heads = auxiliary_heads if auxiliary_heads is not None else nn.ModuleDict()
+        self.prior_provider = prior_provider or PriorProvider()
+        self.aux_weight = aux_weight
+        self.hard_pixels = hard_pixels
+        self.fold_time = fold_time
+        self.memory_grad = memory_grad
+        self.pad = pad
+        self.bank = FrameBank(sem_seg_head.memory_levels, sem_seg_head.memory_length, memory_stride, pad)
+        freeze_except(self, trainable)
+        self.train()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        options, ohem = cfg.MODEL.CLIP_SEGMENTOR, cfg.MODEL.CLIP_SEGMENTOR.OHEM
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "auxiliary_heads": build_aux_heads(cfg, backbone.output_shape()),
+            "prior_provider": build_prior_provider(cfg),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": options.SIZE_DIVISIBILITY,
+            "aux_weight": options.AUX_WEIGHT,
+            "hard_pixels": HardPixels(ohem.THRESHOLD, ohem.MIN_KEPT) if ohem.ENABLED else None,
+            "fold_time": options.FOLD_TIME,
+            "memory_grad": options.MEMORY_GRAD,
+            "pad": options.PAD,
+            "memory_stride": cfg.TEST.CLIP_STRIDE,
+            "trainable": cfg.MODEL.THE_MASK.TRAINABLE,
+            "frozen_eval": cfg.MODEL.THE_MASK.FROZEN_EVAL,
+        }
+
+    @property
+    def score_stride(self) -> int:
+        """Input pixels per cell of the score maps."""
+        return self.sem_seg_head.stride
+
+    @property
+    def memory_length(self) -> int:
+        """T of the head."""
+        return self.sem_seg_head.memory_length
+
+    # Training.
+
+    def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """Weighted cross-entropies of the current frames: ``loss_ce``, and ``loss_ce_<name>`` of auxiliary logits."""
+        batch = self.training_batch(clips)
+        prior = self.prior_provider.for_training(self, batch) if self.sem_seg_head.uses_prior else None
+        features, output = self.clip_output(batch, prior)
+        return self.output_losses(batch, features, output)
+
+    def output_losses(self, batch: TrainBatch, features: FrameFeatures, output: HeadOutput) -> dict[str, Tensor]:
+        """The losses of what :meth:`clip_output` returned; in training, stateful blocks take note of the labels."""
+        losses = {"loss_ce": pixel_loss(output.logits, batch.labels, self.ignore_label, self.hard_pixels)}
+        for name, logits in output.aux.items():
+            weight = output.aux_weights.get(name, DEFAULT_AUX_WEIGHT)
+            losses[f"loss_ce_{name}"] = weight * pixel_loss(logits, batch.labels, self.ignore_label)
+        for level, head in self.auxiliary_heads.items():
+            logits = head(features).logits
+            losses[f"loss_ce_aux_{level}"] = self.aux_weight * pixel_loss(logits, batch.labels, self.ignore_label)
+        if self.training:
+            losses.update(self.sem_seg_head.extra_losses(self.iteration))
+            with torch.no_grad():
+                for block in self.sem_seg_head.stateful_blocks():
+                    block.after_loss(batch, self.iteration)  # type: ignore[operator]
+        return losses
+
+    def after_step(self) -> None:
+        """Let stateful blocks take in what the losses of this iteration left."""
+        with torch.no_grad():
+            for block in self.sem_seg_head.stateful_blocks():
+                block.after_step()  # type: ignore[operator]
+
+    def training_batch(self, clips: Sequence[Clip]) -> TrainBatch:
+        """Current frames, the frames before them that head and prior need, and labels.
+
+        A clip with fewer frames is continued to the past by its oldest one, in slots that are not valid. A slot that
+        shows the same frame of the video as a later one (a boundary policy of the loader) is not valid either.
+
+        Raises:
+            ValueError: labels outside the classes; a clip without its whole past under PAD "drop".
+        """
+        past = self.memory_length + self.prior_provider.past_frames
+        cut = [_cut_clip(clip, past) for clip in clips]
+        valid = torch.tensor([_valid_slots(clip, own, past) for clip, own in zip(cut, (_frames(c) for c in cut))])
+        valid = valid.reshape(len(clips), past)
+        if self.pad == "drop" and not bool(valid.all()):
+            bad = next(clip for clip, row in zip(clips, valid) if not bool(row.all()))
+            raise ValueError(
+                f"clip {clip_name(bad)} has no {past} frames before its reference, and MODEL.CLIP_SEGMENTOR.PAD is "
+                "drop: set INPUT.CLIP.BOUNDARY to drop as well, or PAD to repeat_first"
+            )
+        whole = [_pad_clip(clip, past) for clip in cut]
+        images, frames = self.stack(whole)
+        images = images.unflatten(0, (len(clips), frames))
+        labels = stack_labels(whole, -1, self.num_classes, self.ignore_label, (images.shape[-2], images.shape[-1]))
+        return TrainBatch(whole, images, labels.to(self.device), valid.to(self.device))
+
+    def clip_output(self, batch: TrainBatch, prior: PriorMap | None = None) -> tuple[FrameFeatures, HeadOutput]:
+        """Backbone features of the current frames, and what the head makes of them, their memory and their prior."""
+        length = self.memory_length
+        current, past = self._clip_features(batch.images[:, batch.images.shape[1] - 1 - length :])
+        memory = None
+        if length:
+            memory = ClipFeatures(tuple(past), batch.valid[:, batch.valid.shape[1] - length :])
+            memory = fill_missing(memory, self.pad, {level: current[level] for level in self.bank.levels})
+        return current, self.sem_seg_head(current, memory, prior)
+
+    def _clip_features(self, images: Tensor) -> tuple[FrameFeatures, Sequence[FrameFeatures]]:
+        """Backbone features of the last of some frames [B, T+1, 3, H, W], and memory levels of the frames before."""
+        frames, levels = images.shape[1], self.bank.levels
+        past: list[FrameFeatures] = []
+        if self.fold_time and self.memory_grad:
+            folded = self.backbone(images.flatten(0, 1))
+            split = {name: x.unflatten(0, (-1, frames)) for name, x in folded.items()}
+            past += [{level: split[level][:, t] for level in levels} for t in range(frames - 1)]
+            return {name: x[:, -1] for name, x in split.items()}, past
+        with nullcontext() if self.memory_grad else torch.no_grad():
+            if self.fold_time and frames > 1:
+                folded = self.backbone(images[:, :-1].flatten(0, 1))
+                split = {level: folded[level].unflatten(0, (-1, frames - 1)) for level in levels}
+                past += [{level: split[level][:, t] for level in levels} for t in range(frames - 1)]
+            else:
+                for t in range(frames - 1):
+                    features = self.backbone(images[:, t])
+                    past.append({level: features[level] for level in levels})
+        return self.backbone(images[:, -1]), past
+
+    # Prediction.
+
+    def group_scores(self, images: Tensor, num_frames: int) -> Iterator[Tensor]:
+        """Probabilities of a group of equal clips, each frame from those before it; see :class:`Segmentor`."""
+        images = images.unflatten(0, (-1, num_frames))
+        memory = _empty_memory()
+        scores = []
+        for t in range(num_frames):
+            frame, memory = self._advance(images[:, t], memory)
+            scores.append(frame)
+        yield from torch.stack(scores, dim=1)
+
+    def init_state(self) -> StreamState:
+        """Return the state of a stream before its first frame.
+
+        ``{"size": [H, W] ([] before the first), "seen", "resets", "memory": {"frames": ring of FrameBank, "prior":
+        what the prior provider keeps}}``.
+        """
+        return {"size": [], "seen": 0, "resets": 0, "memory": _empty_memory()}
+
+    @torch.no_grad()
+    def step(self, frame: Tensor, state: StreamState, prior: PriorMap | None = None) -> tuple[Tensor, StreamState]:
+        """Segment the newest frame of a stream: one backbone pass, the rest comes from the state.
+
+        Args:
+            frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
+                ``state["resets"]``.
+            state: of :meth:`init_state` or the last step; not changed.
+            prior: one map of the frame's size, instead of the prior provider's.
+
+        Returns:
+            probabilities [K, ceil(H/stride), ceil(W/stride)], and the new state.
+
+        Raises:
+            ValueError: a foreign state, a prior that does not fit or that the head does not read, or scores that are
+                not finite.
+        """
+        if not isinstance(state, dict) or set(state) != {"size", "seen", "resets", "memory"}:
+            raise ValueError("not a stream state of ClipSegmentor; make one with init_state()")
+        images, _ = self.stack([{"frames": [frame]}])
+        height, width = frame.shape[-2:]
+        changed = bool(state["size"]) and list(state["size"]) != [height, width]
+        if prior is not None:
+            if not self.sem_seg_head.uses_prior:
+                raise ValueError("a prior was given, but no block of the model reads one (class_memory would)")
+            prior = prior.require(1, (height, width), self.num_classes).pad(images.shape[-2], images.shape[-1])
+            prior = prior.to(self.device)
+        scores, memory = self._advance(images, _empty_memory() if changed else state["memory"], prior)
+        state = {
+            "size": [height, width],
+            "seen": 1 if changed else state["seen"] + 1,
+            "resets": state["resets"] + changed,
+            "memory": memory,
+        }
+        scores = self.crop_scores(scores[0], height, width)
+        check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
+        return scores, state
+
+    def _advance(
+        self, images: Tensor, memory: dict[str, Any], prior: PriorMap | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Probabilities [B, K, h, w] of the next frames [B, 3, H, W] of B streams, and what they remember."""
+        features = self.backbone(images)
+        if prior is None and self.sem_seg_head.uses_prior:
+            prior = self.prior_provider.for_frame(memory["prior"])
+        output = self.sem_seg_head(features, self.bank.read(memory["frames"], features), prior)
+        scores = output.logits.float().softmax(dim=1)
+        return scores, {
+            "frames": self.bank.push(memory["frames"], features),
+            "prior": self.prior_provider.after_frame(memory["prior"], scores),
+        }
+
+
+def stack_labels(
+    clips: Sequence[Clip], position: int, num_classes: int, ignore_label: int, size: tuple[int, int]
+) -> Tensor:
+    """Label maps of one frame of every clip, int64 [B, H, W] of ``size``, padded at the bottom and right.
+
+    Args:
+        clips: their ``labels``; None is a map of ``ignore_label``.
+        position: of the frame in the clips.
+        num_classes: K.
+        ignore_label: not a class.
+        size: (H, W) of the network input.
+
+    Raises:
+        ValueError: a label that is neither a class nor ``ignore_label``, or a map larger than ``size``.
+    """
+    stacked = torch.full((len(clips), *size), ignore_label, dtype=torch.int64)
+    for row, clip in enumerate(clips):
+        labels = clip["labels"][position]
+        if labels is None:
+            continue
+        height, width = labels.shape
+        if height > size[0] or width > size[1]:
+            raise ValueError(f"clip {clip_name(clip)}: labels of {(height, width)} do not fit the network input {size}")
+        odd = labels[(labels != ignore_label) & ((labels < 0) | (labels >= num_classes))]
+        if odd.numel():
+            raise ValueError(
+                f"clip {clip_name(clip)}: labels {sorted(set(odd.tolist()))[:10]} are outside 0..{num_classes - 1} and "
+                f"are not {ignore_label} (ignore); check the dataset with tools/check_dataset.py"
+            )
+        stacked[row, :height, :width] = labels
+    return stacked
+
+
+def _empty_memory() -> dict[str, Any]:
+    return {"frames": [], "prior": {}}
+
+
+def _frames(clip: Clip) -> int:
+    return len(clip["frames"])
+
+
+def _cut_clip(clip: Clip, past: int) -> dict[str, Any]:
+    """The reference frame of a clip and at most ``past`` frames before it; other lists of the clip are cut alike."""
+    length = _frames(clip)
+    last = clip.get("reference", length - 1)
+    window = slice(max(0, last - past), last + 1)
+    per_frame = ("frames", "labels", "priors", "frame_ids", "file_names", "frame_indices")
+    return {**clip, **{key: list(clip[key])[window] for key in per_frame if key in clip}}
+
+
+def _pad_clip(clip: Clip, past: int) -> dict[str, Any]:
+    """A cut clip with its oldest frame repeated in front until it has ``past`` + 1 frames."""
+    missing = past + 1 - _frames(clip)
+    return {
+        **clip,
+        "frames": [clip["frames"][0]] * missing + list(clip["frames"]),
+        "labels": [clip["labels"][0]] * missing + list(clip["labels"]),
+    }
+
+
+def _valid_slots(clip: Clip, frames: int, past: int) -> list[bool]:
+    """Whether each of the ``past`` slots before the current frame shows a frame of its own."""
+    slots = [True] * (frames - 1)
+    indices = clip.get("frame_indices")
+    if indices is not None:
+        slots = [indices[i] not in indices[i + 1 :] for i in range(frames - 1)]
+    return [False] * (past - len(slots)) + slots
+
+
+__all__ = ["ClipSegmentor", "stack_labels"]

@@ -1,0 +1,207 @@
+"""A student that learns from labels and from a frozen teacher; only the student is saved and runs afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from torch import Tensor
+
+from the_mask.config import load_config
+from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
+from the_mask.modeling.pixel.context.types import FrameFeatures, HeadOutput, PriorMap, TrainBatch
+from the_mask.modeling.pixel.distillation import (
+    check_distillation,
+    content_mask,
+    missing_teacher,
+    pair_distillation,
+    pixel_distillation,
+)
+from the_mask.modeling.segmentor import Clip, Segmentor, StreamState, frame_size
+
+NAME = "DistilledSegmentor"
+
+
+@META_ARCH_REGISTRY.register()
+class DistilledSegmentor(Segmentor):
+    """Losses of the student plus those against a teacher that sees the same crop; all else is the student's.
+
+    The state dict is the student's under the student's names, so that a checkpoint is one of the plain model. The
+    teacher is no submodule: it is built for the first losses, on the device of the student, in eval mode.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: ClipSegmentor,
+        build_teacher: Callable[[], ClipSegmentor],
+        pixel_weight: float = 10.0,
+        temperature: float = 1.0,
+        pair_weight: float = 0.5,
+        pair_scale: float = 0.5,
+        pair_level: str = "res5",
+    ) -> None:
+        """
+        Args:
+            student: what is trained.
+            build_teacher: gives the teacher with its trained weights.
+            pixel_weight, temperature: of :func:`~the_mask.modeling.pixel.distillation.pixel_distillation`.
+            pair_weight, pair_scale: of :func:`~the_mask.modeling.pixel.distillation.pair_distillation`.
+            pair_level: backbone level that the latter compares, or "main".
+        """
+        check_distillation(pixel_weight, pair_weight, temperature, pair_scale)
+        super().__init__(
+            num_classes=student.num_classes,
+            ignore_label=student.ignore_label,
+            pixel_mean=student.pixel_mean.flatten().tolist() if student.pixel_mean.device.type != "meta" else (0,) * 3,
+            pixel_std=student.pixel_std.flatten().tolist() if student.pixel_std.device.type != "meta" else (1,) * 3,
+            size_divisibility=student.size_divisibility,
+            frozen_eval=student.frozen_eval,
+        )
+        self.student = student
+        self.build_teacher = build_teacher
+        self.pixel_weight = pixel_weight
+        self.temperature = temperature
+        self.pair_weight = pair_weight
+        self.pair_scale = pair_scale
+        self.pair_level = pair_level
+        # In a list, which hides it from parameters(), state_dict() and train().
+        self._teachers: list[ClipSegmentor] = []
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        options = cfg.MODEL.DISTILLATION
+        return {
+            "student": _build_student(cfg),
+            "build_teacher": lambda: build_teacher(cfg),
+            "pixel_weight": options.PIXEL_WEIGHT,
+            "temperature": options.TEMPERATURE,
+            "pair_weight": options.PAIR_WEIGHT,
+            "pair_scale": options.PAIR_SCALE,
+            "pair_level": options.PAIR_LEVEL,
+        }
+
+    @property
+    def teacher(self) -> ClipSegmentor:
+        """The teacher, built at the first use.
+
+        Raises:
+            ValueError, FileNotFoundError: no teacher, or one of other classes or padding than the student.
+        """
+        if not self._teachers:
+            # Neither its random start nor anything else of it shows in the student's training.
+            with torch.random.fork_rng(devices=[]):
+                teacher = self.build_teacher()
+            if teacher.num_classes != self.num_classes or teacher.size_divisibility != self.size_divisibility:
+                raise ValueError(
+                    f"the teacher has {teacher.num_classes} classes and pads to multiples of "
+                    f"{teacher.size_divisibility}, the student {self.num_classes} and {self.size_divisibility}: they "
+                    "must agree"
+                )
+            self._teachers.append(teacher.to(self.device).eval().requires_grad_(False))
+        return self._teachers[0]
+
+    @property
+    def score_stride(self) -> int:
+        """The student's."""
+        return self.student.score_stride
+
+    def losses(self, clips: list[Clip]) -> dict[str, Tensor]:  # type: ignore[override]
+        """The student's losses, ``loss_distill_pixel`` and ``loss_distill_pair``."""
+        student = self.student
+        batch = student.training_batch(clips)
+        prior = student.prior_provider.for_training(student, batch) if student.sem_seg_head.uses_prior else None
+        features, output = student.clip_output(batch, prior)
+        losses = student.output_losses(batch, features, output)
+        with torch.no_grad():
+            lessons, answer = self.teacher.clip_output(self.teacher.training_batch(clips))
+        if self.pixel_weight:
+            valid = self._content(batch, (output.logits.shape[-2], output.logits.shape[-1]))
+            term = pixel_distillation(output.logits, answer.logits, self.temperature, valid)
+            losses["loss_distill_pixel"] = self.pixel_weight * term
+        if self.pair_weight:
+            maps = (self._level(features, output, "student"), self._level(lessons, answer, "teacher"))
+            losses["loss_distill_pair"] = self.pair_weight * pair_distillation(*maps, self.pair_scale)
+        return losses
+
+    def _content(self, batch: TrainBatch, size: tuple[int, int]) -> Tensor:
+        contents = [tuple(clip.get("padding", frame_size(clip))) for clip in batch.clips]
+        return content_mask(contents, (batch.images.shape[-2], batch.images.shape[-1]), size, batch.images.device)
+
+    def _level(self, features: FrameFeatures, output: HeadOutput, who: str) -> Tensor:
+        found: Mapping[str, Tensor] = {**features, **output.features}
+        if self.pair_level not in found:
+            raise ValueError(
+                f"MODEL.DISTILLATION.PAIR_LEVEL {self.pair_level!r}: the {who} has {', '.join(sorted(found))}"
+            )
+        return found[self.pair_level]
+
+    # All else is the student's.
+
+    def set_iteration(self, iteration: int) -> None:
+        """See :class:`Segmentor`."""
+        super().set_iteration(iteration)
+        self.student.set_iteration(iteration)
+
+    def after_step(self) -> None:
+        """See :class:`Segmentor`."""
+        self.student.after_step()
+
+    def group_scores(self, images: Tensor, num_frames: int) -> Iterable[Tensor]:
+        """See :class:`Segmentor`."""
+        return self.student.group_scores(images, num_frames)
+
+    def init_state(self) -> StreamState:
+        """See :class:`Segmentor`."""
+        return self.student.init_state()
+
+    def step(self, frame: Tensor, state: StreamState, prior: PriorMap | None = None) -> tuple[Tensor, StreamState]:
+        """See :class:`ClipSegmentor`."""
+        return self.student.step(frame, state, prior)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """The student's, under its own names."""
+        return self.student.state_dict(*args, **options)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Fill the student."""
+        return self.student.load_state_dict(state_dict, strict, assign)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledSegmentor:
+        for teacher in self._teachers:
+            teacher._apply(function)
+        return super()._apply(function, recurse)
+
+
+def _build_student(cfg: CfgNode) -> ClipSegmentor:
+    name = cfg.MODEL.DISTILLATION.STUDENT_ARCHITECTURE
+    cls = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    if cls is None or not issubclass(cls, ClipSegmentor):
+        raise ValueError(f"MODEL.DISTILLATION.STUDENT_ARCHITECTURE {name!r}: expected ClipSegmentor or a kind of it")
+    return cls(cfg)
+
+
+def build_teacher(cfg: CfgNode) -> ClipSegmentor:
+    """The teacher of ``MODEL.DISTILLATION`` with its weights, on the CPU.
+
+    Raises:
+        ValueError: no config or weights, a teacher that is no ``ClipSegmentor``, or weights that do not fill it.
+        FileNotFoundError: a file does not exist.
+    """
+    # Imported here: the engine stands above this room.
+    from the_mask.weights.loading import load_weights
+
+    options = cfg.MODEL.DISTILLATION
+    for problem in missing_teacher(options):
+        raise ValueError(problem)
+    teacher_cfg = load_config(options.TEACHER_CONFIG, [str(value) for value in options.TEACHER_OPTIONS])
+    teacher_cfg.MODEL.DEVICE = "cpu"
+    model = build_model(teacher_cfg)
+    if not isinstance(model, ClipSegmentor):
+        raise ValueError(f"MODEL.DISTILLATION.TEACHER_CONFIG {options.TEACHER_CONFIG} builds no ClipSegmentor")
+    load_weights(model, options.TEACHER_WEIGHTS, strict=True)
+    return model

@@ -1,0 +1,43 @@
+"""Registry of propagators: functions of a config and the number of classes, under the names configs use."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from fvcore.common.registry import Registry
+
+from the_mask.modeling.propagation.propagators import CopyPropagator, GSVNet, Propagator, WarpPropagator
+
+PROPAGATORS = Registry("PROPAGATORS")
+PROPAGATORS.__doc__ = "Functions ``name(cfg, num_classes) -> Propagator``; ``MODEL.KEYFRAME.PROPAGATOR`` chooses one."
+
+
+@PROPAGATORS.register()
+def copy(cfg: CfgNode, num_classes: int) -> Propagator:
+    """The key frame's scores, unchanged."""
+    return CopyPropagator()
+
+
+@PROPAGATORS.register()
+def warp(cfg: CfgNode, num_classes: int) -> Propagator:
+    """Warping by the light flow network."""
+    return WarpPropagator(cfg.MODEL.KEYFRAME.NORM)
+
+
+@PROPAGATORS.register()
+def gsvnet(cfg: CfgNode, num_classes: int) -> Propagator:
+    """Warping and guided dynamic filtering."""
+    options = cfg.MODEL.KEYFRAME
+    return GSVNet(num_classes, options.VARIANT, options.INTRA, options.REACH, options.NORM)
+
+
+def build_propagator(cfg: CfgNode, num_classes: int) -> Propagator:
+    """The propagator of ``cfg.MODEL.KEYFRAME.PROPAGATOR``.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    name = cfg.MODEL.KEYFRAME.PROPAGATOR
+    if name not in PROPAGATORS:
+        known = ", ".join(sorted(key for key, _ in PROPAGATORS))
+        raise ValueError(f"MODEL.KEYFRAME.PROPAGATOR {name!r}: expected one of {known}")
+    return PROPAGATORS.get(name)(cfg, num_classes)

@@ -1,0 +1,444 @@
+"""A heavy segmentor on keyframes, a light propagator in between, and a policy that tells them apart.
+
+Axes: B streams, T frames, K classes, Q queries, H W pixels of the frames, h w cells of the working grid.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+from torch.nn import functional as F
+
+from the_mask.modeling.mask.mask_classifier import MaskClassifier
+from the_mask.modeling.mask.targets import clip_name
+from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor, stack_labels
+from the_mask.modeling.propagation import geometry, stream_state, training
+from the_mask.modeling.propagation.build import build_propagator
+from the_mask.modeling.propagation.options import check_options
+from the_mask.modeling.propagation.policies import Gate, Measure, build_policy, decide
+from the_mask.modeling.propagation.propagators import Propagated, Propagator
+from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
+from the_mask.modeling.segmentor import Clip, Segmentor, StreamState, check_finite
+
+LEAST_LOG_PROBABILITY = -10.0
+
+
+@META_ARCH_REGISTRY.register()
+class PropagatedSegmentor(Segmentor):
+    """Any segmentor made a stream that runs it on keyframes only.
+
+    The scores that are carried are log-probabilities on a grid of ``stride`` pixels; what leaves the model are
+    probabilities. State-dict keys: ``segmentor`` (frozen, always in eval mode) and ``propagator``. A segmentor that
+    looks back sees the keyframes before the present one.
+
+    Streams of equal frame size may be advanced together by :meth:`step_many`; :meth:`key_step` and :meth:`propagate`
+    are its halves, for engines that choose keyframes themselves.
+    """
+
+    frame_mean: Tensor
+    frame_std: Tensor
+    class_weights: Tensor | None
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        segmentor: Segmentor,
+        propagator: Propagator,
+        policy: tuple[str, Measure, Gate],
+        frame_mean: Sequence[float],
+        frame_std: Sequence[float],
+        channel_order: str = "RGB",
+        carry: str = "classes",
+        stride: int = 8,
+        key_scale: float = 1.0,
+        canonical: bool = True,
+        align_corners: bool = False,
+        distances: Sequence[int] = (1, 2, 3, 4),
+        unroll: int = 2,
+        loss_weight: float = 1.0,
+        distill_weight: float = 0.0,
+        class_weights: Sequence[float] = (),
+        cache: ScoreCache | None = None,
+    ) -> None:
+        """Args name the config keys in ``MODEL.KEYFRAME``; ``policy`` is of :func:`build_policy`.
+
+        Raises:
+            ValueError: values outside their range, or parts that do not fit each other.
+        """
+        super().__init__(
+            num_classes=segmentor.num_classes,
+            ignore_label=segmentor.ignore_label,
+            # Frames are not normalised here: the segmentor does it, and the propagator sees small ones.
+            pixel_mean=(0.0, 0.0, 0.0),
+            pixel_std=(1.0, 1.0, 1.0),
+        )
+        check_options(stride, key_scale, channel_order, carry, distances, unroll, class_weights, self.num_classes)
+        if carry == "queries" and not (propagator.carries_queries and hasattr(segmentor, "step_queries")):
+            raise ValueError(
+                "MODEL.KEYFRAME.CARRY queries needs a segmentor with queries (MaskClassifier) and a propagator that "
+                "carries masks (copy, warp, or gsvnet with VARIANT agnostic)"
+            )
+        if not canonical and (not isinstance(segmentor, ClipSegmentor) or looks_back(segmentor)):
+            raise ValueError(
+                "MODEL.KEYFRAME.CANONICAL False needs the raw logits of a ClipSegmentor with an image head, not "
+                f"{type(segmentor).__name__}"
+            )
+        self.segmentor = segmentor.requires_grad_(False)
+        self.propagator = propagator
+        self.policy_name, self.measure, self.gate = policy
+        self.carry = carry
+        self.stride = stride
+        self.key_scale = key_scale
+        self.canonical = canonical
+        self.align_corners = align_corners
+        self.bgr = channel_order == "BGR"
+        self.distances = tuple(distances)
+        self.unroll = unroll
+        self.loss_weight = loss_weight
+        self.distill_weight = distill_weight
+        self.cache = cache
+        self.register_buffer("frame_mean", torch.tensor(list(frame_mean)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("frame_std", torch.tensor(list(frame_std)).view(-1, 1, 1), persistent=False)
+        weights = torch.tensor(list(class_weights)) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.train()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        options = cfg.MODEL.KEYFRAME
+        segmentor = _build_segmentor(cfg)
+        propagator = build_propagator(cfg, segmentor.num_classes)
+        return {
+            "segmentor": segmentor,
+            "propagator": propagator,
+            "policy": build_policy(cfg, propagator),
+            "frame_mean": options.PIXEL_MEAN or cfg.MODEL.PIXEL_MEAN,
+            "frame_std": options.PIXEL_STD or cfg.MODEL.PIXEL_STD,
+            "channel_order": options.CHANNEL_ORDER,
+            "carry": options.CARRY,
+            "stride": options.STRIDE,
+            "key_scale": options.KEY_SCALE,
+            "canonical": options.CANONICAL,
+            "align_corners": options.ALIGN_CORNERS,
+            "distances": options.DISTANCES,
+            "unroll": options.UNROLL,
+            "loss_weight": options.LOSS_WEIGHT,
+            "distill_weight": options.DISTILL_WEIGHT,
+            "class_weights": options.CLASS_WEIGHTS,
+            "cache": cache_from_config(cfg),
+        }
+
+    @property
+    def score_stride(self) -> int:
+        """Input pixels per cell of the score maps."""
+        return self.stride
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the propagator's mode; the segmentor stays in eval mode."""
+        super().train(mode)
+        self.segmentor.eval()
+        return self
+
+    # Streams.
+
+    def init_state(self) -> StreamState:
+        """State of a stream before its first frame; see :mod:`the_mask.modeling.propagation.stream_state`."""
+        return stream_state.empty_state(self.segmentor.init_state())
+
+    def request_keyframe(self, state: StreamState) -> StreamState:
+        """The same state, whose next frame will be a keyframe (after a gap or a seek)."""
+        stream_state.check_state(state)
+        return {**state, "requested": True}
+
+    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Segment the next frame of a stream; ``state["keyframe"]`` of the result says how."""
+        scores, states = self.step_many([frame], [state])
+        return scores[0], states[0]
+
+    @torch.no_grad()
+    def step_many(
+        self, frames: Sequence[Tensor], states: Sequence[StreamState], defer: bool = False
+    ) -> tuple[list[Tensor], list[StreamState]]:
+        """Advance several streams by one frame each: one batch of keyframes, one of propagated frames per size.
+
+        A stream's result does not depend on what else is in the batch.
+
+        Args:
+            frames: [3, H, W], RGB 0..255, one per stream.
+            states: of :meth:`init_state` or the last step; not changed.
+            defer: propagate all the same where the policy asks for a keyframe, and tell so by ``state["requested"]``.
+
+        Returns:
+            Probabilities [K, h, w] per stream, and the new states.
+
+        Raises:
+            ValueError: a foreign state, a frame that is no RGB image, or scores that are not finite.
+        """
+        ready, reasons = [], []
+        for frame, state in zip(frames, states, strict=True):
+            stream_state.check_state(state)
+            if frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
+                raise ValueError(f"a frame is RGB [3, H, W], got shape {list(frame.shape)}")
+            ready.append(stream_state.resized(state, (frame.shape[1], frame.shape[2]), self.segmentor.init_state()))
+            reasons.append(stream_state.forced_reason(ready[-1]))
+        smalls = self.small_frames(frames)
+        propagated: list[StreamState | None] = [None] * len(ready)
+        open_streams = [i for i, reason in enumerate(reasons) if not reason]
+        if open_streams and not self.measure.needs:
+            self._judge(open_streams, smalls, ready, reasons, [None] * len(ready))
+            open_streams = [i for i in open_streams if defer or not reasons[i]]
+        if open_streams:
+            results = self._propagate([smalls[i] for i in open_streams], [ready[i] for i in open_streams])
+            details: list[Propagated | None] = [None] * len(ready)
+            for i, (state, detail) in zip(open_streams, results, strict=True):
+                propagated[i], details[i] = state, detail
+            if self.measure.needs:
+                self._judge(open_streams, smalls, ready, reasons, details)
+        keys = [i for i, reason in enumerate(reasons) if reason and not (defer and propagated[i] is not None)]
+        fresh = self.key_step([frames[i] for i in keys], [ready[i] for i in keys], [reasons[i] for i in keys])
+        done = dict(zip(keys, fresh, strict=True))
+        for i, carried in enumerate(propagated):
+            if carried is not None and i not in done:
+                done[i] = {**carried, "policy": ready[i]["policy"], "requested": bool(reasons[i])}
+        ordered = [done[i] for i in range(len(ready))]
+        return [self.output(state) for state in ordered], ordered
+
+    def _judge(
+        self,
+        members: Sequence[int],
+        smalls: Sequence[Tensor],
+        states: list[StreamState],
+        reasons: list[str],
+        details: Sequence[Propagated | None],
+    ) -> None:
+        """Ask the policy about some streams; fills in ``reasons`` and the policies' states."""
+        for i in members:
+            value = self.measure(smalls[i][None], states[i]["frame"][None], details[i])
+            verdict, policy = decide(self.gate, states[i]["policy"], float(value), states[i]["since_key"] + 1)
+            states[i] = {**states[i], "policy": policy}
+            reasons[i] = self.policy_name if verdict == "measure" else verdict
+
+    def small_frames(self, frames: Sequence[Tensor]) -> list[Tensor]:
+        """Frames [3, H, W] of any dtype -> small RGB frames [3, h, w], float 0..255, on the model's device."""
+        return [
+            geometry.downscale_frames(frame[None].to(self.device), self.stride, self.align_corners)[0]
+            for frame in frames
+        ]
+
+    @torch.no_grad()
+    def key_step(
+        self, frames: Sequence[Tensor], states: Sequence[StreamState], reasons: Sequence[str] | None = None
+    ) -> list[StreamState]:
+        """Make keyframes of the streams' next frames.
+
+        Args:
+            frames: [3, H, W], RGB 0..255.
+            states: of streams before these frames.
+            reasons: what becomes ``state["reason"]``; "requested" by default.
+
+        Raises:
+            ValueError: scores that are not finite.
+        """
+        reasons = ["requested"] * len(frames) if reasons is None else reasons
+        if not looks_back(self.segmentor) and self.carry == "classes":
+            maps = self._key_maps(frames)
+            inner = [state["segmentor"] for state in states]
+            queries: list[tuple[Tensor, Tensor] | None] = [None] * len(frames)
+        else:
+            maps, inner, queries = [], [], []
+            for frame, state in zip(frames, states, strict=True):
+                scores, own, carried = self._key_in_stream(frame, state["segmentor"])
+                maps.append(scores)
+                inner.append(own)
+                queries.append(carried)
+        smalls = self.small_frames(frames)
+        return [
+            stream_state.after_key(state, (frame.shape[1], frame.shape[2]), small, *rest)
+            for state, frame, small, *rest in zip(states, frames, smalls, maps, inner, reasons, queries, strict=True)
+        ]
+
+    @torch.no_grad()
+    def propagate(self, smalls: Sequence[Tensor], states: Sequence[StreamState]) -> list[StreamState]:
+        """Carry the streams' scores to their next frames, given as :meth:`small_frames`; no keyframe is made.
+
+        Raises:
+            ValueError: a state without scores, that is before its first keyframe, or a small frame of another size.
+        """
+        return [state for state, _ in self._propagate(smalls, states)]
+
+    def output(self, state: StreamState) -> Tensor:
+        """Probabilities [K, h, w] of a stream's last frame, float32."""
+        scores = state["scores"].float()
+        check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
+        if self.align_corners:
+            height, width = state["size"]
+            scores = geometry.from_aligned_grid(scores, (height, width), self.stride)
+        return scores.softmax(dim=0)
+
+    def _propagate(
+        self, smalls: Sequence[Tensor], states: Sequence[StreamState]
+    ) -> list[tuple[StreamState, Propagated]]:
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, (small, state) in enumerate(zip(smalls, states, strict=True)):
+            if state["frame"].shape != small.shape:
+                raise ValueError(
+                    f"a small frame of {list(small.shape)} cannot follow one of {list(state['frame'].shape)}: start "
+                    "with a keyframe"
+                )
+            groups[(*small.shape, state["queries"].shape[0])].append(i)
+        results: dict[int, tuple[StreamState, Propagated]] = {}
+        for (*_, num_queries), members in groups.items():
+            result = self.propagator(
+                torch.stack([states[i]["scores"] for i in members]),
+                self.normalise(torch.stack([smalls[i] for i in members])),
+                self.normalise(torch.stack([states[i]["frame"] for i in members])),
+                torch.stack([states[i]["queries"] for i in members]) if num_queries else None,
+            )
+            for row, i in enumerate(members):
+                one = result.row(row)
+                masks = None if one.queries is None else one.queries[0]
+                results[i] = stream_state.after_propagation(states[i], smalls[i], one.scores[0], masks), one
+        return [results[i] for i in range(len(states))]
+
+    def normalise(self, smalls: Tensor) -> Tensor:
+        """Small frames [B, 3, h, w], RGB 0..255, as the propagator takes them."""
+        frames = (smalls - self.frame_mean) / self.frame_std
+        return frames.flip(1) if self.bgr else frames
+
+    # Keyframes.
+
+    def _scaled(self, frame: Tensor) -> Tensor:
+        if self.key_scale == 1:
+            return frame
+        size = [max(1, round(side * self.key_scale)) for side in frame.shape[-2:]]
+        scaled = F.interpolate(frame[None].float(), size=size, mode="bilinear", align_corners=False)
+        return scaled[0]
+
+    def _key_maps(self, frames: Sequence[Tensor]) -> list[Tensor]:
+        """Carried scores [K, h, w] of keyframes of a segmentor that does not look back, in one batch per size."""
+        clips = [{"frames": [self._scaled(frame)]} for frame in frames]
+        maps = self.segmentor.score_maps(clips) if self.canonical else [self._raw_logits(clip) for clip in clips]
+        return [self._to_carried(scores[0], frame) for scores, frame in zip(maps, frames, strict=True)]
+
+    def _raw_logits(self, clip: Clip) -> Tensor:
+        """Logits [1, K, h', w'] of a clip of one frame."""
+        segmentor = self.segmentor
+        assert isinstance(segmentor, ClipSegmentor)
+        images, _ = segmentor.stack([clip])
+        height, width = clip["frames"][0].shape[-2:]
+        return segmentor.crop_scores(segmentor.sem_seg_head(segmentor.backbone(images)).logits.float(), height, width)
+
+    def _key_in_stream(
+        self, frame: Tensor, state: StreamState
+    ) -> tuple[Tensor, StreamState, tuple[Tensor, Tensor] | None]:
+        if self.carry == "classes":
+            scores, state = self.segmentor.step(self._scaled(frame), state)
+            return self._to_carried(scores, frame), state, None
+        scores, classes, masks, state = self.segmentor.step_queries(self._scaled(frame), state)  # type: ignore[operator]
+        limit = -LEAST_LOG_PROBABILITY
+        return self._to_carried(scores, frame), state, (classes, self._regrid(masks.clamp(-limit, limit), frame))
+
+    def _to_carried(self, scores: Tensor, frame: Tensor) -> Tensor:
+        """A segmentor's scores [K, h', w'] of a frame -> carried scores [K, h, w]."""
+        if self.canonical:
+            return log_probabilities(self._regrid(scores / scores.sum(dim=0, keepdim=True).clamp(min=1e-9), frame))
+        return self._regrid(scores, frame)
+
+    def _regrid(self, maps: Tensor, frame: Tensor) -> Tensor:
+        size = (frame.shape[-2], frame.shape[-1])
+        source_stride = self.segmentor.score_stride
+        return geometry.to_grid(maps, size, self.stride, source_stride, self.align_corners, self.key_scale)
+
+    # Clips.
+
+    def group_scores(self, images: Tensor, num_frames: int) -> Iterable[Tensor]:
+        """Scores of clips, each a stream of its own from its first frame; images are raw frames [B*T, 3, H, W]."""
+        clips = images.unflatten(0, (-1, num_frames))
+        states = [self.init_state() for _ in clips]
+        scores = []
+        for frames in clips.unbind(dim=1):
+            maps, states = self.step_many(list(frames), states)
+            scores.append(torch.stack(maps))
+        return torch.stack(scores, dim=1)
+
+    def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """Losses of the last frame of clips, reached from a keyframe some frames before it.
+
+        The distance is drawn from ``MODEL.KEYFRAME.DISTANCES``, one per iteration.
+
+        Raises:
+            ValueError: clips too short for the largest distance, or without labels on the last frame.
+        """
+        distance = training.draw_distance(self.distances, self.iteration)
+        shortest = min(len(clip["frames"]) for clip in clips)
+        if shortest <= max(self.distances):
+            raise ValueError(
+                f"clips of {shortest} frames are too short for MODEL.KEYFRAME.DISTANCES {list(self.distances)}: set "
+                f"INPUT.CLIP.DILATIONS to the {max(self.distances)} frames before the labelled one"
+            )
+        unlabelled = [clip_name(clip) for clip in clips if clip["labels"][-1] is None]
+        if unlabelled:
+            raise ValueError(
+                f"no labels on the last frame of clips {', '.join(unlabelled)}: INPUT.CLIP.DILATIONS may only have "
+                "frames before the labelled one"
+            )
+        used = [{**clip, "frames": clip["frames"][-distance - 1 :]} for clip in clips]
+        images, _ = self.stack(used)
+        frames = images.unflatten(0, (len(clips), distance + 1))
+        size = (images.shape[-2], images.shape[-1])
+        labels = stack_labels(clips, -1, self.num_classes, self.ignore_label, size).to(self.device)
+        smalls = geometry.downscale_frames(images, self.stride, self.align_corners).unflatten(0, frames.shape[:2])
+        small = [self.normalise(frame) for frame in smalls.unbind(dim=1)]
+
+        with torch.no_grad():
+            scores = self._training_maps(clips, frames[:, 0], -distance - 1)
+        result = training.unroll(self.propagator, scores, small, self.unroll)
+        logits = training.upsample(result.scores, size, self.stride, self.align_corners)
+        loss = training.segmentation_loss(logits, labels, self.ignore_label, self.class_weights)
+        losses = {"loss_ce": loss * self.loss_weight}
+        if self.distill_weight:
+            with torch.no_grad():
+                teacher = self._training_maps(clips, frames[:, -1], -1)
+            losses["loss_distill"] = training.distillation_loss(result.scores, teacher) * self.distill_weight
+        return losses
+
+    def _training_maps(self, clips: Sequence[Clip], frames: Tensor, position: int) -> Tensor:
+        """Carried scores [B, K, h, w] of one frame per clip, from the cache where there is one."""
+        if self.cache is None:
+            return torch.stack(self._key_maps(list(frames)))
+        maps = [self.cache.read(clip, position, self.segmentor) for clip in clips]
+        missing = [i for i, scores in enumerate(maps) if scores is None]
+        for i, scores in zip(missing, self._key_maps([frames[i] for i in missing]), strict=True):
+            maps[i] = self.cache.write(clips[i], position, scores)
+        return torch.stack([scores.to(frames) for scores in maps if scores is not None])
+
+
+def log_probabilities(probabilities: Tensor) -> Tensor:
+    """Logarithm of probabilities, not below -10, float32."""
+    return probabilities.float().clamp(min=1e-30).log().clamp(min=LEAST_LOG_PROBABILITY)
+
+
+def looks_back(segmentor: Segmentor) -> bool:
+    """Whether a segmentor's result on a stream depends on the frames before."""
+    if isinstance(segmentor, ClipSegmentor):
+        return segmentor.memory_length > 0 or segmentor.sem_seg_head.uses_prior
+    return not isinstance(segmentor, MaskClassifier) or segmentor.clip_length > 1
+
+
+def _build_segmentor(cfg: CfgNode) -> Segmentor:
+    """The key segmentor: ``MODEL.KEYFRAME.SEGMENTOR`` built from the same config."""
+    name = cfg.MODEL.KEYFRAME.SEGMENTOR
+    if name == PropagatedSegmentor.__name__ or name not in META_ARCH_REGISTRY:
+        known = sorted(key for key, _ in META_ARCH_REGISTRY if key != PropagatedSegmentor.__name__)
+        raise ValueError(f"MODEL.KEYFRAME.SEGMENTOR {name!r}: expected one of {', '.join(known)}")
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL.META_ARCHITECTURE = name
+    return META_ARCH_REGISTRY.get(name)(own)

@@ -1,0 +1,223 @@
+"""What every segmentor is: clips of frames in; losses, score maps, label maps or a stream of scores out.
+
+Axes: B clips, T frames, K classes, H W size of the network input, h w size of a score map.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from the_mask.modeling.freezing import eval_frozen
+from the_mask.modeling.mask.targets import clip_name
+from the_mask.modeling.scores import label_map, resize_scores
+
+Clip = Mapping[str, Any]
+StreamState = dict[str, Any]
+
+
+class Segmentor(nn.Module):
+    """Base of the meta-architectures: stacking, grouping, resizing and checks, around what a subclass computes.
+
+    A subclass gives :meth:`losses`, :meth:`group_scores`, :meth:`init_state`, :meth:`step` and :attr:`score_stride`.
+
+    Attributes:
+        num_classes: K.
+        ignore_label: label of pixels that say nothing.
+        size_divisibility: images are padded at the bottom and right to a multiple of this.
+        frozen_eval: keep modules without a trainable parameter in eval mode while training.
+        iteration: the trainer's, see :meth:`set_iteration`.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        ignore_label: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int = 1,
+        frozen_eval: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.size_divisibility = max(size_divisibility, 1)
+        self.frozen_eval = frozen_eval
+        self.iteration = 0
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    # What a subclass gives.
+
+    @property
+    @abstractmethod
+    def score_stride(self) -> int:
+        """Input pixels per cell of the score maps."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """Weighted training losses of a batch of clips, in either mode."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def group_scores(self, images: Tensor, num_frames: int) -> Iterable[Tensor]:
+        """Scores [T, K, >= ceil(H/stride), >= ceil(W/stride)], float32 and >= 0, of clip after clip.
+
+        Args:
+            images: [B*T, 3, H, W] of :meth:`stack`, for clips of one size.
+            num_frames: T.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def init_state(self) -> StreamState:
+        """State of a stream before its first frame: a plain dict of tensors, numbers and lists."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Segment the newest frame of a stream.
+
+        Args:
+            frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
+                ``state["resets"]``.
+            state: of :meth:`init_state` or the last step; not changed.
+
+        Returns:
+            scores [K, ceil(H/stride), ceil(W/stride)], and the new state.
+        """
+        raise NotImplementedError
+
+    # What a subclass may use.
+
+    def set_iteration(self, iteration: int) -> None:
+        """Tell the model the trainer's iteration, before its losses."""
+        self.iteration = iteration
+
+    def after_step(self) -> None:
+        """Take notice that the optimiser has made a step; the trainer calls it once per iteration."""
+
+    # What all share.
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode; frozen parts stay in eval mode (``MODEL.THE_MASK.FROZEN_EVAL``)."""
+        super().train(mode)
+        if mode and self.frozen_eval:
+            for child in self.children():
+                eval_frozen(child)
+        return self
+
+    def forward(self, clips: Sequence[Clip]) -> dict[str, Tensor] | list[dict[str, list[Tensor]]]:
+        """Train: weighted losses by name. Eval: ``{"sem_seg": T tensors [K, height, width]}`` per clip.
+
+        Args:
+            clips: dicts of the clip mapper: ``frames`` (T tensors [3,H,W], RGB 0..255), in training also ``labels``
+                and ``seed``, in eval mode ``height`` and ``width`` of the original frames (default: those of
+                ``frames``). Training clips have one T; sizes may differ and are padded at the bottom and right.
+
+        Raises:
+            ValueError: clips that cannot be stacked, labels outside the classes, or scores that are not finite.
+        """
+        if self.training:
+            return self.losses(clips)
+        return [
+            {"sem_seg": [resize_scores(s, frame_size(clip), output_size(clip), self.score_stride) for s in scores]}
+            for clip, scores in zip(clips, self.score_maps(clips), strict=True)
+        ]
+
+    @torch.no_grad()
+    def score_maps(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """Class scores per clip, [T, K, ceil(H/stride), ceil(W/stride)], float32 on the model's device.
+
+        Clips of one length and size are run together, others apart, so a clip's scores do not depend on its batch.
+
+        Raises:
+            ValueError: scores that are not finite, naming the clip and its files.
+        """
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, clip in enumerate(clips):
+            groups[(len(clip["frames"]), *frame_size(clip))].append(index)
+        results: dict[int, Tensor] = {}
+        for (frames, height, width), members in groups.items():
+            images, _ = self.stack([clips[i] for i in members])
+            for index, scores in zip(members, self.group_scores(images, frames), strict=True):
+                scores = self.crop_scores(scores, height, width)
+                check_finite(scores, clip_name(clips[index]), clips[index].get("file_names", ()))
+                results[index] = scores
+        return [results[i] for i in range(len(clips))]
+
+    def predict(self, clips: Sequence[Clip]) -> list[list[Tensor]]:
+        """Label maps per clip: T uint8 (int32 with more than 255 classes) tensors [height, width] on the CPU."""
+        return [
+            [label_map(s, frame_size(clip), output_size(clip), self.score_stride) for s in scores]
+            for clip, scores in zip(clips, self.score_maps(clips), strict=True)
+        ]
+
+    def stack(self, clips: Sequence[Clip]) -> tuple[Tensor, int]:
+        """Move to the device, normalise and pad: [B*T, 3, H, W] with H, W multiples of ``size_divisibility``, and T.
+
+        Padding is 0 after normalisation. Raises a ValueError unless clips have one length and frames one size.
+        """
+        lengths = {len(clip["frames"]) for clip in clips}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"a batch needs clips of one length >= 1, got lengths {sorted(lengths)}")
+        sizes = [frame_size(clip) for clip in clips]
+        height, width = (
+            math.ceil(max(side) / self.size_divisibility) * self.size_divisibility for side in zip(*sizes, strict=True)
+        )
+        images = []
+        for clip in clips:
+            frames = torch.stack(list(clip["frames"])).to(self.device, non_blocking=True)
+            frames = (frames.float() - self.pixel_mean) / self.pixel_std
+            images.append(F.pad(frames, (0, width - frames.shape[-1], 0, height - frames.shape[-2])))
+        return torch.cat(images), lengths.pop()
+
+    def crop_scores(self, scores: Tensor, height: int, width: int) -> Tensor:
+        """Cut what lies wholly in the padding: [..., h, w] -> [..., ceil(height/stride), ceil(width/stride)]."""
+        stride = self.score_stride
+        return scores[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+
+
+def frame_size(clip: Clip) -> tuple[int, int]:
+    """(H, W) of a clip's frames; a ValueError if they differ."""
+    sizes = {tuple(frame.shape[-2:]) for frame in clip["frames"]}
+    if len(sizes) != 1:
+        raise ValueError(f"frames of clip {clip_name(clip)} differ in size: {sorted(sizes)}")
+    height, width = sizes.pop()
+    return height, width
+
+
+def output_size(clip: Clip) -> tuple[int, int]:
+    """(height, width) of a clip's original frames, by default those of its frames."""
+    height, width = frame_size(clip)
+    return clip.get("height", height), clip.get("width", width)
+
+
+def check_finite(scores: Tensor, name: str, files: Sequence[str]) -> None:
+    """Raise a ValueError that names the clip if a score is NaN or Inf. An exported program does not check."""
+    if torch.compiler.is_exporting():
+        return
+    if not torch.isfinite(scores).all():
+        where = f" ({', '.join(files)})" if files else ""
+        raise ValueError(
+            f"the model's scores for {name}{where} are not finite: the weights hold NaN or Inf, or fp16 overflowed"
+            " (try bf16 or no mixed precision)"
+        )

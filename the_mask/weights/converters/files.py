@@ -1,0 +1,81 @@
+"""Converting a weights file to a weights file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from torch import Tensor
+
+import the_mask.modeling  # noqa: F401  (fills the registries)
+from the_mask.config import load_config
+from the_mask.weights.checkpoint import atomic_write
+from the_mask.weights.converters.convert import Conversion, check, convert
+from the_mask.weights.converters.tables import fit_position_tables
+from the_mask.weights.loading import LoadReport, compare, read_state_dict
+
+SUFFIXES = (".safetensors", ".pth")
+
+
+def convert_file(
+    source: Path, target: Path, family: str = "", trust: bool = False, config_file: Path | None = None
+) -> str:
+    """Convert ``source`` to ``target``.
+
+    Args:
+        source: any file :func:`the_mask.engine.load_weights` reads.
+        target: ``.safetensors`` or ``.pth``; replaced only when everything went well.
+        family: what the file is said to be, see :func:`convert`.
+        trust: allow a file that can run code when it is opened.
+        config_file: a model that the result must fill, class layers and criterion left out. A file of a backbone
+            alone must fill the backbone.
+
+    Returns:
+        the report, for people.
+
+    Raises:
+        FileNotFoundError, ValueError: unreadable, of no known or another family, incomplete; the message holds the
+            report. ``target`` is untouched then.
+    """
+    if target.suffix not in SUFFIXES:
+        raise ValueError(f"{target}: the result must end in {' or '.join(SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: its folder does not exist")
+    state, notes = read_state_dict(source, trust)
+    result = check(convert(state, str(source), family))
+    if config_file is not None:
+        notes.append(_check_model(result, config_file))
+    save_state(target, result.state, result.title)
+    return "\n".join([*notes, str(result)])
+
+
+def save_state(path: Path, state: dict[str, Tensor], source: str) -> None:
+    """Write tensors as ``.safetensors`` or ``.pth``, with a note of where they come from."""
+    # Slices and expanded tensors share memory, which safetensors refuses.
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        content = save(own, metadata={"format": "pt", "converted_from": source})
+        atomic_write(path, lambda stream: stream.write(content))
+    else:
+        atomic_write(path, lambda stream: torch.save({"model": own, "converted_from": source}, stream))
+
+
+def _check_model(result: Conversion, config_file: Path) -> str:
+    cfg = load_config(config_file, ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        ours = build_model(cfg).state_dict()
+    sections = {name.split(".")[0] for name in result.state}
+    wanted = {name: value for name, value in ours.items() if name.split(".")[0] in sections}
+    state, resized = fit_position_tables(result.state, wanted)
+    report: LoadReport = compare(state, wanted, f"{result.source}, converted, in {config_file}")
+    if report.missing or report.mismatched:
+        names = [*report.missing, *(name for name, _, _ in report.mismatched)]
+        if any(not name.endswith("num_batches_tracked") for name in names):
+            raise ValueError(f"{result.source} does not fill the model of {config_file}\n{report}")
+    result.state = state
+    return f"fills {', '.join(sorted(sections))} of {config_file}" + (
+        f"; {len(resized)} position tables resized" if resized else ""
+    )

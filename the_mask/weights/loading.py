@@ -1,0 +1,390 @@
+"""Loading weights into a model from any accepted file, with a report of what fitted.
+
+Read without executing anything: checkpoints of this project, ``.pth`` state dicts (bare or wrapped), ``.safetensors``,
+and pickles of nothing but tensors, arrays and builtins (Detectron2's ``.pkl`` zoo). Files that hold other Python
+objects can run code when they are opened, so they need an explicit ``trust_pickle``. Names of other programs are
+translated by :mod:`the_mask.weights.converters`.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from the_mask.modeling.mask.mask_decoders import stage1_to_stage2
+from the_mask.modeling.propagation.official import bisenet_name, swiftnet_name
+from the_mask.weights.checkpoint import PARTS, join_parts, zip_problem
+from the_mask.weights.class_sets import (
+    CLASS_LAYERS,
+    ClassSets,
+    describe_difference,
+    matching_rows,
+    same_classes,
+    stored_classes,
+    transfer_rows,
+)
+from the_mask.weights.converters import UnknownLayoutError, convert
+from the_mask.weights.converters.safe_pickle import SAFE_GLOBALS, UnsafePickleError, load_plain
+from the_mask.weights.converters.tables import fit_position_tables
+from the_mask.weights.sharding import load_whole
+
+logger = logging.getLogger(__name__)
+
+# Keys under which training programs keep the state dict.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+# Below this share of the file's tensors that fit, the file is taken for another architecture.
+LEAST_MATCH = 0.5
+
+
+@dataclass
+class LoadReport:
+    """What became of each tensor of a weights file.
+
+    Attributes:
+        path: the file.
+        loaded: names (of the model) that were filled.
+        missing: names of the model that the file lacks.
+        unexpected: names of the file (after renaming) that the model lacks.
+        mismatched: (name, shape in the file, shape in the model) that could not be filled.
+        dropped: like ``mismatched``, for class layers of a file made for other classes.
+        by_name: class layers of such a file whose rows of same-named classes were copied.
+        ignored: names of the file that have no place in a segmentor, and why, e.g. a classifier.
+        notes: how the file was read: renaming, averaged weights, stage-1 conversion.
+    """
+
+    path: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    dropped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    by_name: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def match(self) -> float:
+        """Share of the file's tensors that found their place (class layers count as found), 0..1."""
+        found = len(self.loaded) + len(self.dropped) + len(self.by_name)
+        total = found + len(self.unexpected) + len(self.mismatched)
+        return found / total if total else 0.0
+
+    def untrained(self) -> list[str]:
+        """Names of the model that keep their random start; the criterion's constants are not among them."""
+        names = self.missing + [name for name, _, _ in self.mismatched + self.dropped]
+        return [
+            name for name in names if not name.startswith("criterion.") and not name.endswith("num_batches_tracked")
+        ]
+
+    def __str__(self) -> str:
+        rows = [
+            ("loaded", len(self.loaded), ""),
+            ("missing in the file", len(self.missing), _names(self.missing)),
+            ("unknown to the model", len(self.unexpected), _names(self.unexpected)),
+            ("other shape", len(self.mismatched), _shapes(self.mismatched)),
+        ]
+        for reason in dict.fromkeys(self.ignored.values()):
+            names = [name for name, why in self.ignored.items() if why == reason]
+            rows.append((f"ignored: {reason}", len(names), _names(names)))
+        if self.dropped:
+            rows.append(("class layers, started anew", len(self.dropped), _shapes(self.dropped)))
+        if self.by_name:
+            rows.append(("class layers, rows copied by name", len(self.by_name), _names(self.by_name)))
+        table = tabulate(rows, headers=("weights", "tensors", "which"), tablefmt="simple", maxcolwidths=[40, None, 90])
+        return "\n".join([self.path, *self.notes, table])
+
+
+def _names(names: list[str], limit: int = 6) -> str:
+    """The first names, with their last component folded when several parameters of one module are listed."""
+    folded = list(dict.fromkeys(re.sub(r"\.(weight|bias|running_mean|running_var)$", ".*", name) for name in names))
+    return ", ".join(folded[:limit]) + (f", ... ({len(folded) - limit} more)" if len(folded) > limit else "")
+
+
+def _shapes(items: list[tuple[str, tuple[int, ...], tuple[int, ...]]], limit: int = 4) -> str:
+    shown = [f"{name}: file {list(theirs)}, model {list(ours)}" for name, theirs, ours in items[:limit]]
+    return "; ".join(shown) + (f"; ... ({len(items) - limit} more)" if len(items) > limit else "")
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    trust_pickle: bool = False,
+    stage1: bool = False,
+    strict: bool = False,
+    use_ema: bool = True,
+    classes: ClassSets | None = None,
+) -> LoadReport:
+    """Fill a model from a file and log a table of what fitted.
+
+    Args:
+        model: changed in place, and only if no error is raised.
+        path: ``.pth``, ``.safetensors`` or (with ``trust_pickle``) ``.pkl``.
+        trust_pickle: allow formats that can execute code when opened.
+        stage1: the file is a one-frame (stage 1) checkpoint for a temporal (stage 2) model: its norm and heads are
+            copied to the clip and the frame branch.
+        strict: every parameter of the model must come from the file, as an evaluation needs it.
+        use_ema: take the averaged weights of a checkpoint that holds both.
+        classes: names of the model's classes and what to do when the file has others; None compares numbers only.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, untrusted, of another architecture (less than half of the file's tensors fit), or
+            under ``strict`` incomplete or of other classes. The message holds the report.
+    """
+    content = _read(path, trust_pickle)
+    state, notes = _state_dict(content, path, use_ema)
+    ours = model.state_dict()
+    names = best_names(state, ours, str(path))
+    notes += names.notes
+    state, resized = fit_position_tables(names.state, ours)
+    if resized:
+        notes.append(f"{len(resized)} position tables resized, e.g. {resized[0]}")
+    if stage1:
+        state = stage1_to_stage2(state)
+        notes.append("stage 1 to stage 2: norm and heads copied to the clip and the frame branch")
+    report = compare(state, ours, str(path))
+    report.unexpected += names.unknown
+    report.ignored = names.ignored
+    report.notes = notes
+    if classes is not None:
+        state = _apply_classes(state, ours, report, classes, stored_classes(content), strict)
+    if report.match < LEAST_MATCH:
+        raise ValueError(
+            f"{path} looks like weights of another architecture: only {report.match:.0%} of its tensors fit\n{report}"
+        )
+    if strict and report.untrained():
+        raise ValueError(f"{path} does not fill the whole model, so an evaluation would mean nothing\n{report}")
+    load_whole(model, {name: state[name] for name in report.loaded + report.by_name}, strict=False)
+    incomplete = report.missing or report.unexpected or report.mismatched or report.dropped or report.by_name
+    logger.log(logging.WARNING if incomplete else logging.INFO, "%s", report)
+    return report
+
+
+def _apply_classes(
+    state: dict[str, Tensor],
+    ours: Mapping[str, Tensor],
+    report: LoadReport,
+    classes: ClassSets,
+    stored: tuple[str, ...] | None,
+    strict: bool,
+) -> dict[str, Tensor]:
+    """Treat class layers of a file for other classes: drop them, or fill them by name. Changes the report.
+
+    Returns:
+        The file's tensors, class layers filled by name replaced.
+    """
+    theirs = classes.file or (stored if classes.check or classes.by_name else None)
+    if theirs is None or classes.model is None:
+        if classes.by_name:
+            unknown = (
+                f"{report.path} does not say which classes it has; name a data set in MODEL.WEIGHTS_CLASSES"
+                if theirs is None
+                else "the model's classes are unknown: no registered data set of DATASETS has as many"
+            )
+            raise ValueError(f"MODEL.INIT_CLASSES_BY_NAME: {unknown}")
+        return state
+    if same_classes(classes.model, theirs):
+        return state
+    difference = describe_difference(classes.model, theirs)
+    if strict:
+        raise ValueError(
+            f"{report.path} was trained for other classes, so an evaluation would mean nothing: {difference}. "
+            "(MODEL.CHECK_CLASS_NAMES False compares only their number.)"
+        )
+    report.notes.append(f"the file has another class set: {difference}")
+    # Rows of equal number but of other classes would be taken for trained ones.
+    for name in [name for name in report.loaded if CLASS_LAYERS.search(name) and not name.endswith("empty_weight")]:
+        report.loaded.remove(name)
+        report.dropped.append((name, tuple(state[name].shape), tuple(ours[name].shape)))
+    if not classes.by_name:
+        return state
+    filled = transfer_rows(state, ours, classes.model, theirs)
+    report.dropped = [item for item in report.dropped if item[0] not in filled]
+    report.by_name = list(filled)
+    rows = matching_rows(classes.model, theirs)
+    anew = [name for index, name in enumerate(classes.model) if index not in rows]
+    report.notes.append(
+        f"class rows: {len(rows)} of {len(classes.model)} copied by name, {len(anew)} started anew"
+        + (f" ({', '.join(anew[:6])}{', ...' if len(anew) > 6 else ''})" if anew else "")
+    )
+    return {**state, **filled}
+
+
+def compare(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str = "") -> LoadReport:
+    """Sort the tensors of a file into those that fit a model's state dict and those that do not."""
+    report = LoadReport(path)
+    for name, value in ours.items():
+        if name not in state:
+            report.missing.append(name)
+        elif state[name].shape == value.shape:
+            report.loaded.append(name)
+        else:
+            theirs, mine = tuple(state[name].shape), tuple(value.shape)
+            classes_differ = CLASS_LAYERS.search(name) is not None and theirs[1:] == mine[1:]
+            (report.dropped if classes_differ else report.mismatched).append((name, theirs, mine))
+    report.unexpected = [name for name in state if name not in ours and not name.endswith("num_batches_tracked")]
+    return report
+
+
+def read_state_dict(
+    path: str | Path, trust_pickle: bool = False, use_ema: bool = True
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a weights file by name, on the CPU, and notes on how they were found.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`load_weights`.
+    """
+    return _state_dict(_read(path, trust_pickle), path, use_ema)
+
+
+def _read(path: str | Path, trust_pickle: bool) -> Any:
+    """Content of a weights file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {path} does not exist (MODEL.WEIGHTS)")
+    content = _read_file(path, trust_pickle)
+    return join_parts(path, content) if isinstance(content, dict) and PARTS in content else content
+
+
+def _state_dict(content: Any, path: str | Path, use_ema: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors by name, and notes on how they were found."""
+    notes = []
+    average = content.get("ema") if use_ema and isinstance(content, Mapping) else None
+    if isinstance(average, Mapping) and "average" in average:
+        content = average["average"]
+        notes.append("weights: the exponential moving average")
+    while isinstance(content, Mapping):
+        wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if wrapper is None:
+            break
+        content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    state = {str(name): _tensor(value) for name, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
+    if not state:
+        raise ValueError(f"{path} holds no tensors; its keys are {list(content)[:8]}")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state, notes
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+
+
+def _read_file(path: Path, trust_pickle: bool) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(str(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is corrupt or truncated: {error}") from error
+    if path.suffix in (".pkl", ".pickle"):
+        return _read_pickle(path, trust_pickle)
+    if zipfile.is_zipfile(path):
+        problem = zip_problem(path)
+        if problem:
+            raise ValueError(f"{path} cannot be read: {problem}")
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        if not trust_pickle and zipfile.is_zipfile(path):
+            found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+            what = f" ({found[1]})" if found else ""
+            raise ValueError(_needs_trust(path, f"it holds Python objects{what} beside tensors")) from error
+        raise ValueError(_unreadable(path, error)) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, ImportError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _read_pickle(path: Path, trust_pickle: bool) -> Any:
+    try:
+        with open(path, "rb") as stream:
+            # latin1: the files of Detectron2's zoo were written by Python 2.
+            return pickle.load(stream, encoding="latin1") if trust_pickle else load_plain(stream, "latin1")
+    except UnsafePickleError as error:
+        raise ValueError(_needs_trust(path, f"it is a pickle with {error}")) from error
+    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, ImportError, IndexError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _needs_trust(path: Path, what: str) -> str:
+    return (
+        f"{path} is refused: {what}, and opening it can run code. If its source is trusted, pass --trust-pickle "
+        "(trust_pickle=True; --trust of tools/convert_checkpoint.py), or convert it to .safetensors once"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{path} is corrupt, truncated, or not a weights file ({path.stat().st_size} bytes): {first}"
+
+
+# How names of a file may differ from the model's as a whole; content decides, the first of equals wins.
+RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("", lambda name: name),
+    ("'backbone.' put before each", lambda name: f"backbone.{name}"),
+    ("'backbone.model.' put before each (timm)", lambda name: f"backbone.model.{name}"),
+    ("'model.' removed", lambda name: name.removeprefix("model.")),
+    ("'backbone.bottom_up.' to 'backbone.'", lambda name: name.replace("backbone.bottom_up.", "backbone.", 1)),
+    ("'segmentor.' put before each (keyframes)", lambda name: f"segmentor.{name}"),
+    ("'propagator.' put before each (keyframes)", lambda name: f"propagator.{name}"),
+    ("'backbone.context_path.' put before each", lambda name: f"backbone.context_path.{name}"),
+    ("SwiftNet release", swiftnet_name),
+    ("BiSeNet (TorchSeg) release", bisenet_name),
+)
+
+
+def best_renaming(state: Mapping[str, Tensor], ours: Iterable[str]) -> tuple[dict[str, Tensor], str]:
+    """Rename a file's tensors by the one of :data:`RENAMINGS` that makes most names known to the model."""
+    known = set(ours)
+    description, rename = max(RENAMINGS, key=lambda item: sum(item[1](name) in known for name in state))
+    return {rename(name): value for name, value in state.items()}, description
+
+
+@dataclass
+class NamedState:
+    """A file's tensors under the model's names.
+
+    Attributes:
+        state: tensors by name.
+        notes: what was done.
+        ignored, unknown: see :class:`the_mask.weights.converters.Conversion`.
+    """
+
+    state: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def best_names(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str) -> NamedState:
+    """Give a file's tensors the model's names: by a renaming of all or by a converter, whichever fits more of them."""
+
+    def fitting(candidate: Mapping[str, Tensor]) -> int:
+        return sum(name in ours and ours[name].shape == value.shape for name, value in candidate.items())
+
+    renamed, description = best_renaming(state, ours)
+    plain = NamedState(renamed, [f"names: {description}"] if description else [])
+    try:
+        conversion = convert(state, path)
+    except UnknownLayoutError:
+        return plain
+    better = fitting(conversion.state) - fitting(renamed)
+    if better < 0 or (better == 0 and not description):
+        return plain
+    return NamedState(conversion.state, [f"read as {conversion.title}"], conversion.ignored, conversion.unknown)

@@ -1,0 +1,156 @@
+"""Models beyond one device's memory: parameters, gradients and optimiser state divided among processes (FSDP2).
+
+A sharded tensor is cut along its first axis, so the parts of all processes, one after the other, are the whole tensor.
+Checkpoints use that: every process writes its own parts, in the format of all checkpoints, and reading puts them
+together; any number of processes, also one without sharding, can go on from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from the_mask.modeling.backbones.internimage import InternImageBlock
+from the_mask.modeling.backbones.mit import MiTBlock
+from the_mask.modeling.mask.mask_decoders.layers import CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from the_mask.modeling.mask.pixel_decoders.ms_deform_attn import DeformableEncoderLayer
+from the_mask.weights.checkpoint import PARTS, part_path, save_checkpoint
+
+MODES = ("none", "fsdp2")
+# Modules that are gathered one at a time; whatever is not inside one is gathered with the whole model. Only modules
+# that others use by calling them, and whose parameters nobody else reads, may stand here.
+UNITS: tuple[type[nn.Module], ...] = (
+    InternImageBlock,
+    MiTBlock,
+    BottleneckBlock,
+    DeformableEncoderLayer,
+    CrossAttentionLayer,
+    SelfAttentionLayer,
+    FFNLayer,
+)
+TIMM_UNITS = ("SwinTransformerBlock", "SwinTransformerV2Block", "ConvNeXtBlock")
+
+
+def wants_sharding(cfg: CfgNode) -> bool:
+    """Whether the model of this run is sharded: asked for, and there is someone to share with.
+
+    Raises:
+        ValueError: an unknown mode, or one that does not go with the precision or the layout.
+    """
+    mode = cfg.MODEL.PARALLEL
+    if mode not in MODES:
+        raise ValueError(f"MODEL.PARALLEL={mode!r}: must be one of {', '.join(MODES)}")
+    if mode == "fsdp2" and cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16":
+        raise ValueError("MODEL.PARALLEL fsdp2 goes with SOLVER.AMP.PRECISION bf16 or without AMP, not with fp16")
+    if mode == "fsdp2" and cfg.MODEL.CHANNELS_LAST:
+        raise ValueError("MODEL.PARALLEL fsdp2 shards contiguous weights only: turn MODEL.CHANNELS_LAST off")
+    return mode == "fsdp2" and comm.get_world_size() > 1
+
+
+def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Divide a model among all processes, in place; before its optimiser is built.
+
+    The first process's weights are taken, as DistributedDataParallel does.
+    """
+    for value in (*model.parameters(), *model.buffers()):
+        dist.broadcast(value.data, 0)
+    mesh = init_device_mesh(device.type, (comm.get_world_size(),))
+    units = [m for m in model.modules() if isinstance(m, UNITS) or _timm_unit(m)]
+    for module in units:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place: the model's class becomes a subclass
+    return model
+
+
+def _timm_unit(module: nn.Module) -> bool:
+    # timm is not imported for models that do not use it.
+    return any(base.__name__ in TIMM_UNITS and base.__module__.startswith("timm.") for base in type(module).__mro__)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether :func:`shard_model` has been applied."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; all processes must ask for the same ones in the same order."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """State dict of whole tensors, on every process."""
+    return {name: whole(value.detach()) for name, value in model.state_dict().items()}
+
+
+def like(value: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, sharded as ``target`` is (if it is); every process has the whole and nothing is sent."""
+    if not isinstance(target, DTensor) or isinstance(value, DTensor):
+        return value
+    source = value.to(target.device)
+    return distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def load_whole(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
+    """``model.load_state_dict`` of whole tensors into a model that may be sharded."""
+    ours = model.state_dict()
+    model.load_state_dict(
+        {name: like(value, ours[name]) if name in ours else value for name, value in state.items()}, strict=strict
+    )
+
+
+def own_parts(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Split a checkpoint into what is whole, with empty places, and this process's parts of sharded tensors.
+
+    Returns:
+        the same nested dictionary with each sharded tensor replaced by an empty tensor, and the parts by their path.
+    """
+    parts: dict[str, Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: walk(child, f"{path}/{key}") for key, child in value.items()}
+        if isinstance(value, DTensor):
+            if tuple(value.placements) != (Shard(0),):
+                raise ValueError(f"{path} is divided as {value.placements}, not along its first axis")
+            parts[path] = value.to_local().detach().cpu().clone()
+            return torch.empty(0)
+        return value
+
+    return walk(state, ""), parts
+
+
+def write_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Write this process's parts of a checkpoint beside ``path``; collective.
+
+    Returns:
+        what the first process has still to write to ``path``; as it stands when nothing is sharded.
+
+    Raises:
+        CheckpointWriteError: on any process, as raised by ``save_checkpoint``.
+    """
+    rest, parts = own_parts(state)
+    if not parts:
+        return state
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = comm.get_world_size()
+    save_checkpoint(part_path(path, comm.get_rank(), count), {"parts": parts})
+    comm.synchronize()
+    return {**rest, PARTS: {"count": count, "paths": list(parts)}}
+
+
+def gathered_copy(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
+    """An undivided copy for evaluation, in which processes run on their own; ``build`` makes an empty one."""
+    copy = build()
+    copy.load_state_dict(whole_state(model))
+    return copy
