@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_model
+from torch.nn import BatchNorm2d
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
@@ -131,6 +132,32 @@ def test_resnet_equals_torchvision():
     for name, value in before(x).items():
         assert value.min() < 0
         torch.testing.assert_close(value.relu(), features[name])
+
+
+@pytest.mark.parametrize("pre_relu", [False, True])
+def test_swiftnet_decodes_the_maps_of_torchvision(pre_relu):
+    """The released blocks apply their ReLU in place, so that skips and pooling see the maps after it."""
+    model = build(SWIFTNET, **{"MODEL.SWIFTNET.PRE_RELU": str(pre_relu)}).eval()
+    theirs = torchvision.models.resnet18().eval()
+    theirs.load_state_dict(model.backbone.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 96)
+    y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+    features = {}
+    for level in range(1, 5):
+        stage = getattr(theirs, f"layer{level}")
+        first, last = stage[0](y), stage[1]
+        y = last(first)
+        before = last.bn2(last.conv2(last.relu(last.bn1(last.conv1(first))))) + first
+        features[f"res{level + 1}"] = before if pre_relu else y
+    torch.testing.assert_close(model.sem_seg_head(model.backbone(x)).logits, model.sem_seg_head(features).logits)
+
+
+def test_momentum_of_swiftnets_norms():
+    momenta = {
+        name: module.momentum for name, module in build(SWIFTNET).named_modules() if isinstance(module, BatchNorm2d)
+    }
+    assert {value for name, value in momenta.items() if ".spp." in name} == {0.005}
+    assert {value for name, value in momenta.items() if ".spp." not in name} == {0.1}
 
 
 @pytest.mark.parametrize("parts", [SWIFTNET, BISENET], ids=["swiftnet", "bisenet"])

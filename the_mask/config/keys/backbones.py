@@ -46,6 +46,11 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NORM = ""
     cfg.MODEL.TIMM.CHECKPOINT = False
 
+    # build_swiftnet_r18_backbone: hand out each stage's sum before its ReLU instead of after it. The released SwiftNet
+    # uses the maps after the ReLU; weights trained here before that was the default need True.
+    cfg.MODEL.SWIFTNET = CfgNode()
+    cfg.MODEL.SWIFTNET.PRE_RELU = False
+
     # build_beit_backbone: a timm BEiT with a four-level pyramid made from the outputs of OUT_INDICES' blocks.
     cfg.MODEL.BEIT = CfgNode()
     cfg.MODEL.BEIT.NAME = "beit_large_patch16_224"

@@ -9,17 +9,26 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from the_mask.modeling.backbones.common import PyramidBackbone
 
 WIDTHS = (64, 128, 256, 512)
 
 
-def make_norm(name: str, channels: int) -> nn.Module:
-    """Norm layer by Detectron2's name; a ValueError for none at all, which no network here can do without."""
+def make_norm(name: str, channels: int, momentum: float | None = None) -> nn.Module:
+    """Norm layer by Detectron2's name; a ValueError for none at all, which no network here can do without.
+
+    Args:
+        name: as for Detectron2's ``get_norm``.
+        channels: of the input.
+        momentum: share of a new batch in the running statistics of a batch norm; None keeps the norm's own.
+    """
     norm = get_norm(name, channels)
     if norm is None:
         raise ValueError("an empty norm was configured; expected BN, SyncBN, FrozenBN or GN")
+    if momentum is not None and isinstance(norm, _BatchNorm):
+        norm.momentum = momentum
     return norm
 
 
@@ -52,7 +61,7 @@ class ResNet18(PyramidBackbone):
 
     Args:
         norm: of all layers, see :func:`make_norm`.
-        pre_relu: hand out each stage's last sum before its ReLU, as SwiftNet's lateral connections take it.
+        pre_relu: hand out each stage's last sum before its ReLU (``MODEL.SWIFTNET.PRE_RELU``).
         freeze_at: see :meth:`PyramidBackbone.freeze_stages`.
     """
 
@@ -87,5 +96,5 @@ class ResNet18(PyramidBackbone):
 
 @BACKBONE_REGISTRY.register()
 def build_swiftnet_r18_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet18:
-    """SwiftNet's ResNet-18, with ``MODEL.RESNETS.NORM`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-    return ResNet18(cfg.MODEL.RESNETS.NORM, pre_relu=True, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    """SwiftNet's ResNet-18: ``MODEL.RESNETS.NORM``, ``MODEL.BACKBONE.FREEZE_AT``, ``MODEL.SWIFTNET.PRE_RELU``."""
+    return ResNet18(cfg.MODEL.RESNETS.NORM, cfg.MODEL.SWIFTNET.PRE_RELU, cfg.MODEL.BACKBONE.FREEZE_AT)

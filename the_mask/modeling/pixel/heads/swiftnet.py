@@ -22,14 +22,24 @@ from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_
 WIDTH = 128
 POOLED_WIDTH = 42
 POOLED_ROWS = (8, 4, 2)
+# Of the pyramid pooling's batch norms, which see few cells; released code. The other norms keep 0.1.
+POOLING_MOMENTUM = 0.005
 
 
 class NormReluConv(nn.Module):
     """Norm, ReLU, convolution that keeps the size."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, norm: str, bias: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        norm: str,
+        bias: bool = False,
+        momentum: float | None = None,
+    ) -> None:
         super().__init__()
-        self.norm = make_norm(norm, in_channels)
+        self.norm = make_norm(norm, in_channels, momentum)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -46,10 +56,14 @@ class SpatialPyramidPooling(nn.Module):
 
     def __init__(self, in_channels: int, norm: str) -> None:
         super().__init__()
-        levels = {"spp_bn": NormReluConv(in_channels, WIDTH, 1, norm)}
+
+        def unit(in_channels: int, out_channels: int) -> NormReluConv:
+            return NormReluConv(in_channels, out_channels, 1, norm, momentum=POOLING_MOMENTUM)
+
+        levels = {"spp_bn": unit(in_channels, WIDTH)}
         for number in range(len(POOLED_ROWS)):
-            levels[f"spp{number}"] = NormReluConv(WIDTH, POOLED_WIDTH, 1, norm)
-        levels["spp_fuse"] = NormReluConv(WIDTH + POOLED_WIDTH * len(POOLED_ROWS), WIDTH, 1, norm)
+            levels[f"spp{number}"] = unit(WIDTH, POOLED_WIDTH)
+        levels["spp_fuse"] = unit(WIDTH + POOLED_WIDTH * len(POOLED_ROWS), WIDTH)
         self.spp = nn.ModuleDict(levels)
 
     def forward(self, x: Tensor) -> Tensor:
