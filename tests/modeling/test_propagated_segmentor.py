@@ -102,6 +102,41 @@ def build(name="gsvnet_debug", **changes):
     return build_model(load_config(CONFIGS / f"{name}.yaml", words))
 
 
+def shake_norms(model):
+    """Batch norms that do something: a fresh one is the identity."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 1.5),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.3, 0.3),
+            ):
+                values.copy_(low + (high - low) * torch.rand(values.shape, generator=generator))
+
+
+def released_resize(x, size):
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def released_step(gsvnet, scores, small, previous):
+    """GSVNet's step on the operations of its released code: sampling and kernels between corner-aligned grids."""
+    height, width = small.shape[-2:]
+    flow = gsvnet.flow(small, previous)
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    grid = torch.stack([columns + flow[:, 0] * 2 / (width - 1), rows + flow[:, 1] * 2 / (height - 1)], dim=-1)
+    warped = F.grid_sample(scores, grid, padding_mode="zeros", align_corners=True)
+    laplacian = torch.ones(1, 1, 3, 3)
+    laplacian[0, 0, 1, 1] = -8
+    edges = (F.conv2d(warped.argmax(dim=1, keepdim=True).float(), laplacian, padding=1) != 0).float()
+    intra = gsvnet.grm.intra_net.intra_net(small)
+    weights = gsvnet.grm.guide(torch.cat([intra, edges], dim=1)).relu()[:, :, None]
+    copies = F.conv3d(warped[:, None], gsvnet.grm.ideal_dk.filter_copy_s, padding=(0, 1, 1))
+    slots = torch.cat([warped[:, None], copies, intra[:, None]], dim=1)
+    return (slots * weights / (weights.sum(dim=1, keepdim=True) + 1e-9)).sum(dim=1)
+
+
 class TestStream:
     def test_interval_and_flags(self):
         model = wrap(max_gap=3)
@@ -240,8 +275,8 @@ class TestStream:
         labels = model.predict(many)
         assert [tuple(x.shape) for x in labels[0]] == [(20, 28)] * 4
 
-    def test_key_scale_and_corner_grid(self):
-        for options in ({"key_scale": 0.5}, {"align_corners": True}, {"stride": 8}, {"stride": 1}):
+    def test_key_scale_and_strides(self):
+        for options in ({"key_scale": 0.5}, {"stride": 8}, {"stride": 1}):
             model = wrap(WarpPropagator(), max_gap=2, **options)
             video = [torch.full((3, 37, 53), 0, dtype=torch.uint8) for _ in range(2)]
             for frame in video:
@@ -255,27 +290,31 @@ class TestStream:
             assert (classes[:, : edge - 1] == 0).all()
             assert (classes[:, edge + 1 :] == 1).all()
 
-    def test_bgr_frames(self):
-        seen = []
-
-        class Watched(CopyPropagator):
-            def forward(self, scores, frame, previous, queries=None):
-                seen.append(frame)
-                return super().forward(scores, frame, previous, queries)
-
-        video = frames(2)
-        for order in ("RGB", "BGR"):
-            stream(wrap(Watched(), channel_order=order), video)
-        torch.testing.assert_close(seen[1], seen[0].flip(1))
-
-    def test_raw_logits_are_carried_on_demand(self):
-        model = build(**{"MODEL.KEYFRAME.CANONICAL": False, "MODEL.KEYFRAME.STRIDE": 4}).eval()
-        frame = frames(1, 32, 48)[0]
-        _, state = model.step(frame, model.init_state())
-        images, _ = model.segmentor.stack([{"frames": [frame]}])
+    def test_released_scores(self):
+        """One switch gives what the released code computes, written here with its own operations."""
+        keys = {"RELEASED": True, "VARIANT": "paper", "KEY_SCALE": 0.75, "STRIDE": 8}
+        model = build(**{f"MODEL.KEYFRAME.{key}": value for key, value in keys.items()}).eval()
+        shake_norms(model)
+        assert model.propagator.grm.variant == "official"
+        video = frames(3, 128, 256)
+        grid = (16, 32)
+        smalls = []
         with torch.no_grad():
-            logits = model.segmentor.sem_seg_head(model.segmentor.backbone(images)).logits[0, :, :8, :12]
-        torch.testing.assert_close(state["scores"], logits, atol=1e-5, rtol=1e-4)
+            for frame in video:
+                small = released_resize(frame[None].float(), grid)
+                smalls.append(((small - model.frame_mean) / model.frame_std).flip(1))
+            segmentor = model.segmentor
+            images = (released_resize(video[0][None].float(), (96, 192)) - segmentor.pixel_mean) / segmentor.pixel_std
+            expected = released_resize(segmentor.sem_seg_head(segmentor.backbone(images)).logits, grid)
+            state = model.init_state()
+            for t, frame in enumerate(video):
+                if t:
+                    expected = released_step(model.propagator, expected, smalls[t], smalls[t - 1])
+                output, state = model.step(frame, state)
+                assert state["keyframe"] == (t == 0)
+                error = (state["scores"] - expected[0]).abs().max() / expected.abs().max()
+                assert error < 1e-5
+                assert output.shape == expected.shape[1:]
 
     def test_log_probabilities(self):
         values = log_probabilities(torch.tensor([0.0, 1e-9, 0.5, 1.0]))
@@ -468,13 +507,12 @@ class TestBadInput:
         [
             ({"stride": 0}, "STRIDE is 0"),
             ({"key_scale": 0}, "KEY_SCALE is 0"),
-            ({"channel_order": "GBR"}, "CHANNEL_ORDER is 'GBR'"),
             ({"carry": "masks"}, "CARRY is 'masks'"),
             ({"distances": ()}, "DISTANCES"),
             ({"distances": (0, 1)}, "DISTANCES"),
             ({"unroll": -1}, "UNROLL is -1"),
             ({"class_weights": (1.0,)}, "CLASS_WEIGHTS has 1 values for 3 classes"),
-            ({"canonical": False}, "needs the raw logits of a ClipSegmentor"),
+            ({"released": True}, "RELEASED needs the raw logits of a ClipSegmentor"),
         ],
     )
     def test_options(self, options, message):
@@ -488,4 +526,6 @@ class TestBadInput:
             build(**{"MODEL.KEYFRAME.SEGMENTOR": "PropagatedSegmentor"})
         with pytest.raises(ValueError, match=r"KEYFRAME\.PROPAGATOR 'teleport': expected one of copy, gsvnet, warp"):
             build(**{"MODEL.KEYFRAME.PROPAGATOR": "teleport"})
+        with pytest.raises(ValueError, match="VARIANT is official, not agnostic"):
+            build(**{"MODEL.KEYFRAME.RELEASED": True, "MODEL.KEYFRAME.VARIANT": "agnostic"})
         assert "PropagatedSegmentor" in META_ARCH_REGISTRY

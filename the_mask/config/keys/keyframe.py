@@ -13,7 +13,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.KEYFRAME.SEGMENTOR = "ClipSegmentor"
     # What happens between keyframes: "copy", "warp" or "gsvnet".
     cfg.MODEL.KEYFRAME.PROPAGATOR = "gsvnet"
-    # gsvnet: "paper", "official" (fits the released checkpoints) or "agnostic" (filters masks of queries too).
+    # gsvnet: "paper", "official" (layers of the released checkpoints) or "agnostic" (filters masks of queries too).
     cfg.MODEL.KEYFRAME.VARIANT = "paper"
     # gsvnet: use features of the present frame; False is the ablation of the paper's Table 4.
     cfg.MODEL.KEYFRAME.INTRA = True
@@ -28,15 +28,12 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.KEYFRAME.STRIDE = 8
     # Keyframes are segmented at this scale (GSVNet: 0.75).
     cfg.MODEL.KEYFRAME.KEY_SCALE = 1.0
-    # Carry log-probabilities. False carries the segmentor's raw logits, as released GSVNet weights expect.
-    cfg.MODEL.KEYFRAME.CANONICAL = True
-    # Put the corner cells on the corner pixels, as the released GSVNet does.
-    cfg.MODEL.KEYFRAME.ALIGN_CORNERS = False
+    # Compute what the released GSVNet computes, for its weights: raw logits of the segmentor are carried, all resizing
+    # puts corner cells on corner pixels, frames are BGR, VARIANT is "official".
+    cfg.MODEL.KEYFRAME.RELEASED = False
     # Frames as the propagator sees them; empty lists take MODEL.PIXEL_MEAN and PIXEL_STD. Statistics are in RGB order.
     cfg.MODEL.KEYFRAME.PIXEL_MEAN = []
     cfg.MODEL.KEYFRAME.PIXEL_STD = []
-    # "RGB", or "BGR" for released GSVNet weights.
-    cfg.MODEL.KEYFRAME.CHANNEL_ORDER = "RGB"
 
     # When a frame becomes a keyframe: "interval", "scene_cut", "warp_error", "intra_weight" or "disagreement".
     cfg.MODEL.KEYFRAME.POLICY = "interval"

@@ -27,7 +27,12 @@ def warp(cfg: CfgNode, num_classes: int) -> Propagator:
 def gsvnet(cfg: CfgNode, num_classes: int) -> Propagator:
     """Warping and guided dynamic filtering."""
     options = cfg.MODEL.KEYFRAME
-    return GSVNet(num_classes, options.VARIANT, options.INTRA, options.REACH, options.NORM)
+    variant = options.VARIANT
+    if options.RELEASED:
+        if variant == "agnostic":
+            raise ValueError("MODEL.KEYFRAME.RELEASED is the released GSVNet, whose VARIANT is official, not agnostic")
+        variant = "official"
+    return GSVNet(num_classes, variant, options.INTRA, options.REACH, options.NORM)
 
 
 def build_propagator(cfg: CfgNode, num_classes: int) -> Propagator:

@@ -72,9 +72,7 @@ def downscale_frames(frames: Tensor, stride: int, align_corners: bool = False) -
     return read_at(frames, rows, columns)
 
 
-def to_grid(
-    scores: Tensor, size: Size, stride: int, source_stride: float, align_corners: bool = False, scale: float = 1.0
-) -> Tensor:
+def to_grid(scores: Tensor, size: Size, stride: int, source_stride: float, scale: float = 1.0) -> Tensor:
     """Move a segmentor's map to the grid of another stride.
 
     Args:
@@ -82,13 +80,12 @@ def to_grid(
         size: (H, W) of the frame.
         stride: of the result, in pixels of the frame.
         source_stride: of ``scores``, in pixels of the segmentor's input.
-        align_corners: see :func:`cell_centres`.
         scale: size of the segmentor's input over the frame's.
 
     Returns:
-        [..., h, w]; without ``align_corners`` and with strides that divide, that of ``F.interpolate``.
+        [..., h, w]; with strides that divide, that of ``F.interpolate``.
     """
-    rows, columns = _centres(size, stride, align_corners, scores.device)
+    rows, columns = _centres(size, stride, False, scores.device)
     pixels = [(positions + 0.5) * scale - 0.5 for positions in (rows, columns)]
     return read_at(scores, *[(positions + 0.5) / source_stride - 0.5 for positions in pixels])
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 CARRIED = ("classes", "queries")
-CHANNEL_ORDERS = ("RGB", "BGR")
 
 
 def check_options(
     stride: int,
     key_scale: float,
-    channel_order: str,
     carry: str,
     distances: Sequence[int],
     unroll: int,
@@ -24,8 +22,6 @@ def check_options(
         raise ValueError(f"{key}STRIDE is {stride}; expected >= 1 pixel")
     if not 0 < key_scale <= 2:
         raise ValueError(f"{key}KEY_SCALE is {key_scale}; expected above 0 and at most 2")
-    if channel_order not in CHANNEL_ORDERS:
-        raise ValueError(f"{key}CHANNEL_ORDER is {channel_order!r}; expected one of {', '.join(CHANNEL_ORDERS)}")
     if carry not in CARRIED:
         raise ValueError(f"{key}CARRY is {carry!r}; expected one of {', '.join(CARRIED)}")
     if not distances or min(distances) < 1:

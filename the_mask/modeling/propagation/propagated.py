@@ -54,12 +54,10 @@ class PropagatedSegmentor(Segmentor):
         policy: tuple[str, Measure, Gate],
         frame_mean: Sequence[float],
         frame_std: Sequence[float],
-        channel_order: str = "RGB",
         carry: str = "classes",
         stride: int = 8,
         key_scale: float = 1.0,
-        canonical: bool = True,
-        align_corners: bool = False,
+        released: bool = False,
         distances: Sequence[int] = (1, 2, 3, 4),
         unroll: int = 2,
         loss_weight: float = 1.0,
@@ -79,15 +77,15 @@ class PropagatedSegmentor(Segmentor):
             pixel_mean=(0.0, 0.0, 0.0),
             pixel_std=(1.0, 1.0, 1.0),
         )
-        check_options(stride, key_scale, channel_order, carry, distances, unroll, class_weights, self.num_classes)
+        check_options(stride, key_scale, carry, distances, unroll, class_weights, self.num_classes)
         if carry == "queries" and not (propagator.carries_queries and hasattr(segmentor, "step_queries")):
             raise ValueError(
                 "MODEL.KEYFRAME.CARRY queries needs a segmentor with queries (MaskClassifier) and a propagator that "
                 "carries masks (copy, warp, or gsvnet with VARIANT agnostic)"
             )
-        if not canonical and (not isinstance(segmentor, ClipSegmentor) or looks_back(segmentor)):
+        if released and (not isinstance(segmentor, ClipSegmentor) or looks_back(segmentor)):
             raise ValueError(
-                "MODEL.KEYFRAME.CANONICAL False needs the raw logits of a ClipSegmentor with an image head, not "
+                "MODEL.KEYFRAME.RELEASED needs the raw logits of a ClipSegmentor with an image head, not "
                 f"{type(segmentor).__name__}"
             )
         self.segmentor = segmentor.requires_grad_(False)
@@ -96,9 +94,7 @@ class PropagatedSegmentor(Segmentor):
         self.carry = carry
         self.stride = stride
         self.key_scale = key_scale
-        self.canonical = canonical
-        self.align_corners = align_corners
-        self.bgr = channel_order == "BGR"
+        self.released = released
         self.distances = tuple(distances)
         self.unroll = unroll
         self.loss_weight = loss_weight
@@ -121,12 +117,10 @@ class PropagatedSegmentor(Segmentor):
             "policy": build_policy(cfg, propagator),
             "frame_mean": options.PIXEL_MEAN or cfg.MODEL.PIXEL_MEAN,
             "frame_std": options.PIXEL_STD or cfg.MODEL.PIXEL_STD,
-            "channel_order": options.CHANNEL_ORDER,
             "carry": options.CARRY,
             "stride": options.STRIDE,
             "key_scale": options.KEY_SCALE,
-            "canonical": options.CANONICAL,
-            "align_corners": options.ALIGN_CORNERS,
+            "released": options.RELEASED,
             "distances": options.DISTANCES,
             "unroll": options.UNROLL,
             "loss_weight": options.LOSS_WEIGHT,
@@ -228,8 +222,7 @@ class PropagatedSegmentor(Segmentor):
     def small_frames(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Frames [3, H, W] of any dtype -> small RGB frames [3, h, w], float 0..255, on the model's device."""
         return [
-            geometry.downscale_frames(frame[None].to(self.device), self.stride, self.align_corners)[0]
-            for frame in frames
+            geometry.downscale_frames(frame[None].to(self.device), self.stride, self.released)[0] for frame in frames
         ]
 
     @torch.no_grad()
@@ -277,7 +270,7 @@ class PropagatedSegmentor(Segmentor):
         """Probabilities [K, h, w] of a stream's last frame, float32."""
         scores = state["scores"].float()
         check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
-        if self.align_corners:
+        if self.released:
             height, width = state["size"]
             scores = geometry.from_aligned_grid(scores, (height, width), self.stride)
         return scores.softmax(dim=0)
@@ -310,7 +303,7 @@ class PropagatedSegmentor(Segmentor):
     def normalise(self, smalls: Tensor) -> Tensor:
         """Small frames [B, 3, h, w], RGB 0..255, as the propagator takes them."""
         frames = (smalls - self.frame_mean) / self.frame_std
-        return frames.flip(1) if self.bgr else frames
+        return frames.flip(1) if self.released else frames
 
     # Keyframes.
 
@@ -318,13 +311,12 @@ class PropagatedSegmentor(Segmentor):
         if self.key_scale == 1:
             return frame
         size = [max(1, round(side * self.key_scale)) for side in frame.shape[-2:]]
-        scaled = F.interpolate(frame[None].float(), size=size, mode="bilinear", align_corners=False)
-        return scaled[0]
+        return F.interpolate(frame[None].float(), size=size, mode="bilinear", align_corners=self.released)[0]
 
     def _key_maps(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Carried scores [K, h, w] of keyframes of a segmentor that does not look back, in one batch per size."""
         clips = [{"frames": [self._scaled(frame)]} for frame in frames]
-        maps = self.segmentor.score_maps(clips) if self.canonical else [self._raw_logits(clip) for clip in clips]
+        maps = [self._raw_logits(clip) for clip in clips] if self.released else self.segmentor.score_maps(clips)
         return [self._to_carried(scores[0], frame) for scores, frame in zip(maps, frames, strict=True)]
 
     def _raw_logits(self, clip: Clip) -> Tensor:
@@ -347,14 +339,14 @@ class PropagatedSegmentor(Segmentor):
 
     def _to_carried(self, scores: Tensor, frame: Tensor) -> Tensor:
         """A segmentor's scores [K, h', w'] of a frame -> carried scores [K, h, w]."""
-        if self.canonical:
-            return log_probabilities(self._regrid(scores / scores.sum(dim=0, keepdim=True).clamp(min=1e-9), frame))
-        return self._regrid(scores, frame)
+        if self.released:
+            size = geometry.grid_size((frame.shape[-2], frame.shape[-1]), self.stride)
+            return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=True)[0]
+        return log_probabilities(self._regrid(scores / scores.sum(dim=0, keepdim=True).clamp(min=1e-9), frame))
 
     def _regrid(self, maps: Tensor, frame: Tensor) -> Tensor:
         size = (frame.shape[-2], frame.shape[-1])
-        source_stride = self.segmentor.score_stride
-        return geometry.to_grid(maps, size, self.stride, source_stride, self.align_corners, self.key_scale)
+        return geometry.to_grid(maps, size, self.stride, self.segmentor.score_stride, self.key_scale)
 
     # Clips.
 
@@ -394,13 +386,13 @@ class PropagatedSegmentor(Segmentor):
         frames = images.unflatten(0, (len(clips), distance + 1))
         size = (images.shape[-2], images.shape[-1])
         labels = stack_labels(clips, -1, self.num_classes, self.ignore_label, size).to(self.device)
-        smalls = geometry.downscale_frames(images, self.stride, self.align_corners).unflatten(0, frames.shape[:2])
+        smalls = geometry.downscale_frames(images, self.stride, self.released).unflatten(0, frames.shape[:2])
         small = [self.normalise(frame) for frame in smalls.unbind(dim=1)]
 
         with torch.no_grad():
             scores = self._training_maps(clips, frames[:, 0], -distance - 1)
         result = training.unroll(self.propagator, scores, small, self.unroll)
-        logits = training.upsample(result.scores, size, self.stride, self.align_corners)
+        logits = training.upsample(result.scores, size, self.stride, self.released)
         loss = training.segmentation_loss(logits, labels, self.ignore_label, self.class_weights)
         losses = {"loss_ce": loss * self.loss_weight}
         if self.distill_weight:

@@ -112,5 +112,7 @@ def cache_from_config(cfg: CfgNode) -> ScoreCache | None:
     if moving:
         raise ValueError(f"MODEL.KEYFRAME.CACHE_DIR needs frames without augmentation: set {', '.join(moving)}")
     box = (given.RESIZE.LONG_EDGE, given.RESIZE.SHORT_EDGE)
-    settings = (box, options.STRIDE, options.KEY_SCALE, options.CANONICAL, options.ALIGN_CORNERS)
+    # Switches of the segmentor that are in no weight.
+    segmentor = {key: value for key, value in cfg.MODEL.items() if key not in ("KEYFRAME", "WEIGHTS", "DEVICE")}
+    settings = (box, options.STRIDE, options.KEY_SCALE, options.RELEASED, segmentor)
     return ScoreCache(options.CACHE_DIR, geometry=repr(settings))
