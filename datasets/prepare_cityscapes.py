@@ -8,7 +8,6 @@ beside it: train ids 0..18, and 255 for what is not evaluated. Existing ones are
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data.datasets import dataset_root
+from the_mask.data.files import atomic_write
 from the_mask.data.io import apply_label_table, read_label_raw
 
 SOURCE, TARGET = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
@@ -41,12 +41,8 @@ def convert(path: Path, force: bool = False) -> bool:
     if target.exists() and not force:
         return False
     label = apply_label_table(read_label_raw(path), TABLE, path)
-    partial_file = target.with_name(f".{target.name}.{os.getpid()}.png")
-    try:
-        Image.fromarray(label.astype(np.uint8)).save(partial_file)
-        partial_file.replace(target)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    picture = Image.fromarray(label.astype(np.uint8))
+    atomic_write(target, lambda stream: picture.save(stream, format="PNG"))
     return True
 
 

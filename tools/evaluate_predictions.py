@@ -8,7 +8,6 @@ files are listed and the exit status is 1.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data import import_dataset_modules
+from the_mask.data.files import write_json
 from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
 from the_mask.evaluation import constant_baseline, evaluate_predictions, raft_flow
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         # NaN is not JSON.
         figures = {name: None if value != value else value for name, value in results["sem_seg"].items()}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, figures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,6 @@ on the same machine gives the same numbers.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -33,6 +32,7 @@ from tabulate import tabulate
 
 import the_mask
 from the_mask.data import dataset_root, get_records, register_all
+from the_mask.data.files import write_json
 from the_mask.data.synthetic import make_moving_shapes
 from the_mask.engine import exit_code, train_two_stage
 from the_mask.engine.two_stage import STAGES
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the demo, write ``summary.json`` and print the tables."""
     summary = run_demo(args)
     path = args.output / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(path, summary)
     print(f"\n{summary_text(summary)}\nsummary: {path}")
 
 

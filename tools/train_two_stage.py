@@ -12,7 +12,6 @@ MODEL.WEIGHTS OUTPUT/one_frame/model_final.pth.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from the_mask.data.files import write_json
 from the_mask.engine import evaluate_branches, exit_code, train_two_stage
 
 FIGURES = ("mIoU", "fwIoU", "pACC", "VC8", "VC16")
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if args.branches:
         results |= evaluate_branches(configs[-1])
     summary = {name: {k: None if math.isnan(v) else v for k, v in figures.items()} for name, figures in results.items()}
-    (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(args.output / "summary.json", summary)
     rows = [[name, *(figures.get(f, math.nan) for f in FIGURES)] for name, figures in results.items()]
     print(tabulate(rows, ["model", *FIGURES], floatfmt=".2f"))
     return summary

@@ -153,7 +153,7 @@ def test_cityscapes_images(root: Path) -> None:
     assert report.ok
     assert report.videos == 2
     records = get_records("cityscapes_train")
-    assert [record["video_id"] for record in records] == ["aachen_000000_000019", "bochum_000000_000313"]
+    assert [record["video_id"] for record in records] == ["aachen/aachen_000000_000019", "bochum/bochum_000000_000313"]
     assert records[0]["frames"][0]["sem_seg_file_name"].endswith("aachen_000000_000019_gtFine_labelTrainIds.png")
 
 
@@ -164,7 +164,7 @@ def test_cityscapes_snippets_are_cut_around_the_labelled_frame(root: Path) -> No
     labelled = ["aachen/aachen_000007_000019", "bochum/bochum_000000_000313", "bochum/bochum_000000_000343"]
     write_cityscapes(root, labelled, frames)
     records = get_records("cityscapes_sequence_train")
-    assert [record["video_id"] for record in records] == [name.split("/")[1] for name in labelled]
+    assert [record["video_id"] for record in records] == labelled
     for record, first in zip(records, (0, 294, 324), strict=True):
         numbers = [int(frame["frame_id"].rpartition("_")[2]) for frame in record["frames"]]
         assert numbers == list(range(first, first + 30))
@@ -241,7 +241,7 @@ def test_own_image_tree(tmp_path: Path) -> None:
     folders = (tmp_path / "pictures", tmp_path / "masks")
     register_image_tree("own_images", *folders, ["one", "two"], label_suffix="_seg.png", require_labels=False)
     records = get_records("own_images")
-    assert [record["video_id"] for record in records] == ["7", "9", "10"]
+    assert [record["video_id"] for record in records] == ["a/7", "b/9", "b/10"]
     assert [record["frames"][0]["sem_seg_file_name"] is None for record in records] == [True, False, False]
     report = check_dataset("own_images")
     assert [problem.kind for problem in report.problems] == ["mask without image"]
@@ -252,14 +252,16 @@ def test_own_image_tree(tmp_path: Path) -> None:
     assert all(record["frames"][0]["sem_seg_file_name"] is None for record in get_records("own_images"))
 
 
-def test_names_must_differ_across_folders(tmp_path: Path) -> None:
+def test_images_are_called_by_their_paths(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("a/7.png", "b/7.png", "c/8.png", "c/8.jpg"):
         write(tmp_path / "pictures" / name, picture(rng))
     register_image_tree("own_twins", tmp_path / "pictures", None, ["one"])
-    assert len(check_dataset("own_twins").problems) == 2
+    assert [problem.kind for problem in check_dataset("own_twins").problems] == ["repeated frame"]
     with pytest.raises(ValueError, match=r"8.png: same name as .*8.jpg"):
         get_records("own_twins")
+    (tmp_path / "pictures/c/8.jpg").unlink()
+    assert [record["video_id"] for record in get_records("own_twins")] == ["a/7", "b/7", "c/8"]
 
 
 def test_files_are_found_through_links(tmp_path: Path) -> None:

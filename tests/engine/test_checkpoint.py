@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from the_mask.weights import checkpoint
+from the_mask.data import files
 from the_mask.weights.checkpoint import (
     CheckpointFolder,
     CheckpointWriteError,
@@ -66,7 +66,7 @@ def test_sigkill_at_any_moment_leaves_a_good_file(tmp_path: Path, monkeypatch: p
     elif moment == "before rename":
         monkeypatch.setattr(os, "replace", _kill_self)
     else:
-        monkeypatch.setattr(checkpoint, "_sync_folder", _kill_self)
+        monkeypatch.setattr(files, "_sync_folder", _kill_self)
     assert _run_and_die(lambda: save_checkpoint(path, state(2))) == signal.SIGKILL
     monkeypatch.undo()
     assert value_in(path) == (2 if moment == "after rename" else 1)

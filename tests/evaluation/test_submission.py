@@ -60,6 +60,35 @@ def test_the_files_score_as_the_evaluation_says(model, tmp_path, changes):
     assert str(scored) == str(evaluate_dataset(cfg, model, NAME))
 
 
+def test_videos_of_one_name_in_two_folders(model, tmp_path):
+    rng = np.random.default_rng(1)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/val.txt").write_text("cam1/v\n./cam2/v/\n")
+    for video in ("cam1/v", "cam2/v"):
+        for index in range(3):
+            labels = rng.integers(0, 3, (40, 60)).astype(np.uint8)
+            for kind, pixels in (("origin", labels[..., None].repeat(3, 2) * 80), ("mask", labels + 1)):
+                path = tmp_path / "root/data" / video / kind / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    register_video_tree("submission_cameras", tmp_path / "root", "val", ["one", "two", "three"], [255, 0, 1, 2])
+    cfg = config("DATASETS.TEST", ("submission_cameras",), "TEST.SAVE_SCORES", str(tmp_path / "scores"))
+    predict_dataset(cfg, model, "submission_cameras", tmp_path / "out")
+    assert list(files(tmp_path / "out")) == [f"cam{c}/v/{i}.png" for c in (1, 2) for i in range(3)]
+    assert len(list((tmp_path / "scores").rglob("*.npz"))) == 6
+    scored = evaluate_predictions(tmp_path / "out", "submission_cameras", train_ids=True, progress=False)
+    assert str(scored) == str(evaluate_dataset(cfg, model, "submission_cameras"))
+
+
+def test_links_out_of_the_folder_are_not_followed(model, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="symbolic link"):
+        predict_dataset(config(), model, NAME, tmp_path / "out")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_raw_values_are_one_higher(model, tmp_path):
     predict_dataset(config(), model, NAME, tmp_path / "ids")
     predict_dataset(config(), model, NAME, tmp_path / "raw", "raw")

@@ -53,7 +53,7 @@ def files_by_key(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path]
 
 @dataclass(frozen=True)
 class ImageTree(DataTree):
-    """Images and masks in two parallel folders; every image is a video of one frame.
+    """Images and masks in two parallel folders; every image is a video of one frame, called by its path.
 
     Attributes:
         image_dir: folder of the images, searched with its sub-folders.
@@ -77,20 +77,14 @@ class ImageTree(DataTree):
         if not images:
             wanted = f"*{self.image_suffix}" if self.image_suffix else "image"
             scan.problems.append(Problem("empty split", str(self.image_dir), f"holds no {wanted}"))
-        names: dict[str, Path] = {}
         for key, path in images.items():
-            stem = key.rpartition("/")[2]
-            if stem in names:
-                text = f"same name as {names[stem]}; names identify images, so they must differ across folders"
-                scan.problems.append(Problem("repeated frame", str(path), text))
-                continue
-            names[stem] = path
             mask = masks.pop(key, None)
             if mask is None and self.require_labels:
                 text = f"no mask {self.label_dir}/{key}{self.label_suffix}"
                 scan.problems.append(Problem("missing mask", str(path), text))
+            stem = key.rpartition("/")[2]
             frame = {"frame_id": stem, "file_name": str(path), "sem_seg_file_name": str(mask) if mask else None}
-            scan.records.append({"dataset": self.name, "video_id": stem, "frames": [frame]})
+            scan.records.append({"dataset": self.name, "video_id": key, "frames": [frame]})
         for path in masks.values():
             scan.problems.append(Problem("mask without image", str(path), f"belongs to no image in {self.image_dir}"))
         return scan
@@ -161,7 +155,7 @@ class SnippetTree(ImageTree):
                 }
                 for name in present
             ]
-            scan.records.append({"dataset": self.name, "video_id": key.rpartition("/")[2], "frames": frames})
+            scan.records.append({"dataset": self.name, "video_id": key, "frames": frames})
         return scan
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from the_mask.data.classes import ExplainValues
+from the_mask.data.files import inside
 from the_mask.data.io import read_label
 
 
 def prior_mask_path(folder: str | Path, video_id: str, frame_id: str) -> Path:
     """Where ``TEST.SAVE_PREDICTIONS`` and the stages of an inference put the mask of a frame."""
-    return Path(folder) / video_id / f"{frame_id}.png"
+    return inside(folder, video_id, f"{frame_id}.png")
 
 
 def read_prior_mask(

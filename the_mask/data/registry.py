@@ -2,6 +2,7 @@
 
 A record is one video: ``{"dataset", "video_id", "frames": [{"frame_id", "file_name", "sem_seg_file_name"}, ...]}`` with
 frames in time order; an image is a video of one frame, and ``sem_seg_file_name`` is None for a frame without a mask.
+``video_id`` is the video's path relative to the data set, in its one spelling; predictions are filed under it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from the_mask.data.classes import ClassList
+from the_mask.data.files import relative_name
 from the_mask.data.io import read_label_raw
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -130,14 +132,29 @@ def get_records(name: str) -> list[Record]:
     """Records of a registered data set.
 
     Raises:
-        ValueError: unknown name (the known ones are listed), or a defect of the tree.
+        ValueError: unknown name (the known ones are listed), a defect of the tree, or bad or repeated ids.
         FileNotFoundError: the tree is missing; the message says how to make it.
     """
     require_known(name)
     records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"data set {name} holds no video")
-    return records
+    return _identified(name, records)
+
+
+def _identified(name: str, records: list[Record]) -> list[Record]:
+    """The records with each video's id in its one spelling; two of one id would overwrite each other's predictions."""
+    result: dict[str, Record] = {}
+    for record in records:
+        video = relative_name(record["video_id"], f"data set {name}: video")
+        frames = [frame["frame_id"] for frame in record["frames"]]
+        if video in result:
+            raise ValueError(f"data set {name}: two videos are called {video}; their ids must differ")
+        if len(set(frames)) < len(frames):
+            twice = next(frame for frame in frames if frames.count(frame) > 1)
+            raise ValueError(f"data set {name}: video {video} has two frames called {twice}; their ids must differ")
+        result[video] = {**record, "video_id": video}
+    return list(result.values())
 
 
 def get_class_names(name: str) -> list[str]:
@@ -187,7 +204,19 @@ def visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
 
 
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that compares runs of digits as numbers: ``f9`` before ``f10``."""
-    parts = re.findall(r"\d+|\D+", text)
-    return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts)
+def natural_key(text: str) -> tuple[tuple[int, int, str, str], ...]:
+    """Sort key that compares numbers as numbers: ``f9`` before ``f10``, and ``t0.25`` before ``t0.5``.
+
+    One point between digits makes a decimal number (a time in seconds); with several, as in a date or a version, each
+    run of digits is a number of its own. Digits are the decimal ones of any script; signs such as ``²`` are letters.
+    """
+    key: list[tuple[int, int, str, str]] = []
+    for part in re.findall(r"\d+(?:\.\d+)*|\D+", text):
+        if not part[0].isdecimal():
+            key.append((1, 0, "", part))
+        elif part.count(".") == 1:
+            whole, _, fraction = part.partition(".")
+            key.append((0, int(whole), fraction, part))
+        else:
+            key += [(0, int(number), "", number) for number in part.split(".")]
+    return tuple(key)

@@ -2,7 +2,8 @@
 
 Two layouts are understood, told apart by whether ``<root>/<split>.txt`` exists:
 
-* VSPW: ``<split>.txt`` lists video ids; files in ``data/<video>/origin/*`` and ``data/<video>/mask/*.png``;
+* VSPW: ``<split>.txt`` lists video ids, which may be paths (``cam1/0007``); files in ``data/<video>/origin/*`` and
+  ``data/<video>/mask/*.png``;
 * folders: ``<split>/<video>/origin/*`` and ``<split>/<video>/mask/*.png``.
 
 An image and its mask share the file stem. Folders are enumerated, so frames need not be numbered without gaps; time
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from the_mask.data.classes import ClassList, make_class_list
+from the_mask.data.files import read_lines, relative_name
 from the_mask.data.registry import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
@@ -89,24 +91,34 @@ def scan_video_tree(tree: DataTree) -> TreeScan:
     list_file, folder = tree.root / f"{tree.split}.txt", tree.root / tree.split
     scan = TreeScan()
     if list_file.is_file():
-        lines = list_file.read_text(encoding="utf-8").split("\n")
-        videos = [line.strip() for line in lines if line.strip()]
+        videos = _listed(list_file, scan)
         parent, origin = tree.root / "data", str(list_file)
     elif folder.is_dir():
         videos = sorted((p.name for p in visible(folder) if p.is_dir()), key=natural_key)
         parent, origin = folder, str(folder)
     else:
         raise tree.missing(f"neither {list_file} nor {folder}/ exists")
-    if not videos:
+    if not videos and not scan.problems:
         scan.problems.append(Problem("empty split", origin, "names no video"))
     for video in sorted({v for v in videos if videos.count(v) > 1}) if len(set(videos)) < len(videos) else []:
         scan.problems.append(Problem("repeated video", origin, f"video {video} is listed more than once"))
     for video in dict.fromkeys(videos):
-        _scan_video(tree, parent / video, scan)
+        _scan_video(tree, video, parent / video, scan)
     return scan
 
 
-def _scan_video(tree: DataTree, folder: Path, scan: TreeScan) -> None:
+def _listed(list_file: Path, scan: TreeScan) -> list[str]:
+    """Videos of a list, each a path below ``data/`` in its one spelling."""
+    videos = []
+    for line in read_lines(list_file, "list of videos"):
+        try:
+            videos.append(relative_name(line, "video"))
+        except ValueError as error:
+            scan.problems.append(Problem("bad name", str(list_file), str(error)))
+    return videos
+
+
+def _scan_video(tree: DataTree, video: str, folder: Path, scan: TreeScan) -> None:
     """Append the record of one video, or say what is wrong with it."""
     if not folder.is_dir():
         scan.problems.append(
@@ -134,4 +146,4 @@ def _scan_video(tree: DataTree, folder: Path, scan: TreeScan) -> None:
         )
     for path in masks.values():
         scan.problems.append(Problem("mask without image", str(path), "belongs to no image in origin/"))
-    scan.records.append({"dataset": tree.name, "video_id": folder.name, "frames": frames})
+    scan.records.append({"dataset": tree.name, "video_id": video, "frames": frames})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tabulate import tabulate
 
 from the_mask.data import get_records
 from the_mask.data.augmentation import fit_size, round_up
+from the_mask.data.files import write_json
 from the_mask.data.io import read_image
 from the_mask.engine.run import RunOptions, check
 from the_mask.engine.setup import setup
@@ -66,5 +66,5 @@ def run_keyframe_evaluation(options: RunOptions, distances: int, json_file: Path
         print(f"{name}, {size[0]}x{size[1]}: segmentor alone {figures['mIoU_segmentor']:.2f} mIoU")
         print(tabulate(rows, headers="keys", floatfmt=("d", ".2f", ".2f", ".3f")))
     if json_file is not None:
-        json_file.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(json_file, results)
     return results

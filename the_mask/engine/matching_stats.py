@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from the_mask.weights.checkpoint import atomic_write
+from the_mask.data.files import atomic_write
 
 if TYPE_CHECKING:
     from the_mask.engine.trainer import Trainer
@@ -147,7 +147,7 @@ class MatchingHook(HookBase):
         )
         folder = Path(self.trainer.cfg.OUTPUT_DIR)
         text = json.dumps({"overall": overall, "videos": total.per_video()}, indent=1)
-        atomic_write(folder / f"{FILE_STEM}.json", lambda stream: stream.write(text.encode()))
+        atomic_write(folder / f"{FILE_STEM}.json", text.encode())
         picture = plot_shares(total)
         atomic_write(folder / f"{FILE_STEM}.png", lambda stream: Image.fromarray(picture).save(stream, format="PNG"))
         self.trainer.storage.put_image(FILE_STEM, np.moveaxis(picture, -1, 0))

@@ -11,9 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from the_mask.data.files import atomic_write
 from the_mask.engine.logs import setup_logging
 from the_mask.env import environment_report
-from the_mask.weights.checkpoint import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,6 @@ def setup(cfg: CfgNode) -> None:
         return
     logger.info("environment:\n%s", environment_report())
     text = cfg.dump()
-    atomic_write(folder / CONFIG_FILE, lambda stream: stream.write(text.encode()))
+    atomic_write(folder / CONFIG_FILE, text.encode())
     world, device = comm.get_world_size(), cfg.MODEL.DEVICE
     logger.info("%d process(es) on %s; config written to %s", world, device, folder / CONFIG_FILE)

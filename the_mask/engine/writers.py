@@ -17,7 +17,7 @@ import torch
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from tqdm import tqdm
 
-from the_mask.weights.checkpoint import atomic_write
+from the_mask.data.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def prepare_metrics_file(folder: Path, start_iter: int) -> Path:
         return path
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration_of(line) < start_iter]
     text = "".join(f"{line}\n" for line in kept)
-    atomic_write(path, lambda stream: stream.write(text.encode()))
+    atomic_write(path, text.encode())
     return path
 
 

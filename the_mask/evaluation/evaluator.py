@@ -19,6 +19,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from numpy.typing import NDArray
 
+from the_mask.data.files import inside
 from the_mask.data.io import read_image
 from the_mask.evaluation.boundary import BoundaryIoU
 from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
@@ -200,7 +201,8 @@ class VideoSemSegEvaluator:
         self.counts.frames += 1
         if self.save_dir is not None:
             assert self._raw_values is not None
-            save_label_map(self.save_dir / video.video_id / f"{frame.frame_id}.png", frame.pred, self._raw_values)
+            path = inside(self.save_dir, video.video_id, f"{frame.frame_id}.png")
+            save_label_map(path, frame.pred, self._raw_values)
         self._add_temporal(video, frame)
         if frame.gt is None:
             # No window can cross a frame whose truth is unknown.

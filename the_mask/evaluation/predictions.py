@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from the_mask.data import get_records
+from the_mask.data.files import inside
 from the_mask.data.io import apply_label_table, read_label_raw
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
@@ -73,7 +74,9 @@ def evaluate_predictions(
     if not any(frame["sem_seg_file_name"] for record in records for frame in record["frames"]):
         raise ValueError(f"data set {dataset_name} has no ground truth to score against")
     wanted = [
-        folder / record["video_id"] / f"{frame['frame_id']}.png" for record in records for frame in record["frames"]
+        inside(folder, record["video_id"], f"{frame['frame_id']}.png")
+        for record in records
+        for frame in record["frames"]
     ]
     missing = [f"{path}: missing" for path in wanted if not path.is_file()]
     if missing:

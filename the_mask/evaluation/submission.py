@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import nn
 
 from the_mask.data import ClipMapper, get_records, tile_video
 from the_mask.data.build import check_classes
+from the_mask.data.files import inside, read_json, write_json
 from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
@@ -75,10 +74,8 @@ def predict_dataset(
     with evaluation_mode(plain), torch.no_grad(), meter:
         for clip, maps in _predictions(cfg, plain, dataset_name, mine, meter):
             for frame_id, labels in zip(clip["frame_ids"], maps, strict=True):
-                path = folder / clip["video_id"] / f"{frame_id}.png"
-                temporary = path.with_name(f".{os.getpid()}.{path.name}")
-                save_label_map(temporary, as_label_array(labels), table)
-                os.replace(temporary, path)
+                path = inside(folder, clip["video_id"], f"{frame_id}.png")
+                save_label_map(path, as_label_array(labels), table)
                 meter.update(1)
     comm.synchronize()
     return meter.frames
@@ -93,7 +90,7 @@ def claim_folder(folder: Path, cfg: CfgNode, dataset_name: str, values: str) -> 
     claim = {"dataset": dataset_name, "values": values, "config": _fingerprint(cfg), "weights": str(cfg.MODEL.WEIGHTS)}
     path = folder / INDEX
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, "claim")
         different = [key for key in claim if found.get(key) != claim[key]]
         if different:
             raise ValueError(
@@ -102,7 +99,7 @@ def claim_folder(folder: Path, cfg: CfgNode, dataset_name: str, values: str) -> 
             )
     elif comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(claim, indent=1) + "\n", encoding="utf-8")
+        write_json(path, claim)
     comm.synchronize()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from the_mask.data.files import atomic_write, inside
 from the_mask.inference.superpixels import slic
 
 FrameName = tuple[str, str]
@@ -156,16 +156,14 @@ def build_mask_generator(cfg: CfgNode) -> MaskGenerator:
 
 def mask_path(folder: Path, name: FrameName) -> Path:
     """File of one frame, (video, frame)."""
-    return folder / name[0] / f"{name[1]}.json"
+    return inside(folder, name[0], f"{name[1]}.json")
 
 
 def save_masks(path: Path, masks: Sequence[Mapping[str, Any]]) -> None:
     """Write run lengths as JSON; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [{"size": list(mask["size"]), "counts": _text(mask["counts"])} for mask in masks]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(records), encoding="utf-8")
-    os.replace(temporary, path)
+    atomic_write(path, json.dumps(records).encode())
 
 
 def encode(mask: NDArray[np.bool_]) -> RunLengths:

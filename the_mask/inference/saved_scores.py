@@ -6,16 +6,16 @@ float16.
 
 from __future__ import annotations
 
-import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from the_mask.data.files import atomic_write, inside, read_json, write_json
 
 FrameName = tuple[str, str]
 INDEX = "scores.json"
@@ -27,7 +27,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 def score_path(folder: Path, name: FrameName) -> Path:
     """File of one frame, (video, frame)."""
-    return folder / name[0] / f"{name[1]}.npz"
+    return inside(folder, name[0], f"{name[1]}.npz")
 
 
 class ScoreWriter:
@@ -48,8 +48,7 @@ class ScoreWriter:
         if (self.folder / INDEX).is_file():
             check_same_classes(self.class_names, read_index(self.folder), "this model", str(self.folder))
         else:
-            content = json.dumps({"format": FORMAT, "classes": self.class_names}, indent=1) + "\n"
-            _replace(self.folder / INDEX, content.encode())
+            write_json(self.folder / INDEX, {"format": FORMAT, "classes": self.class_names})
 
     def write(self, name: FrameName, scores: Tensor) -> Path:
         """Write [K, H, W] of frame (video, frame); returns the file.
@@ -64,13 +63,7 @@ class ScoreWriter:
             raise ValueError(f"scores of {name} reach {np.abs(array).max()}, beyond float16 ({LARGEST:.0f})")
         path = score_path(self.folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with (
-            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL) as archive,
-            archive.open("scores.npy", "w", force_zip64=True) as stream,
-        ):
-            np.lib.format.write_array(stream, array.astype(np.float16))
-        os.replace(temporary, path)
+        atomic_write(path, lambda stream: _write_npz(stream, array.astype(np.float16)))
         return path
 
 
@@ -140,10 +133,13 @@ def read_index(folder: Path) -> list[str]:
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is not a folder of scores (write one: TEST.SAVE_SCORES)")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, "index of scores")
     if content.get("format") != FORMAT:
         raise ValueError(f"{path} has format {content.get('format')!r}; expected {FORMAT}")
-    return list(content["classes"])
+    classes = content.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{path}: 'classes' is {classes!r}; expected a list of names")
+    return classes
 
 
 def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
@@ -161,7 +157,9 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: 
     )
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _write_npz(target: BinaryIO, scores: np.ndarray) -> None:
+    with (
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL) as archive,
+        archive.open("scores.npy", "w", force_zip64=True) as stream,
+    ):
+        np.lib.format.write_array(stream, scores)

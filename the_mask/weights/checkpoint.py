@@ -8,22 +8,21 @@ file as it was.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+
+from the_mask.data.files import TEMPORARY, atomic_write
 
 logger = logging.getLogger(__name__)
 
 FINAL = "model_final.pth"
 BEST = "model_best.pth"
 POINTER = "last_checkpoint"
-_TEMPORARY = ".writing"
 # Key of a checkpoint whose sharded tensors stand in files of their own, one per process.
 PARTS = "parts_elsewhere"
 
@@ -32,37 +31,9 @@ class CheckpointWriteError(OSError):
     """A checkpoint could not be written; earlier ones are untouched."""
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Create or replace a file so that at every moment it is either the old one or the complete new one.
-
-    Args:
-        path: the file; its folder must exist.
-        write: receives the open temporary file.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
-    try:
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is only durable once the folder is on the disk.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed process left behind."""
-    for path in folder.glob(f".*{_TEMPORARY}"):
+    for path in folder.glob(f".*{TEMPORARY}"):
         logger.info("removing %s, left by an interrupted write", path)
         path.unlink(missing_ok=True)
 
@@ -228,5 +199,5 @@ class CheckpointFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / name
         save_checkpoint(path, state)
-        atomic_write(self.folder / POINTER, lambda stream: stream.write(name.encode()))
+        atomic_write(self.folder / POINTER, name.encode())
         return path

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
+from the_mask.data.files import inside
 from the_mask.data.io import apply_label_table, read_image, read_label_raw
 from the_mask.inference.demo import LEGEND_SHARE, MIN_HEIGHT, save_picture
 from the_mask.inference.rendering import render
@@ -46,13 +47,13 @@ def read_frames(
 
     for number, frame in enumerate(record["frames"]):
         mask = frame["sem_seg_file_name"]
-        name = Path(record["video_id"]) / f"{frame['frame_id']}.png"
+        name = (record["video_id"], f"{frame['frame_id']}.png")
         yield ComparedFrame(
             record["video_id"],
             number,
             read_image(frame["file_name"]),
             None if mask is None else labels(mask),
-            {title: labels(Path(folder) / name) for title, folder in prediction_dirs.items()},
+            {title: labels(inside(folder, *name)) for title, folder in prediction_dirs.items()},
         )
 
 

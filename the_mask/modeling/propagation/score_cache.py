@@ -6,9 +6,7 @@ A frame's scores never change while frames are not augmented. Axes: K classes, h
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+
+from the_mask.data.files import atomic_write, inside
 
 FINGERPRINT = "segmentor.txt"
 
@@ -38,8 +38,7 @@ class ScoreCache:
 
     def path(self, clip: Mapping[str, Any], position: int) -> Path:
         """File of one frame of a clip."""
-        parts = (clip["dataset"], clip["video_id"], clip["frame_ids"][position])
-        return self.folder.joinpath(*(str(part).replace("/", "_") for part in parts)).with_suffix(".pt")
+        return inside(self.folder, clip["dataset"], clip["video_id"], f"{clip['frame_ids'][position]}.pt")
 
     def read(self, clip: Mapping[str, Any], position: int, segmentor: nn.Module) -> Tensor | None:
         """Scores [K, h, w], float16, or None if they are not kept yet.
@@ -62,9 +61,7 @@ class ScoreCache:
         path = self.path(clip, position)
         kept = scores.half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        torch.save(kept, draft)
-        os.replace(draft, path)
+        atomic_write(path, lambda stream: torch.save(kept, stream))
         return kept
 
     def _check(self, segmentor: nn.Module) -> None:
@@ -84,9 +81,7 @@ class ScoreCache:
             )
         if not note.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            draft = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
-            draft.write_text(mine + "\n")
-            os.replace(draft, note)
+            atomic_write(note, f"{mine}\n".encode())
         self._checked = True
 
 

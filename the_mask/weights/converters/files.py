@@ -10,7 +10,7 @@ from torch import Tensor
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
-from the_mask.weights.checkpoint import atomic_write
+from the_mask.data.files import atomic_write
 from the_mask.weights.converters.convert import Conversion, check, convert
 from the_mask.weights.converters.tables import fit_position_tables
 from the_mask.weights.loading import LoadReport, compare, read_state_dict
@@ -58,7 +58,7 @@ def save_state(path: Path, state: dict[str, Tensor], source: str) -> None:
         from safetensors.torch import save
 
         content = save(own, metadata={"format": "pt", "converted_from": source})
-        atomic_write(path, lambda stream: stream.write(content))
+        atomic_write(path, content)
     else:
         atomic_write(path, lambda stream: torch.save({"model": own, "converted_from": source}, stream))
 

@@ -1,0 +1,136 @@
+"""Small files: written whole or not at all, only inside the folder asked for, and read with errors that name them."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+# End of the name of a file that is being written; what a killed process leaves behind is found by it.
+TEMPORARY = ".writing"
+
+
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Create or replace a file so that at every moment it is either the old one or the complete new one.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and then renamed.
+
+    Args:
+        path: the file; its folder must exist. A symbolic link is replaced, not followed.
+        content: bytes, or a function that writes to the open temporary file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    # A killed process of the same id may have left one, and another user a link: neither is written through.
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "xb") as stream:
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by :func:`atomic_write`."""
+    atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_text(path: Path, what: str = "file") -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another encoding; file, encoding and line are named.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{what} {path} does not exist") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise ValueError(f"{what} {path} is not UTF-8 text, it looks like UTF-16: save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{what} {path}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}), it looks like cp1252 or "
+            "Latin-1: save it as UTF-8"
+        ) from error
+
+
+def read_lines(path: Path, what: str = "file") -> list[str]:
+    """Lines of a text file that hold something, without the white space around it; errors as :func:`read_text`."""
+    return [line.strip() for line in re.split(r"[\r\n]+", read_text(path, what)) if line.strip()]
+
+
+def read_json(path: Path, what: str = "file") -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or something else than an object; the file is named.
+    """
+    try:
+        content = json.loads(read_text(path, what))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} {path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{what} {path} is nested too deep") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} {path} holds {type(content).__name__}, expected an object {{...}}")
+    return content
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is only durable once the folder is on the disk.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def relative_name(text: str, what: str = "name") -> str:
+    """A relative path in its one spelling: ``./cam1//v/`` is ``cam1/v``. It identifies a video.
+
+    Args:
+        text: the path, its parts separated by ``/``.
+        what: said in the error.
+
+    Raises:
+        ValueError: absolute, with a part ``..``, with a character that no file name holds, or empty.
+    """
+    path = PurePath(text)
+    if path.anchor:
+        raise ValueError(f"{what} {text!r} is an absolute path; expected one relative to its folder")
+    if ".." in path.parts:
+        raise ValueError(f"{what} {text!r} leads out of its folder by '..'")
+    if not path.parts or "\0" in text:
+        raise ValueError(f"{what} {text!r} names no file or folder")
+    return path.as_posix()
+
+
+def inside(folder: str | Path, *names: str) -> Path:
+    """The path of a name inside a folder; whatever names come from lists, archives or other programs is written by it.
+
+    Args:
+        folder: may itself be a symbolic link.
+        names: relative path below it, in parts or as one text; the last part may be a file that does not exist yet.
+
+    Raises:
+        ValueError: the name is absolute, empty or has ``..``, or a symbolic link in the folder leads out of it.
+    """
+    path = Path(folder, *(relative_name(name) for name in names))
+    if not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{path} is, or lies behind, a symbolic link that leads out of {folder}: remove the link")
+    return path
