@@ -33,6 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", type=Path, metavar="YAML", help="also compare with this model, name by name and shape by shape"
     )
+    parser.add_argument(
+        "--write-config",
+        type=Path,
+        metavar="YAML",
+        help="write a config, based on --config-file, with the result and the keys under which it computes as released",
+    )
     return parser
 
 
@@ -40,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def run() -> None:
-        print(convert_file(args.source, args.target, args.family, args.trust, args.config_file))
+        print(convert_file(args.source, args.target, args.family, args.trust, args.config_file, args.write_config))
         print(f"written: {args.target}")
 
     return exit_code(run)

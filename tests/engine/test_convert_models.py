@@ -23,6 +23,7 @@ from converter_cases import (
 from safetensors.torch import load_file, save_file
 
 import the_mask.modeling  # noqa: F401
+from the_mask.config import load_config
 from the_mask.weights import load_weights
 from the_mask.weights.converters import FAMILIES, check, convert
 from the_mask.weights.converters.files import convert_file
@@ -95,6 +96,7 @@ def test_official_mask2former(small_state, tmp_path, trap, suffix):
     assert all(torch.equal(value, small_state[name]) for name, value in model.state_dict().items())
     text = convert_file(path, tmp_path / "native.safetensors")
     assert "Mask2Former head" in text
+    assert "as its release computes: MODEL.MASK_FORMER.MERGE_AT input" in text
     stored = load_file(tmp_path / "native.safetensors")
     assert {n: v.shape for n, v in stored.items()} == {n: v.shape for n, v in small_state.items()}
 
@@ -301,6 +303,17 @@ def test_config_of_another_model(small_state, tmp_path):
     assert "fills backbone, criterion, sem_seg_head" in text
     state = torch.load(out, weights_only=True)["model"]
     assert all(torch.equal(state[name], value) for name, value in small_state.items())
+    written = tmp_path / "as_released.yaml"
+    convert_file(tmp_path / "in.safetensors", out, config_file=config, write_config=written)
+    cfg = load_config(written)
+    assert str(out) == cfg.MODEL.WEIGHTS
+    assert cfg.MODEL.MASK_FORMER.MERGE_AT == "input"
+    assert load_config(config).MODEL.MASK_FORMER.MERGE_AT == "mask"
+    assert cfg.MODEL.RESNETS.DEPTH == 50
+    with pytest.raises(ValueError, match=r"as_released.yaml exists"):
+        convert_file(tmp_path / "in.safetensors", out, config_file=config, write_config=written)
+    with pytest.raises(ValueError, match="on the base of another one"):
+        convert_file(tmp_path / "in.safetensors", out, write_config=tmp_path / "new.yaml")
 
 
 class Odd:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch.nn import functional as F
 
 import the_mask.modeling
 from the_mask.config import load_config
@@ -188,6 +189,40 @@ def test_a_clip_does_not_depend_on_its_batch():
         height, width = clip["frames"][0].shape[-2:]
         assert scores.shape == (len(clip["frames"]), 9, -(-height // 4), -(-width // 4))
         torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [ONE, VIDEO])
+def test_merging_at_the_input_as_released(name):
+    """Masks are enlarged to the padded input, merged, cut, and only then resized to the frame."""
+    model = build(name, **{"MODEL.MASK_FORMER.MERGE_AT": "input", "TEST.CLIP_LENGTH": 1}).eval()
+    clip = make_clip(1, 50, 70) | {"height": 75, "width": 105}
+    images, _ = model.stack([clip])
+    assert images.shape[-2:] == (64, 96)
+    with torch.no_grad():
+        outputs = model.sem_seg_head(model.backbone(images), 1)
+    branches = [(outputs["pred_logits"][0], outputs["pred_masks"][0, :, 0])]
+    if name == VIDEO:
+        branches.append((outputs["frame"]["pred_logits"][0, 0], outputs["frame"]["pred_masks"][0, :, 0]))
+    expected = 0
+    for logits, masks in branches:
+        large = F.interpolate(masks[None], size=(64, 96), mode="bilinear", align_corners=False)[0].sigmoid()
+        expected = expected + torch.einsum("qc,qhw->chw", logits.softmax(-1)[:, :-1], large) / len(branches)
+    expected = expected[:, :50, :70]
+    (scores,) = model.score_maps([clip])
+    assert model.score_stride == 1
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=1e-5)
+    (output,) = model([clip])
+    resized = F.interpolate(expected[None], size=(75, 105), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(output["sem_seg"][0], resized, atol=1e-5, rtol=1e-5)
+    streamed, _ = model.step(clip["frames"][0], model.init_state())
+    torch.testing.assert_close(streamed, scores[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="MERGE_AT input: set it to mask"):
+        model.step_queries(clip["frames"][0], model.init_state())
+
+
+def test_unknown_place_of_merging():
+    with pytest.raises(ValueError, match=r"MERGE_AT 'output': expected one of mask, input"):
+        build(**{"MODEL.MASK_FORMER.MERGE_AT": "output"})
 
 
 def test_normalisation_and_padding():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from the_mask.modeling.scores import clip_scores, label_map, resize_scores, semantic_scores
 
@@ -32,6 +33,37 @@ def test_semantic_scores_of_a_strided_half_precision_mask():
     half = semantic_scores(logits.bfloat16(), masks.bfloat16())
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, atol=0.05, rtol=0.05)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Numbers of elements of the largest tensor that is made inside the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 10_000])
+@pytest.mark.parametrize("enlarge", [2, 4])
+def test_enlarged_masks_are_merged_as_released(chunk, enlarge):
+    """Mask2Former: enlarge Q masks, sigmoid, einsum; here without a tensor of Q large masks."""
+    logits, masks = random(40, 4), 5 * random(40, 9, 13, seed=1)
+    size = [side * enlarge for side in masks.shape[1:]]
+    large = F.interpolate(masks[None].double(), size=size, mode="bilinear", align_corners=False)[0]
+    expected = torch.einsum("qc,qhw->chw", logits.double().softmax(-1)[:, :-1], large.sigmoid())
+    with LargestTensor() as largest:
+        scores = semantic_scores(logits, masks, chunk, enlarge)
+    torch.testing.assert_close(scores.double(), expected, atol=1e-5, rtol=1e-5)
+    if chunk <= 100:
+        assert largest.elements < large.numel() // 2
+    half = semantic_scores(logits.bfloat16(), masks.bfloat16(), chunk, enlarge)
+    assert half.dtype == torch.float32
 
 
 def test_no_object_adds_nothing():

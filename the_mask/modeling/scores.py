@@ -16,20 +16,24 @@ PIXELS_PER_CHUNK = 1 << 16
 ROWS_PER_TILE = 16
 
 
-def semantic_scores(logits: Tensor, masks: Tensor, chunk: int = PIXELS_PER_CHUNK) -> Tensor:
+def semantic_scores(logits: Tensor, masks: Tensor, chunk: int = PIXELS_PER_CHUNK, enlarge: int = 1) -> Tensor:
     """Combine classes and masks: S[c] = sum over q of softmax(logits_q)[c] * sigmoid(mask_q), no-object left out.
 
     Args:
         logits: [Q, K+1]. masks: logits [Q, h, w].
-        chunk: pixels at a time.
+        chunk: pixels at a time; no tensor of Q maps is larger.
+        enlarge: factor by which the masks are enlarged (bilinear) before the sigmoid: 1 merges at mask size, as
+            THE-Mask; the mask stride merges at the size of the network input, as the released Mask2Former.
 
     Returns:
-        [K, h, w] float32 scores >= 0 (not probabilities: they need not sum to 1 over classes).
-        Source: Mask2Former, semantic inference; at mask size as in THE-Mask (spec section 7).
+        [K, h*enlarge, w*enlarge] float32 scores >= 0 (not probabilities: they need not sum to 1 over classes).
+        Source: Mask2Former, semantic inference.
     """
     # Mixed precision would round the sum over all queries to 8 bits, enough to swap close classes.
     with torch.autocast(masks.device.type, enabled=False):
         classes = logits.float().softmax(dim=-1)[:, :-1].t()
+        if enlarge > 1:
+            return _merge_enlarged(classes, masks, chunk, enlarge)
         flat = masks.flatten(1)
         # A number of chunks in an exported program would fix its sizes.
         chunks = (flat,) if torch.compiler.is_exporting() else flat.split(chunk, dim=1)
@@ -37,23 +41,41 @@ def semantic_scores(logits: Tensor, masks: Tensor, chunk: int = PIXELS_PER_CHUNK
         return torch.cat(parts, dim=1).unflatten(1, masks.shape[1:])
 
 
-def clip_scores(outputs: Mapping[str, Any], clip: int, clip_weight: float, chunk: int = PIXELS_PER_CHUNK) -> Tensor:
+def _merge_enlarged(classes: Tensor, masks: Tensor, chunk: int, enlarge: int) -> Tensor:
+    """classes [K, Q], masks [Q, h, w] -> [K, h*enlarge, w*enlarge], in bands of rows of about ``chunk`` pixels."""
+    height, width = masks.shape[-2] * enlarge, masks.shape[-1] * enlarge
+    if torch.compiler.is_exporting():
+        large = F.interpolate(masks[None].float(), size=(height, width), mode="bilinear", align_corners=False)[0]
+        return (classes @ large.flatten(1).sigmoid()).unflatten(1, (height, width))
+    scores = masks.new_empty(len(classes), height, width, dtype=torch.float32)
+    rows = max(1, chunk // width)
+    matrix = _interpolation_matrix(masks.shape[-2], height)
+    for band, part in zip(matrix.split(rows), scores.split(rows, dim=1), strict=True):
+        large = _resize_band(masks, band, width, width, enlarge)
+        part.copy_((classes @ large.flatten(1).sigmoid_()).unflatten(1, part.shape[1:]))
+    return scores
+
+
+def clip_scores(
+    outputs: Mapping[str, Any], clip: int, clip_weight: float, chunk: int = PIXELS_PER_CHUNK, enlarge: int = 1
+) -> Tensor:
     """Scores of every frame of one clip from a mask decoder's predictions.
 
     Args:
         outputs: see :mod:`the_mask.modeling.mask.mask_decoders.base`.
         clip: index of the clip in the batch.
         clip_weight: weight of the clip branch; the frame branch, where there is one, has the rest.
+        chunk, enlarge: see :func:`semantic_scores`.
 
     Returns:
-        [T, K, h, w] float32.
+        [T, K, h*enlarge, w*enlarge] float32.
     """
     frame = outputs.get("frame")
     scores = []
     for t in range(outputs["pred_masks"].shape[2]):
-        score = semantic_scores(outputs["pred_logits"][clip], outputs["pred_masks"][clip, :, t], chunk)
+        score = semantic_scores(outputs["pred_logits"][clip], outputs["pred_masks"][clip, :, t], chunk, enlarge)
         if frame is not None:
-            own = semantic_scores(frame["pred_logits"][clip, t], frame["pred_masks"][clip, :, t], chunk)
+            own = semantic_scores(frame["pred_logits"][clip, t], frame["pred_masks"][clip, :, t], chunk, enlarge)
             score = score.mul_(clip_weight).add_(own, alpha=1 - clip_weight)
         scores.append(score)
     return torch.stack(scores)

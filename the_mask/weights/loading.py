@@ -387,4 +387,6 @@ def best_names(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: st
     better = fitting(conversion.state) - fitting(renamed)
     if better < 0 or (better == 0 and not description):
         return plain
-    return NamedState(conversion.state, [f"read as {conversion.title}"], conversion.ignored, conversion.unknown)
+    notes = [f"read as {conversion.title}"]
+    notes += [f"as its release computes: {key} {value}" for key, value in conversion.settings.items()]
+    return NamedState(conversion.state, notes, conversion.ignored, conversion.unknown)

@@ -34,6 +34,9 @@ def add_keys(cfg: CfgNode) -> None:
     # Leave IGNORE_VALUE pixels out of mask costs and mask losses. False reproduces the released code, where they
     # count as background of every mask.
     cfg.MODEL.MASK_FORMER.VALID_MASK = True
+    # Where queries' masks are merged into class scores: "mask" (at mask size, then the scores are enlarged; THE-Mask's
+    # order) or "input" (masks are enlarged to the network input, then merged; the released Mask2Former's order).
+    cfg.MODEL.MASK_FORMER.MERGE_AT = "mask"
     # Position encoding of the mask decoder's keys: "sine2d" (image Mask2Former) or "sine3d" (THE-Mask).
     cfg.MODEL.MASK_FORMER.POSITION_ENCODING = "sine2d"
 

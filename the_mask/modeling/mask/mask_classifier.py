@@ -24,6 +24,8 @@ from the_mask.modeling.ring import StreamState
 from the_mask.modeling.scores import clip_scores, query_maps
 from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
 
+MERGE_PLACES = ("mask", "input")
+
 
 @META_ARCH_REGISTRY.register()
 class MaskClassifier(Segmentor):
@@ -47,6 +49,7 @@ class MaskClassifier(Segmentor):
         size_divisibility: int,
         deep_supervision: bool = True,
         clip_score_weight: float = 0.5,
+        merge_at: str = "mask",
         clip_length: int = 1,
         clip_stride: int = 1,
         trainable: Sequence[str] = (),
@@ -65,11 +68,14 @@ class MaskClassifier(Segmentor):
             raise ValueError(f"TEST.CLIP_LENGTH ({clip_length}) and TEST.CLIP_STRIDE ({clip_stride}) must be >= 1")
         if not 0 <= clip_score_weight <= 1:
             raise ValueError(f"MODEL.THE_MASK.CLIP_SCORE_WEIGHT is {clip_score_weight}; expected 0..1")
+        if merge_at not in MERGE_PLACES:
+            raise ValueError(f"MODEL.MASK_FORMER.MERGE_AT {merge_at!r}: expected one of {', '.join(MERGE_PLACES)}")
         self.backbone: Backbone = backbone
         self.sem_seg_head: MaskClassificationHead = sem_seg_head
         self.criterion = criterion
         self.deep_supervision = deep_supervision
         self.clip_score_weight = clip_score_weight
+        self.merge_at = merge_at
         self.clip_length = clip_length
         self.clip_stride = clip_stride
         freeze_except(self, trainable)
@@ -89,6 +95,7 @@ class MaskClassifier(Segmentor):
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
             "clip_score_weight": cfg.MODEL.THE_MASK.CLIP_SCORE_WEIGHT,
+            "merge_at": cfg.MODEL.MASK_FORMER.MERGE_AT,
             "clip_length": cfg.TEST.CLIP_LENGTH,
             "clip_stride": cfg.TEST.CLIP_STRIDE,
             "trainable": cfg.MODEL.THE_MASK.TRAINABLE,
@@ -98,7 +105,12 @@ class MaskClassifier(Segmentor):
     @property
     def score_stride(self) -> int:
         """Input pixels per cell of the score maps."""
-        return self.sem_seg_head.pixel_decoder.mask_stride
+        return self.sem_seg_head.pixel_decoder.mask_stride // self._enlarge
+
+    @property
+    def _enlarge(self) -> int:
+        """Score cells per mask cell, along each side."""
+        return self.sem_seg_head.pixel_decoder.mask_stride if self.merge_at == "input" else 1
 
     def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """Weighted training losses of a batch of clips, in either mode."""
@@ -112,7 +124,7 @@ class MaskClassifier(Segmentor):
         """Scores of a group of equal clips, one clip at a time; see :class:`Segmentor`."""
         outputs = self.sem_seg_head(self.backbone(images), num_frames)
         for row in range(len(images) // num_frames):
-            yield clip_scores(outputs, row, self.clip_score_weight)
+            yield clip_scores(outputs, row, self.clip_score_weight, enlarge=self._enlarge)
 
     def init_state(self) -> StreamState:
         """Return the state of a stream before its first frame; see :mod:`the_mask.modeling.ring`."""
@@ -145,7 +157,12 @@ class MaskClassifier(Segmentor):
             scores; class scores [Q, K] and mask logits [Q, ceil(H/stride), ceil(W/stride)] of the queries, such that
             the sum over q of class scores * sigmoid(mask) is the scores (with a frame branch, the queries of both
             branches under their weights); and the new state.
+
+        Raises:
+            ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` input, whose scores are no such sum.
         """
+        if self.merge_at == "input":
+            raise ValueError("masks of queries cannot be carried with MODEL.MASK_FORMER.MERGE_AT input: set it to mask")
         outputs, state = self._advance(frame, state)
         classes, masks = query_maps(outputs, 0, self.clip_score_weight)
         masks = self.crop_scores(masks, frame.shape[-2], frame.shape[-1])
@@ -153,7 +170,7 @@ class MaskClassifier(Segmentor):
 
     def _frame_scores(self, outputs: Predictions, frame: Tensor, state: StreamState) -> Tensor:
         """Scores of the newest frame of a stream."""
-        scores = clip_scores(outputs, 0, self.clip_score_weight)[-1]
+        scores = clip_scores(outputs, 0, self.clip_score_weight, enlarge=self._enlarge)[-1]
         scores = self.crop_scores(scores, frame.shape[-2], frame.shape[-1])
         check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
         return scores

@@ -78,10 +78,11 @@ class PropagatedSegmentor(Segmentor):
             pixel_std=(1.0, 1.0, 1.0),
         )
         check_options(stride, key_scale, carry, distances, unroll, class_weights, self.num_classes)
-        if carry == "queries" and not (propagator.carries_queries and hasattr(segmentor, "step_queries")):
+        has_queries = hasattr(segmentor, "step_queries") and getattr(segmentor, "merge_at", "mask") == "mask"
+        if carry == "queries" and not (propagator.carries_queries and has_queries):
             raise ValueError(
-                "MODEL.KEYFRAME.CARRY queries needs a segmentor with queries (MaskClassifier) and a propagator that "
-                "carries masks (copy, warp, or gsvnet with VARIANT agnostic)"
+                "MODEL.KEYFRAME.CARRY queries needs a segmentor with queries (MaskClassifier, MASK_FORMER.MERGE_AT "
+                "mask) and a propagator that carries masks (copy, warp, or gsvnet with VARIANT agnostic)"
             )
         if released and (not isinstance(segmentor, ClipSegmentor) or looks_back(segmentor)):
             raise ValueError(

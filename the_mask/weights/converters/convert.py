@@ -123,6 +123,7 @@ class Conversion:
         ignored: names of the file that are left out on purpose, and why.
         unknown: names of the file that no converter knows; they are left out.
         missing: our names that a complete model of this kind has and the file lacks.
+        settings: config keys under which a model computes what the release of these weights computes.
     """
 
     state: dict[str, Tensor]
@@ -134,6 +135,7 @@ class Conversion:
     ignored: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -149,7 +151,8 @@ class Conversion:
         rows += [("unknown, left out", len(self.unknown), _some(self.unknown))]
         rows += [("missing", len(self.missing), _some(self.missing, 12))]
         table = tabulate(rows, headers=("tensors", "number", "which"), maxcolwidths=[40, None, 80])
-        return f"{self.source}\nread as {self.title}\n{table}"
+        advice = "".join(f"\nas its release computes: {key} {value}" for key, value in self.settings.items())
+        return f"{self.source}\nread as {self.title}\n{table}{advice}"
 
 
 def _some(names: Sequence[str], limit: int = 4) -> str:
@@ -217,6 +220,7 @@ def _convert_section(section: Section, local: Mapping[str, Tensor], result: Conv
     kept = mapped.unknown if section.native else []
     result.parts.append(part.title)
     result.families.append(part.family)
+    result.settings |= dict(part.settings)
     result.used += [section.prefix + name for name in (*mapped.used, *kept)]
     result.ignored |= {section.prefix + name: reason for name, reason in mapped.ignored.items()}
     result.unknown += [] if section.native else [section.prefix + name for name in mapped.unknown]

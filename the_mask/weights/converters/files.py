@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from detectron2.modeling import build_model
 from torch import Tensor
 
@@ -19,7 +23,12 @@ SUFFIXES = (".safetensors", ".pth")
 
 
 def convert_file(
-    source: Path, target: Path, family: str = "", trust: bool = False, config_file: Path | None = None
+    source: Path,
+    target: Path,
+    family: str = "",
+    trust: bool = False,
+    config_file: Path | None = None,
+    write_config: Path | None = None,
 ) -> str:
     """Convert ``source`` to ``target``.
 
@@ -30,6 +39,8 @@ def convert_file(
         trust: allow a file that can run code when it is opened.
         config_file: a model that the result must fill, class layers and criterion left out. A file of a backbone
             alone must fill the backbone.
+        write_config: a new YAML based on ``config_file``, with these weights and the keys under which the model
+            computes what their release computes.
 
     Returns:
         the report, for people.
@@ -42,12 +53,33 @@ def convert_file(
         raise ValueError(f"{target}: the result must end in {' or '.join(SUFFIXES)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: its folder does not exist")
+    if write_config is not None:
+        if config_file is None:
+            raise ValueError(f"{write_config}: a config is written on the base of another one, which is not given")
+        if write_config.exists():
+            raise ValueError(f"{write_config} exists; choose another name or remove it")
+        if not write_config.parent.is_dir():
+            raise FileNotFoundError(f"{write_config}: its folder does not exist")
     state, notes = read_state_dict(source, trust)
     result = check(convert(state, str(source), family))
     if config_file is not None:
         notes.append(_check_model(result, config_file))
     save_state(target, result.state, result.title)
+    if write_config is not None and config_file is not None:
+        _write_config(write_config, config_file, target, result.settings)
+        notes.append(f"{write_config}: config with these weights")
     return "\n".join([*notes, str(result)])
+
+
+def _write_config(path: Path, base: Path, weights: Path, settings: Mapping[str, str]) -> None:
+    content: dict[str, Any] = {"_BASE_": os.path.relpath(base.resolve(), path.parent.resolve())}
+    for key, value in {"MODEL.WEIGHTS": str(weights), **settings}.items():
+        *nodes, leaf = key.split(".")
+        node = content
+        for name in nodes:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def save_state(path: Path, state: dict[str, Tensor], source: str) -> None:

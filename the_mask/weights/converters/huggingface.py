@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from the_mask.weights.converters.mask2former import NAMES
+from the_mask.weights.converters.mask2former import NAMES, SETTINGS
 from the_mask.weights.converters.parts import Part
 from the_mask.weights.converters.rules import Rule, join, move
 
@@ -59,5 +59,6 @@ PARTS = (
         (r"model\.transformer_module\.queries_features\.weight",),
         head_rules(),
         NAMES,
+        settings=SETTINGS,
     ),
 )

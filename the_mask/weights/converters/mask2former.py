@@ -46,6 +46,9 @@ NAMES = (
     ),
 )
 
+# The released codes enlarge the masks of the queries to the network input before they merge classes.
+SETTINGS = (("MODEL.MASK_FORMER.MERGE_AT", "input"),)
+
 # Unused layers that OpenMMLab's base class of heads makes.
 _UNUSED = drop(r"conv_seg\.(weight|bias)", "an unused layer")
 _PIXEL_PARTS = r"(?:input_proj|transformer|mask_features|adapter_\d+|layer_\d+)\b.*"
@@ -125,6 +128,7 @@ PARTS = (
         (r"pixel_decoder\.input_convs\.0\.conv\.weight", r"transformer_decoder\.layers\.0\..*"),
         openmmlab_rules(),
         NAMES,
+        settings=SETTINGS,
     ),
     Part(
         "THE-Mask head for video, released layout",
@@ -139,5 +143,6 @@ PARTS = (
         (r"predictor\.transformer_cross_attention_layers\.0\..*",),
         DETECTRON2_RULES,
         NAMES,
+        settings=SETTINGS,
     ),
 )

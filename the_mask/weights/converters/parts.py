@@ -23,6 +23,8 @@ class Part:
         rules: from its names to ours, both without the ``backbone.`` in front for a backbone.
         names: what must be there afterwards.
         unlike: patterns that no name may match.
+        settings: (key, value) of a config under which a model computes what the release computes, where that is not
+            the default.
     """
 
     title: str
@@ -31,6 +33,7 @@ class Part:
     rules: tuple[Rule, ...]
     names: tuple[Names, ...]
     unlike: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
     def recognises(self, names: Collection[str]) -> bool:
         """Whether the names are in this layout."""
