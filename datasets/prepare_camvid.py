@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data.classes import load_class_list
 from the_mask.data.datasets import dataset_root
+from the_mask.data.frame_files import files_by_stem
 from the_mask.data.io import check_same_size, illegal_values, read_image, read_label_raw
 from the_mask.data.registry import IMAGE_SUFFIXES, natural_key
 from the_mask.data.source_frames import alignment_problem, consecutive_runs, memory_numbers, shrink, walk_video
@@ -70,9 +72,9 @@ def read_split(source: Path, split: str) -> tuple[list[Frame], list[str]]:
 
     Only names are looked at; :func:`verify_frame` looks into the files.
     """
-    errors = []
-    images = _by_stem(source / split, IMAGE_SUFFIXES)
-    masks = _by_stem(source / f"{split}annot", (".png",))
+    errors: list[str] = []
+    images = _by_stem(source / split, IMAGE_SUFFIXES, "frame", errors)
+    masks = _by_stem(source / f"{split}annot", (".png",), "mask", errors, images)
     errors += [f"{images[stem]}: no mask {split}annot/{stem}.png" for stem in sorted(images.keys() - masks.keys())]
     errors += [f"{masks[stem]}: no image in {split}/" for stem in sorted(masks.keys() - images.keys())]
     frames = []
@@ -85,10 +87,14 @@ def read_split(source: Path, split: str) -> tuple[list[Frame], list[str]]:
     return frames, errors
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _by_stem(
+    folder: Path, suffixes: tuple[str, ...], what: str, errors: list[str], stems: Iterable[str] = ()
+) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; --source takes the folder with train, trainannot, val, ...")
-    return {p.stem: p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")}
+    files, problems = files_by_stem(folder, suffixes, what, list(stems))
+    errors += [f"{problem.file}: {problem.message}" for problem in problems]
+    return files
 
 
 def verify_frame(frame: Frame) -> str | None:

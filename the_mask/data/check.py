@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from the_mask.data.io import apply_label_table, check_same_size, illegal_values, read_image, read_label_raw
+from the_mask.data.io import (
+    apply_label_table,
+    check_same_size,
+    exif_problem,
+    illegal_values,
+    read_image_and_orientation,
+    read_label_and_orientation,
+)
 from the_mask.data.registry import Problem, Record, get_records, registered_tree, require_known
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -61,16 +68,16 @@ def check_frame(frame: dict[str, str | None], label_table: Sequence[int]) -> Fra
     """Read one frame's image and mask and collect what is wrong with them."""
     image_path, label_path = str(frame["file_name"]), frame["sem_seg_file_name"]
     result = FrameCheck(image_path)
-    image = raw = None
+    image, orientation = None, 1
     try:
-        image = read_image(image_path)
+        image, orientation = read_image_and_orientation(image_path)
         result.size = (image.shape[0], image.shape[1])
     except (ValueError, FileNotFoundError) as error:
         result.problems.append(Problem("unreadable image", image_path, str(error)))
     if label_path is None:
         return result
     try:
-        raw = read_label_raw(label_path)
+        raw, label_orientation = read_label_and_orientation(label_path)
     except (ValueError, FileNotFoundError) as error:
         result.problems.append(Problem("unreadable mask", label_path, str(error)))
         return result
@@ -79,6 +86,10 @@ def check_frame(frame: dict[str, str | None], label_table: Sequence[int]) -> Fra
             check_same_size(image, raw, image_path, label_path)
         except ValueError as error:
             result.problems.append(Problem("size mismatch", label_path, str(error)))
+        else:
+            turned = exif_problem(orientation, label_orientation)
+            if turned:
+                result.problems.append(Problem("EXIF orientation", image_path, turned))
     illegal = illegal_values(raw, label_table)
     if illegal:
         share = np.isin(raw, illegal).mean()

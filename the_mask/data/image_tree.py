@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from the_mask.data.classes import ClassList
+from the_mask.data.frame_files import unread_files
 from the_mask.data.registry import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
@@ -25,8 +26,15 @@ from the_mask.data.registry import (
 from the_mask.data.video_tree import as_class_list
 
 
-def files_by_key(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
+def files_by_key(
+    folder: Path, suffixes: Sequence[str], others: list[tuple[str, Path]] | None = None
+) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
     """Files below a folder that end with one of ``suffixes``, in any case; links are followed, hidden entries left out.
+
+    Args:
+        folder: searched with its sub-folders.
+        suffixes: ends of names.
+        others: is given the files that end otherwise, with what would be their keys.
 
     Returns:
         key (path below the folder, ``/`` between its parts, without the suffix) -> file, in natural order; and pairs of
@@ -39,12 +47,15 @@ def files_by_key(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path]
         prefix = Path(parent).relative_to(folder).as_posix()
         for name in sorted(names):
             suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
-            if suffix is None or name.startswith("."):
+            if name.startswith("."):
                 continue
-            key = name[: len(name) - len(suffix)]
+            key = Path(name).stem if suffix is None else name[: len(name) - len(suffix)]
             key = key if prefix == "." else f"{prefix}/{key}"
             path = Path(parent, name)
-            if key in found:
+            if suffix is None:
+                if others is not None:
+                    others.append((key, path))
+            elif key in found:
                 twice.append((found[key], path))
             else:
                 found[key] = path
@@ -73,7 +84,7 @@ class ImageTree(DataTree):
         """Raises FileNotFoundError when a folder is missing, or masks are required and there is none."""
         scan = TreeScan()
         images = self._files(self.image_dir, self.image_suffix, scan)
-        masks = self._masks(scan)
+        masks = self._masks(scan, images)
         if not images:
             wanted = f"*{self.image_suffix}" if self.image_suffix else "image"
             scan.problems.append(Problem("empty split", str(self.image_dir), f"holds no {wanted}"))
@@ -89,18 +100,25 @@ class ImageTree(DataTree):
             scan.problems.append(Problem("mask without image", str(path), f"belongs to no image in {self.image_dir}"))
         return scan
 
-    def _files(self, folder: Path, suffix: str, scan: TreeScan) -> dict[str, Path]:
+    def _files(
+        self, folder: Path, suffix: str, scan: TreeScan, what: str = "frame", expected: Collection[str] = ()
+    ) -> dict[str, Path]:
         if not folder.is_dir():
             raise self.missing(f"folder {folder} does not exist")
-        files, twice = files_by_key(folder, [suffix] if suffix else IMAGE_SUFFIXES)
+        suffixes = [suffix] if suffix else IMAGE_SUFFIXES
+        others: list[tuple[str, Path]] = []
+        files, twice = files_by_key(folder, suffixes, others)
         for first, second in twice:
-            scan.problems.append(Problem("repeated frame", str(second), f"same name as {first}"))
+            scan.problems.append(Problem(f"repeated {what}", str(second), f"same name as {first}"))
+        if suffix in ("", MASK_SUFFIX) and self.image_dir != self.label_dir:
+            # Beside files with an ending of their own, such as _leftImg8bit.png, anything else may lie.
+            scan.problems += unread_files(others, files, [*files, *expected], suffixes, what)
         return files
 
-    def _masks(self, scan: TreeScan) -> dict[str, Path]:
+    def _masks(self, scan: TreeScan, images: Collection[str] = ()) -> dict[str, Path]:
         if self.label_dir is None:
             return {}
-        masks = self._files(self.label_dir, self.label_suffix, scan)
+        masks = self._files(self.label_dir, self.label_suffix, scan, "mask", images)
         masks = {key: path for key, path in masks.items() if not path.name.endswith(self.other_suffixes)}
         if not masks and self.require_labels:
             raise self.missing(f"{self.label_dir} holds no *{self.label_suffix}")

@@ -1,30 +1,95 @@
-"""Reading images and label maps, with errors that name the file."""
+"""Reading pictures: frames, label maps and animations, with errors that name the file.
+
+This is the library's only way to a picture file: the formats it opens, the limit on pixels, depths and the EXIF
+orientation are the same everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from the_mask.data.classes import ILLEGAL, ExplainValues
 
+# What Pillow may try on a file, whatever its name says; its many other parsers are never reached.
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+ANIMATED_FORMATS = (*FORMATS, "GIF")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_EXIF_ORIENTATION = 0x0112
+# What Pillow's decoders raise for broken files (PNG chunks: SyntaxError; TIFF and GIF headers: the last four).
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, struct.error, OverflowError)
 
 
-def _open(path: str | Path, what: str) -> Image.Image:
-    """Decode a whole image file."""
+class _Stored(NamedTuple):
+    """How a file stores its pixels: bits of a sample (0: the mode's), 0 stands for white (TIFF), EXIF orientation."""
+
+    bits: int
+    inverted: bool
+    orientation: int
+
+
+@contextmanager
+def _opened(path: str | Path, what: str, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+    """An image file whose header has been read; errors, also those of the block, become ones that name it."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        with Image.open(path, formats=formats) as image:
+            yield image
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{what} {path} does not exist") from error
-    # PIL reports broken files as OSError, SyntaxError (PNG chunks), ValueError or EOFError, depending on the decoder.
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{what} {path} is too large: {error} For files that you trust set PIL.Image.MAX_IMAGE_PIXELS, e.g. in a "
+            "module that DATASETS.IMPORT names"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{what} {path} cannot be read, it is truncated or not an image of a known format ({', '.join(formats)})"
+        ) from error
+    except _PILLOW_ERRORS as error:
         raise ValueError(f"{what} {path} cannot be read, it is truncated or not an image: {error}") from error
+
+
+def _load(path: str | Path, what: str) -> tuple[Image.Image, _Stored]:
+    """Decode a whole image file and turn it upright."""
+    with _opened(path, what) as image:
+        count = _count(image)
+        if count == 1:
+            stored = _stored(image)
+            image.load()
+            # A PNG may hold the tag after its pixels.
+            stored = stored._replace(orientation=_orientation(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return image, stored
+    raise ValueError(f"{what} {path} holds {count} pictures; expected one, so write each to a file of its own")
+
+
+def _count(image: Image.Image) -> int:
+    # The second picture of a phone's JPEG is a thumbnail or a map of brightness.
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def _stored(image: Image.Image) -> _Stored:
+    """Read from Pillow's raw mode, such as "L;4" or "RGB;16B"; only known before the pixels are decoded."""
+    tiles = image.tile
+    arguments = tiles[0][3] if tiles else ""
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    # The 15 or 16 bits of "BGR;16" (BMP) are those of a whole pixel.
+    suffix = raw.partition(";")[2] if isinstance(raw, str) and not raw.startswith("BGR") else ""
+    digits = "".join(c for c in suffix if c.isdecimal())
+    return _Stored(int(digits or 0), suffix.endswith("I"), 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if value in range(2, 9) else 1
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -32,29 +97,96 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, not an image, or more than 8 bits per channel.
+        ValueError: truncated, not an image, several images, above Pillow's limit of pixels, or more than 8 bits per
+            channel (cameras store 10 to 16 bits in 16, so the file does not say what is white).
     """
-    image = _open(path, "image")
-    if image.mode in _WIDE_MODES:
-        raise ValueError(f"image {path} has mode {image.mode}; convert it to 8 bits per channel")
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    return read_image_and_orientation(path)[0]
+
+
+def read_image_and_orientation(path: str | Path) -> tuple[np.ndarray, int]:
+    """:func:`read_image`, and the EXIF orientation it was turned by (1 for none)."""
+    image, stored = _load(path, "image")
+    return _rgb(image, stored, path), stored.orientation
+
+
+def _rgb(image: Image.Image, stored: _Stored, path: str | Path) -> np.ndarray:
+    if stored.bits > 8 or image.mode in _WIDE_MODES:
+        bits = f" with {stored.bits} bits per channel" if image.mode not in _WIDE_MODES else ""
+        raise ValueError(
+            f"image {path} has mode {image.mode}{bits}; convert it to 8 bits per channel, "
+            "with what is white in it (4095, 65535, ...) at 255"
+        )
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def exif_orientation(path: str | Path) -> int:
+    """The EXIF orientation of an image file: 1 as it is stored, 2 to 8 mirrored or turned.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_image`.
+    """
+    with _opened(path, "image") as image:
+        return _orientation(image)
+
+
+def animation(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
+    """Pictures of an animated GIF, WebP or PNG, or of a TIFF with several pages: RGB uint8 [H,W,3], seconds shown.
+
+    A file with one picture gives that one; what stores no duration is shown for 0 s.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_image`, also after some pictures.
+    """
+    with _opened(path, "animation", ANIMATED_FORMATS) as image:
+        for picture in ImageSequence.Iterator(image):
+            stored = _stored(picture)
+            picture.load()
+            yield _rgb(ImageOps.exif_transpose(picture), stored, path), picture.info.get("duration", 0) / 1000
+
+
+def count_pictures(path: str | Path) -> int:
+    """How many pictures an image file holds: more than one in animations; a phone's second view does not count.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_image`.
+    """
+    with _opened(path, "image", ANIMATED_FORMATS) as image:
+        return _count(image)
 
 
 def read_label_raw(path: str | Path) -> np.ndarray:
-    """A mask as its stored integers, uint8 or int32 [H,W]: greyscale (8 or 16 bits) or palette indices.
+    """A mask as its stored integers, uint8 or int32 [H,W]: greyscale (1 to 16 bits) or palette indices.
+
+    Turned upright by an EXIF tag of its own.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, not an image, or a colour image.
+        ValueError: truncated, not an image, several images, above Pillow's limit of pixels, or a colour image.
     """
-    image = _open(path, "mask")
-    if image.mode in ("L", "P"):
-        return np.array(image)
-    if image.mode in _WIDE_MODES[:-1]:
+    return read_label_and_orientation(path)[0]
+
+
+def read_label_and_orientation(path: str | Path) -> tuple[np.ndarray, int]:
+    """:func:`read_label_raw`, and the EXIF orientation it was turned by (1 for none)."""
+    image, stored = _load(path, "mask")
+    if image.mode not in (*_WIDE_MODES[:-1], "P", "1", "L"):
+        raise ValueError(
+            f"mask {path} has mode {image.mode}; expected one channel of class ids (8-bit, 16-bit or palette)"
+        )
+    return _class_ids(image, stored), stored.orientation
+
+
+def _class_ids(image: Image.Image, stored: _Stored) -> np.ndarray:
+    if image.mode in _WIDE_MODES:
         return np.array(image).astype(np.int32)
-    if image.mode == "1":
-        return np.array(image).astype(np.uint8)
-    raise ValueError(f"mask {path} has mode {image.mode}; expected one channel of class ids (8-bit, 16-bit or palette)")
+    values = np.array(image).astype(np.uint8, copy=False)
+    if image.mode == "P":
+        return values
+    white = 1 if image.mode == "1" else 255
+    if stored.inverted:
+        values = white - values
+    # Pillow spreads 2 and 4 bits over 0..255.
+    return values // (white // (2**stored.bits - 1)) if stored.bits in (2, 4) else values
 
 
 @lru_cache(maxsize=32)
@@ -96,12 +228,25 @@ def read_label(path: str | Path, label_table: Sequence[int], explain: ExplainVal
 
 
 def check_same_size(image: np.ndarray, label: np.ndarray, image_path: str | Path, label_path: str | Path) -> None:
-    """Raise ValueError unless image [H,W,3] and label [H,W] have one size; names both files."""
+    """Raise ValueError unless image [H,W,3] and label [H,W] have one size; names both files, and EXIF if it is why."""
     if image.shape[:2] != label.shape:
+        swapped = image.shape[1::-1] == label.shape and Path(image_path).is_file() and Path(label_path).is_file()
+        turned = exif_problem(exif_orientation(image_path), exif_orientation(label_path)) if swapped else ""
         raise ValueError(
             f"image {image_path} is {image.shape[0]}x{image.shape[1]} (height x width) but mask {label_path} is "
-            f"{label.shape[0]}x{label.shape[1]}; they must match"
+            f"{label.shape[0]}x{label.shape[1]}; they must match{f'. {turned}' if turned else ''}"
         )
+
+
+def exif_problem(image_orientation: int, label_orientation: int) -> str:
+    """What to say of an image and a mask whose EXIF orientations differ; "" for equal ones."""
+    if image_orientation == label_orientation:
+        return ""
+    return (
+        f"EXIF orientation {image_orientation} turns or mirrors the image, the mask has {label_orientation}: a mask "
+        "that was drawn on the stored pixels does not fit. Store the image upright and without the tag, or give the "
+        "mask the same tag"
+    )
 
 
 def _spans(values: list[int]) -> str:

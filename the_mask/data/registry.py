@@ -20,9 +20,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from the_mask.data.classes import ClassList
 from the_mask.data.files import relative_name
+from the_mask.data.io import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from the_mask.data.io import read_label_raw
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MASK_SUFFIX = ".png"
 # Masks that are read before a data set is used, where their values tell whether they belong to it.
 PROBES = 16

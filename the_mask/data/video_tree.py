@@ -6,7 +6,8 @@ Two layouts are understood, told apart by whether ``<root>/<split>.txt`` exists:
   ``data/<video>/mask/*.png``;
 * folders: ``<split>/<video>/origin/*`` and ``<split>/<video>/mask/*.png``.
 
-An image and its mask share the file stem. Folders are enumerated, so frames need not be numbered without gaps; time
+An image and its mask share the file stem. A file that looks like a frame or a mask and is not read, or two files of one
+frame, are problems. Folders are enumerated, so frames need not be numbered without gaps; time
 order is the order of the stems, numbers compared as numbers. Entries whose name starts with a dot are skipped.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from the_mask.data.classes import ClassList, make_class_list
 from the_mask.data.files import read_lines, relative_name
+from the_mask.data.frame_files import files_by_stem
 from the_mask.data.registry import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
@@ -125,25 +127,19 @@ def _scan_video(tree: DataTree, video: str, folder: Path, scan: TreeScan) -> Non
             Problem("missing video", str(folder), f"folder of a video of split {tree.split} is missing")
         )
         return
-    images: dict[str, Path] = {}
-    for path in visible(folder / "origin"):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if path.stem in images:
-            scan.problems.append(Problem("repeated frame", str(path), f"same frame as {images[path.stem].name}"))
-        images.setdefault(path.stem, path)
+    images, problems = files_by_stem(folder / "origin", IMAGE_SUFFIXES, "frame")
+    scan.problems += problems
     if not images:
         scan.problems.append(Problem("empty video", str(folder / "origin"), "holds no image"))
         return
-    masks = {path.stem: path for path in visible(folder / "mask") if path.suffix.lower() == MASK_SUFFIX}
+    masks, problems = files_by_stem(folder / "mask", (MASK_SUFFIX,), "mask", images)
+    scan.problems += problems
     frames = []
-    for stem in sorted(images, key=natural_key):
+    for stem, image in images.items():
         mask = masks.pop(stem, None)
         if mask is None and tree.require_labels:
-            scan.problems.append(Problem("missing mask", str(images[stem]), f"no mask/{stem}{MASK_SUFFIX}"))
-        frames.append(
-            {"frame_id": stem, "file_name": str(images[stem]), "sem_seg_file_name": str(mask) if mask else None}
-        )
+            scan.problems.append(Problem("missing mask", str(image), f"no mask/{stem}{MASK_SUFFIX}"))
+        frames.append({"frame_id": stem, "file_name": str(image), "sem_seg_file_name": str(mask) if mask else None})
     for path in masks.values():
         scan.problems.append(Problem("mask without image", str(path), "belongs to no image in origin/"))
     scan.records.append({"dataset": tree.name, "video_id": video, "frames": frames})
