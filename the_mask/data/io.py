@@ -37,7 +37,7 @@ class _Stored(NamedTuple):
 
 
 @contextmanager
-def _opened(path: str | Path, what: str, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+def _opened(path: str | Path, what: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """An image file whose header has been read; errors, also those of the block, become ones that name it."""
     try:
         with Image.open(path, formats=formats) as image:
@@ -78,7 +78,7 @@ def _count(image: Image.Image) -> int:
 
 def _stored(image: Image.Image) -> _Stored:
     """Read from Pillow's raw mode, such as "L;4" or "RGB;16B"; only known before the pixels are decoded."""
-    tiles = image.tile
+    tiles = getattr(image, "tile", [])  # of files only
     arguments = tiles[0][3] if tiles else ""
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     # The 15 or 16 bits of "BGR;16" (BMP) are those of a whole pixel.
