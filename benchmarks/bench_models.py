@@ -105,14 +105,14 @@ def huggingface_model(backbone: str) -> Any:
 def our_model(candidate: Candidate) -> torch.nn.Module:
     """A segmentor with random weights, or with those of a Hugging Face folder."""
     from the_mask.config import load_config
-    from the_mask.modeling import build_model
-    from the_mask.weights import load_weights
+    from the_mask.modeling.build import build_segmentor
+    from the_mask.weights import trained
 
     options: list[Any] = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", CLASSES]
-    model = build_model(load_config(None, [*options, *HEADS[candidate.head], *BACKBONES[candidate.backbone]]))
+    cfg = load_config(None, [*options, *HEADS[candidate.head], *BACKBONES[candidate.backbone]])
     if candidate.weights:
-        load_weights(model, Path(candidate.weights) / "model.safetensors", strict=True)
-    return model.eval()
+        return trained(cfg, weights=Path(candidate.weights) / "model.safetensors")
+    return build_segmentor(cfg).eval()
 
 
 class Network(torch.nn.Module):

@@ -26,12 +26,11 @@ from the_mask.config import load_config
 from the_mask.data import get_class_names, get_records, read_image
 from the_mask.engine import RunOptions
 from the_mask.engine.predict import run_calibration
-from the_mask.engine.trainer import Trainer
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
 from the_mask.evaluation.frames import single_frame_clips
 from the_mask.inference import ViewRunner, normalize_scores
 from the_mask.inference.pipeline import build_scorer
-from the_mask.weights import load_weights
+from the_mask.weights import trained
 from the_mask.weights.averaging import average_checkpoints
 
 FIGURES = ("mIoU", "BIoU", "pACC", "VC8", "VC16")
@@ -149,8 +148,7 @@ def row_table(args: argparse.Namespace) -> dict[str, Callable[[dict[str, Any]], 
 def overhead(args: argparse.Namespace, rounds: int = 2) -> dict[str, float]:
     """Processor seconds of six scales x flip on one frame, against the sum of the model's twelve forward passes."""
     cfg = load_config(args.config_file, ["MODEL.WEIGHTS", str(args.weights), *args.set])
-    model = Trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
+    model = trained(cfg, datasets=[args.dataset])
     cfg.TEST.VIEWS.SCALES, cfg.TEST.VIEWS.FLIP = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], True
     runner = ViewRunner.from_config(cfg, model, "scores")
     image = read_image(get_records(args.dataset)[0]["frames"][0]["file_name"])
@@ -220,11 +218,10 @@ def measure(args: argparse.Namespace, overrides: Overrides) -> dict[str, Any]:
     """Evaluate once; figures in percent, and seconds of processor time per frame."""
     options = ["MODEL.WEIGHTS", str(args.weights), "DATALOADER.NUM_WORKERS", 0, "TEST.BOUNDARY_RATIO", 0.02, *args.set]
     cfg = load_config(args.config_file, [*options, *overrides])
-    model = Trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
+    model = trained(cfg, datasets=[args.dataset])
     frames = sum(len(record["frames"]) for record in get_records(args.dataset))
     start = time.process_time()
-    results = evaluate_dataset(cfg, model.eval(), args.dataset)["sem_seg"]
+    results = evaluate_dataset(cfg, model, args.dataset)["sem_seg"]
     seconds = (time.process_time() - start) / frames
     row = {name: results[name] for name in FIGURES} | {"seconds": seconds, "overrides": [str(x) for x in overrides]}
     print(row, file=sys.stderr, flush=True)

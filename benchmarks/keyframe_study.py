@@ -29,11 +29,10 @@ from the_mask.data.io import read_image
 from the_mask.engine import RunOptions, exit_code
 from the_mask.engine.keyframes import run_keyframe_evaluation
 from the_mask.engine.run import run_training
-from the_mask.engine.trainer import Trainer
 from the_mask.inference import StreamingSegmentor
 from the_mask.modeling.propagation.policies import Gate
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
-from the_mask.weights import load_weights
+from the_mask.weights import trained
 
 # Name in the table -> overrides. Copying has nothing to train.
 PROPAGATORS: dict[str, list[Any]] = {
@@ -45,7 +44,7 @@ PROPAGATORS: dict[str, list[Any]] = {
 FRAMES = 20
 
 
-def trained(config: Path, folder: Path, overrides: Sequence[Any]) -> Path:
+def trained_weights(config: Path, folder: Path, overrides: Sequence[Any]) -> Path:
     """Final weights of a training run in ``folder``, which is run or continued unless it is finished."""
     final = folder / "model_final.pth"
     if not final.is_file():
@@ -70,8 +69,7 @@ def speeds(runs: dict[str, tuple[Path, list[Any]]], distances: int, rounds: int)
     images: list[Any] = []
     for name, (config, overrides) in runs.items():
         cfg = RunOptions(config, [str(word) for word in overrides]).load()
-        model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
+        model = trained(cfg)
         if not images:
             record = get_records(cfg.DATASETS.TEST[0])[0]
             images = [read_image(frame["file_name"]) for frame in record["frames"][:FRAMES]]
@@ -99,14 +97,14 @@ def study(args: argparse.Namespace) -> None:
     """Everything, in order; writes ``study.json`` and prints the table."""
     folder: Path = args.output
     key_overrides = ["SOLVER.MAX_ITER", args.key_iterations] if args.key_iterations else []
-    key = args.key_weights or trained(args.key, folder / "key", [*key_overrides, *args.opts])
+    key = args.key_weights or trained_weights(args.key, folder / "key", [*key_overrides, *args.opts])
     iterations = ["SOLVER.MAX_ITER", args.iterations] if args.iterations else []
     runs: dict[str, tuple[Path, list[Any]]] = {}
     figures = {}
     for name, own in PROPAGATORS.items():
         place = folder / name.replace(" ", "_")
         overrides = [*own, *iterations, *args.opts]
-        weights = key if name == "copy" else trained(args.propagated, place, [*overrides, "MODEL.WEIGHTS", key])
+        weights = key if name == "copy" else trained_weights(args.propagated, place, [*overrides, "MODEL.WEIGHTS", key])
         overrides += ["MODEL.WEIGHTS", weights]
         runs[name] = args.propagated, overrides
         figures[name] = evaluated(args.propagated, place / "evaluation", overrides, args.distances)

@@ -26,8 +26,7 @@ from the_mask.data.datasets import dataset_root
 from the_mask.data.shapes import SHAPES
 from the_mask.data.synthetic import FIRST_SHAPE_VALUE, MANIFEST, SceneSize, render_video
 from the_mask.engine import RunOptions, exit_code
-from the_mask.engine.trainer import Trainer
-from the_mask.weights import load_weights
+from the_mask.weights import trained
 
 DATASET, SPLIT = "moving_shapes_val", 1
 # Class ids are PNG values less one, as 0 is void.
@@ -50,8 +49,7 @@ def spoiled_frames() -> dict[str, list[bool]]:
 def count(options: RunOptions) -> Counter[tuple[int, bool, bool]]:
     """Pixels by (pair, frame is spoiled, right one of the pair)."""
     cfg = options.load()
-    model: Any = Trainer.build_model(cfg).eval()
-    load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
+    model: Any = trained(cfg, datasets=[DATASET])
     spoiled = spoiled_frames()
     pixels: Counter[tuple[int, bool, bool]] = Counter()
     for clips in build_test_loader(cfg, DATASET):

@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= style.alpha <= 1:
         raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
     palette = palette_from_config(cfg, args.dataset)
+    if args.dataset:
+        cfg.DATASETS.TEST = (args.dataset,)  # whose classes the weights are checked against
     VideoWriter(args.output)  # a bad name should be found before the model is built
     with open_source(args.input, args.fps, on_problem=logger.warning) as source:
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)

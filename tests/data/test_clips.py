@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, tile_video, valid_references
+from the_mask.data.clips import BOUNDARIES, clip_indices, clip_name, clip_offsets, tile_video, valid_references
 
 dilations_lists = st.lists(st.integers(-6, 6), min_size=1, max_size=5, unique=True)
 
@@ -125,3 +125,8 @@ def test_tiling_covers_each_frame_once(length, clip_length, stride):
 def test_bad_tilings_are_refused(args):
     with pytest.raises(ValueError, match="clip_length >= 1"):
         tile_video(*args)
+
+
+def test_name_of_a_clip_for_messages():
+    assert clip_name({"dataset": "d", "video_id": "v", "frame_ids": ["a", "b"]}) == "d/v frames a, b"
+    assert clip_name({}) == ""

@@ -6,9 +6,10 @@ import torch
 
 from the_mask.config import load_config
 from the_mask.data import get_records
-from the_mask.engine.refiner_trainer import CHECKPOINT, RefinerSamples, build_trained_refiner, train_refiner
+from the_mask.engine.refiner_trainer import CHECKPOINT, RefinerSamples, train_refiner
 from the_mask.inference.pipeline import build_finish, uses_runners
 from the_mask.weights.checkpoint import read_checkpoint
+from the_mask.weights.trained import trained_refiner
 
 
 def config(*changes):
@@ -61,7 +62,7 @@ def test_the_step_of_a_pipeline(tiny_shapes, tmp_path):
     assert result.shape == labels.shape
     assert result.dtype == labels.dtype
     assert set(result.unique().tolist()) <= {0, 1}
-    assert not build_trained_refiner(cfg).training
+    assert not trained_refiner(cfg).training
 
 
 def test_bad_input(tiny_shapes, tmp_path):

@@ -98,10 +98,10 @@ def test_scores_of_other_classes(tmp_path):
         writer.write(("v", "0"), torch.rand(4, 2, 2))
     with pytest.raises(ValueError, match="beyond float16"):
         writer.write(("v", "0"), torch.full((3, 2, 2), 1e6))
-    with pytest.raises(ValueError, match="class 2 is 'd' and 'c'"):
+    with pytest.raises(ValueError, match="has others: 1 of 3 classes have another name: 2 is 'c', in this model 'd'"):
         ScoreWriter(tmp_path, ["a", "b", "d"])
     saved = SavedScores(tmp_path)
-    with pytest.raises(ValueError, match="model and disk have class 0 is 'x' and 'a'"):
+    with pytest.raises(ValueError, match="disk has others: 1 of 3 classes have another name: 0 is 'a', in model 'x'"):
         EnsembleRunner([Member(scorer(), "model", ["x", "b", "c"]), Member(saved, "disk", saved.class_names)])
     with pytest.raises(ValueError, match="three has 3, four 4"):
         EnsembleRunner([Member(scorer(), "three"), Member(scorer(num_classes=4), "four")])

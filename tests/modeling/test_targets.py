@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from the_mask.modeling.mask.targets import build_targets, cell_counts, clip_name, clip_targets
+from the_mask.modeling.mask.targets import build_targets, cell_counts, clip_targets
 
 
 @settings(max_examples=40, deadline=None)
@@ -95,7 +95,6 @@ def test_a_batch_is_padded_to_its_largest_clip():
     assert first.valid()[0].sum() == 24
     unlabelled = build_targets([{"labels": [None], "frames": [torch.zeros(3, 8, 8)]}], 255)
     assert unlabelled[0].index_map.shape == (1, 8, 8)
-    assert clip_name({}) == ""
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,14 +11,13 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from the_mask.data.class_names import check_classes
 from the_mask.data.clips import tile_video, valid_references
 from the_mask.data.mapper import Clip, ClipMapper
-from the_mask.data.plugins import import_dataset_modules
-from the_mask.data.registry import Record, get_records, require_known
+from the_mask.data.registry import Record, get_records
 from the_mask.data.samplers import SampleKey, TrainBatchSampler, derive_seed, shard_videos
 
 ITEM_KINDS = ("video", "frame")
@@ -230,42 +229,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Clip]:
         cfg.TEST.CLIP_STRIDE,
     )
     return _loader(cfg, dataset, dataset.batches(cfg.TEST.CLIPS_PER_BATCH))
-
-
-def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Raise ValueError unless all data sets have the same classes, as many as the head has, and its ignore label.
-
-    ``cfg.DATASETS.IMPORT`` is imported first.
-    """
-    import_dataset_modules(cfg.DATASETS.IMPORT)
-    if not names:
-        raise ValueError("no data set given: set DATASETS.TRAIN (and DATASETS.TEST), e.g. ('moving_shapes_train',)")
-    first = None
-    for name in names:
-        require_known(name)
-        metadata = MetadataCatalog.get(name)
-        classes = metadata.get("stuff_classes")
-        if classes is None or metadata.get("label_table") is None:
-            raise ValueError(
-                f"data set {name} has no stuff_classes and label_table; use register_video_tree or register_image_tree"
-            )
-        if first is None:
-            first = classes
-        if list(classes) != list(first):
-            raise ValueError(
-                f"data sets {names[0]} ({len(first)} classes) and {name} ({len(classes)} classes) have different class "
-                f"lists; data sets that are trained together need the same classes in the same order"
-            )
-        if metadata.ignore_label != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
-            raise ValueError(
-                f"data set {name} ignores label {metadata.ignore_label}, but MODEL.SEM_SEG_HEAD.IGNORE_VALUE is "
-                f"{cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}"
-            )
-        if len(classes) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-            raise ValueError(
-                f"data set {name} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-                f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
-            )
 
 
 def _loader(cfg: CfgNode, dataset: Dataset[Clip], batches: TrainBatchSampler | list[list[int]]) -> DataLoader[Clip]:

@@ -5,7 +5,8 @@ All functions are pure and know one video only, so a clip never crosses videos. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 BOUNDARIES = ("clamp", "repeat_current", "drop")
 
@@ -86,3 +87,10 @@ def tile_video(length: int, clip_length: int, stride: int) -> list[tuple[int, ..
     ]
     clips += [tuple(range(s, min(s + clip_length, length))) for s in range(whole, length, clip_length)]
     return clips
+
+
+def clip_name(clip: Mapping[str, Any]) -> str:
+    """``dataset/video frames a, b`` of a clip, for messages."""
+    video = "/".join(str(clip[key]) for key in ("dataset", "video_id") if key in clip)
+    frames = ", ".join(str(f) for f in clip.get("frame_ids", ()))
+    return f"{video} frames {frames}" if frames else video

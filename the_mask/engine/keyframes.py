@@ -15,11 +15,10 @@ from the_mask.data.files import write_json
 from the_mask.data.io import read_image
 from the_mask.engine.run import RunOptions, check
 from the_mask.engine.setup import setup
-from the_mask.engine.trainer import Trainer
 from the_mask.evaluation.keyframe import evaluate_keyframes
 from the_mask.evaluation.macs import average_macs, propagation_macs
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
-from the_mask.weights.loading import load_weights
+from the_mask.weights.trained import trained
 
 
 def run_keyframe_evaluation(options: RunOptions, distances: int, json_file: Path | None = None) -> dict[str, Any]:
@@ -40,9 +39,7 @@ def run_keyframe_evaluation(options: RunOptions, distances: int, json_file: Path
         raise ValueError(f"--distances {distances}: expected at least 1")
     cfg = check(options, comm.get_world_size())
     setup(cfg)
-    model = Trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle, strict=True)
-    model.eval()
+    model = trained(cfg, trust_pickle=options.trust_pickle)
     results = {}
     for name in cfg.DATASETS.TEST:
         with torch.no_grad():

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import nn
 
 from the_mask.data import get_records
-from the_mask.data.build import check_classes
+from the_mask.data.class_names import check_classes
 from the_mask.engine.run import RunOptions
 from the_mask.engine.setup import setup
-from the_mask.engine.trainer import Trainer
 from the_mask.evaluation.calibration import Calibration, fit_temperature, sample_pixels
 from the_mask.evaluation.submission import predict_dataset
 from the_mask.inference.pipeline import build_scorer
-from the_mask.weights.loading import load_weights
+from the_mask.weights.trained import trained
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +27,8 @@ def run_prediction(options: RunOptions, dataset_name: str, folder: str | Path, v
     """
     cfg = options.load()
     setup(cfg)
-    frames = predict_dataset(cfg, _trained(cfg, options.trust_pickle), dataset_name, folder, values)
+    model = trained(cfg, datasets=[dataset_name], trust_pickle=options.trust_pickle)
+    frames = predict_dataset(cfg, model, dataset_name, folder, values)
     logger.info("%s: %d frames written", folder, frames)
     return frames
 
@@ -47,15 +45,7 @@ def run_calibration(options: RunOptions, dataset_name: str, per_frame: int = 500
     cfg = options.load()
     setup(cfg)
     check_classes(cfg, [dataset_name])
-    scorer = build_scorer(cfg, _trained(cfg, options.trust_pickle))
+    scorer = build_scorer(cfg, trained(cfg, datasets=[dataset_name], trust_pickle=options.trust_pickle))
     records = get_records(dataset_name)
     records = records[:max_videos] if max_videos else records
     return fit_temperature(*sample_pixels(scorer, records, MetadataCatalog.get(dataset_name).ignore_label, per_frame))
-
-
-def _trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("predictions need weights: MODEL.WEIGHTS is empty")
-    model = Trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, strict=True)
-    return model.eval()

@@ -1,4 +1,4 @@
-"""Training of a refiner on perturbed masks of any labelled data set, and reading its weights.
+"""Training of a refiner on perturbed masks of any labelled data set.
 
 Axes: B crops, H W crop size.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +21,6 @@ from the_mask.data import get_records, read_image, read_label
 from the_mask.inference.refine import normalised
 from the_mask.modeling.refiners import build_refiner, cascade_losses, perturb_mask
 from the_mask.weights.checkpoint import read_checkpoint, save_checkpoint
-from the_mask.weights.loading import load_weights
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "refiner_final.pth"
@@ -183,14 +181,3 @@ def _iou(first: Tensor, second: Tensor) -> float:
     """Mean IoU of pairs of masks [B, 1, H, W]."""
     intersection = (first & second).flatten(1).sum(1)
     return float((intersection / (first | second).flatten(1).sum(1).clamp(min=1)).mean())
-
-
-def build_trained_refiner(cfg: CfgNode, trust_pickle: bool = False) -> Any:
-    """The refiner of ``MODEL.REFINER`` with the weights of ``TEST.REFINER.WEIGHTS``, in eval mode.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`the_mask.engine.load_weights`.
-    """
-    network = build_refiner(cfg)
-    load_weights(network, cfg.TEST.REFINER.WEIGHTS, trust_pickle=trust_pickle, strict=True)
-    return network.to(cfg.MODEL.DEVICE).eval()

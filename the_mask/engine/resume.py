@@ -11,12 +11,13 @@ from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
+from the_mask.data.class_names import config_classes, describe_difference, same_classes
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import EvalHook
 from the_mask.engine.optimizer import load_optimizer_state, optimizer_state
 from the_mask.engine.rng import rng_state, seed_everything, set_rng_state
 from the_mask.weights.checkpoint import BEST, read_checkpoint
-from the_mask.weights.class_sets import STORED, describe_difference, model_classes, same_classes, stored_classes
+from the_mask.weights.class_sets import STORED, stored_classes
 from the_mask.weights.loading import compare
 from the_mask.weights.sharding import load_whole
 
@@ -37,7 +38,7 @@ def weights_state(trainer: Trainer) -> dict[str, Any]:
         "iteration": trainer.completed - 1,
         "config": trainer.cfg.dump(),
     }
-    classes = model_classes(trainer.cfg)
+    classes = config_classes(trainer.cfg)
     if classes is not None:
         state[STORED] = list(classes)
     if trainer.ema is not None:
@@ -106,7 +107,7 @@ def _load_model(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
 
 
 def _check_classes(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
-    ours, theirs = model_classes(trainer.cfg), stored_classes(state)
+    ours, theirs = config_classes(trainer.cfg), stored_classes(state)
     if trainer.cfg.MODEL.CHECK_CLASS_NAMES and ours and theirs and not same_classes(ours, theirs):
         raise ValueError(
             f"{path} was written for other classes, so it cannot be resumed: {describe_difference(ours, theirs)}; use "

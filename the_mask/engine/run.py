@@ -13,7 +13,6 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
 from the_mask.engine.setup import setup
@@ -21,8 +20,7 @@ from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
 from the_mask.engine.validate import validate
 from the_mask.weights.checkpoint import CheckpointFolder
-from the_mask.weights.class_sets import ClassSets
-from the_mask.weights.loading import load_weights
+from the_mask.weights.trained import trained
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +123,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False
         ValueError: no weights are given, or they do not fill the whole model.
     """
     path = _weights_to_evaluate(cfg, resume)
-    model = Trainer.build_model(cfg)
-    classes = ClassSets.from_config(cfg, evaluating=True)
-    load_weights(model, path, trust_pickle=trust_pickle, strict=True, classes=classes)
-    return Trainer.evaluate_model(cfg, model.eval())
+    return Trainer.evaluate_model(cfg, trained(cfg, weights=path, trust_pickle=trust_pickle))
 
 
 def _weights_to_evaluate(cfg: CfgNode, resume: bool) -> Path:

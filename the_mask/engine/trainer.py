@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from the_mask.data import build_train_loader
+from the_mask.data.class_names import config_classes
 from the_mask.engine import resume
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
@@ -59,8 +60,13 @@ class Trainer(TrainerBase):
         """
         Args:
             cfg: a full config, see :func:`the_mask.config.load_config`.
+
+        Raises:
+            ValueError: training and test sets with other classes than each other, or in another order; see also
+                :func:`the_mask.engine.validate`, which finds more.
         """
         super().__init__()
+        config_classes(cfg)
         self.cfg = with_seed(cfg)
         self.seed_was_drawn = cfg.SEED < 0
         self.device = torch.device(cfg.MODEL.DEVICE)
@@ -135,10 +141,21 @@ class Trainer(TrainerBase):
     # Starting points.
 
     def load_weights(self, path: str | Path, trust_pickle: bool = False) -> LoadReport:
-        """Start from the weights of a file; see :func:`the_mask.engine.load_weights`."""
+        """Start from the weights of a file; see :func:`the_mask.weights.load_weights`.
+
+        Raises:
+            ValueError: also when layers that start anew, since the file has other classes, are frozen.
+        """
         stage1 = self.cfg.MODEL.THE_MASK.INIT_FROM_STAGE1
         classes = ClassSets.from_config(self.cfg)
         report = load_weights(self.model, path, trust_pickle=trust_pickle, stage1=stage1, classes=classes)
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        lost = sorted(frozen & {*(name for name, _, _ in report.dropped), *report.by_name})
+        if lost:
+            raise ValueError(
+                f"{path} was trained for other classes, and layers that would start anew are frozen in this training, "
+                f"so they would never learn: {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}\n{report}"
+            )
         if self.ema is not None:
             self.ema = ExponentialMovingAverage(self.model, self.cfg.SOLVER.EMA.DECAY)
         return report

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from the_mask.data import get_records, import_dataset_modules
+from the_mask.data.class_names import config_classes
 from the_mask.engine.layer_decay import MODES as DECAY_MODES
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
@@ -186,6 +187,10 @@ def _check_datasets(cfg: CfgNode, training: bool) -> Iterable[str]:
         label = metadata.get("ignore_label", ignore)
         if label != ignore:
             yield f"{name} marks void pixels by {label}: set MODEL.SEM_SEG_HEAD.IGNORE_VALUE {label} (it is {ignore})"
+    try:
+        config_classes(cfg, names)
+    except ValueError as error:
+        yield str(error)
     if 0 <= ignore < classes:
         yield f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {ignore} is also the id of a class (NUM_CLASSES {classes})"
 

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from the_mask.data import build_test_loader, get_records
-from the_mask.data.build import check_classes
+from the_mask.data.class_names import check_classes
 from the_mask.data.io import check_same_size, read_image
 from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from the_mask.data import ClipMapper, get_records, tile_video
-from the_mask.data.build import check_classes
+from the_mask.data.class_names import check_classes
 from the_mask.data.files import inside, read_json, write_json
 from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record

@@ -16,12 +16,12 @@ from typing import Any, Generic, TypeVar
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
 import the_mask.data  # noqa: F401  registers the data sets
-from the_mask.data import import_dataset_modules
+from the_mask.data.class_names import check_classes, classes_dataset
 from the_mask.data.classes import distinct_colors
 from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
@@ -221,24 +221,19 @@ def run_demo(
 def palette_from_config(cfg: CfgNode, dataset_name: str = "") -> Palette:
     """Names and colours of a model's classes.
 
-    They are those of ``dataset_name``, or else of the first data set of the config with as many classes as the model.
+    They are those of ``dataset_name``, or else of the test or training sets of the config.
     A config without such a data set gets the names "class 0", ... and generated colours.
 
     Raises:
         ValueError: unknown ``dataset_name``, or one with another number of classes.
     """
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    import_dataset_modules(cfg.DATASETS.IMPORT)
-    known = set(DatasetCatalog.list())
-    if dataset_name and dataset_name not in known:
-        raise ValueError(f"unknown data set {dataset_name!r}; known: {', '.join(sorted(known))}")
-    for name in [dataset_name] if dataset_name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        classes = MetadataCatalog.get(name).get("stuff_classes") if name in known else None
-        if classes is not None and len(classes) == num_classes:
-            metadata = MetadataCatalog.get(name)
-            return Palette(classes, metadata.stuff_colors, metadata.ignore_label)
-        if dataset_name:
-            raise ValueError(f"data set {name} has {len(classes or ())} classes, the model {num_classes}")
+    if dataset_name:
+        check_classes(cfg, [dataset_name])
+    name = dataset_name or classes_dataset(cfg, cfg.DATASETS.TEST) or classes_dataset(cfg, cfg.DATASETS.TRAIN)
+    if name:
+        metadata = MetadataCatalog.get(name)
+        return Palette(metadata.stuff_classes, metadata.stuff_colors, metadata.ignore_label)
     logger.warning(f"no data set of the config has {num_classes} classes; they are shown as class 0, class 1, ...")
     ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     return Palette([f"class {i}" for i in range(num_classes)], distinct_colors(num_classes), ignore_label)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor, nn
 
 from the_mask.config import load_config
+from the_mask.data.class_names import config_classes
 from the_mask.data.io import read_image
 from the_mask.inference.class_refine import ClassRefinement
 from the_mask.inference.ensemble import EnsembleRunner, Member, step_named
@@ -22,6 +22,7 @@ from the_mask.inference.stream import StreamingSegmentor
 from the_mask.inference.views import FrameName, ViewRunner, make_views
 from the_mask.inference.voting import MaskVoting
 from the_mask.inference.window import WindowRunner
+from the_mask.weights.trained import trained_refiner
 
 Clip = Mapping[str, Any]
 StreamState = dict[str, Any]
@@ -143,7 +144,7 @@ def build_pipeline(
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST``.
         model: the config's segmentor; None builds it and reads ``MODEL.WEIGHTS`` (if it takes part).
-        class_names: K names; None takes those of the config's first data set.
+        class_names: K names; None takes those of the config's data sets.
         trust_pickle: of ``the_mask.engine.load_weights``.
 
     Raises:
@@ -214,28 +215,12 @@ def build_finish(cfg: CfgNode, trust_pickle: bool = False) -> list[FinishStep]:
     """Refinement, then voting, as far as the config asks for them."""
     steps: list[FinishStep] = []
     if cfg.TEST.REFINER.WEIGHTS:
-        steps.append(ClassRefinement.from_config(cfg, _trained_refiner(cfg, trust_pickle)))
+        steps.append(ClassRefinement.from_config(cfg, trained_refiner(cfg, trust_pickle)))
     voting = cfg.TEST.VOTING
     if voting.MASKS:
         classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         steps.append(MaskVoting(build_mask_generator(cfg), classes, voting.MIN_MAJORITY, voting.SOFT))
     return steps
-
-
-def _trained_refiner(cfg: CfgNode, trust_pickle: bool) -> Any:
-    # Imported here, as in the stream: the engine stands above this room, and this call makes a config enough.
-    from the_mask.engine.refiner_trainer import build_trained_refiner
-
-    return build_trained_refiner(cfg, trust_pickle)
-
-
-def config_classes(cfg: CfgNode) -> list[str] | None:
-    """Class names of a config's first known data set, test before training."""
-    for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        classes = MetadataCatalog.get(name).get("stuff_classes") if name in DatasetCatalog.list() else None
-        if classes is not None:
-            return list(classes)
-    return None
 
 
 def _per_member(values: Sequence[float], key: str, count: int) -> list[float]:

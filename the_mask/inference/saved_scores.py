@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from the_mask.data.class_names import describe_difference, same_classes
 from the_mask.data.files import atomic_write, inside, read_json, write_json
 
 FrameName = tuple[str, str]
@@ -143,17 +144,12 @@ def read_index(folder: Path) -> list[str]:
 
 
 def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
-    """Raise a ValueError that shows the first difference of two class lists."""
-    if list(first) == list(second):
+    """Raise a ValueError that shows the first differences of two class lists."""
+    if same_classes(first, second):
         return
-    if len(first) != len(second):
-        reason = f"{len(first)} and {len(second)} classes"
-    else:
-        index = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
-        reason = f"class {index} is {first[index]!r} and {second[index]!r}"
     raise ValueError(
-        f"the members of an ensemble need the same classes in the same order: {first_name} and {second_name} have "
-        f"{reason}"
+        f"the members of an ensemble need the same classes in the same order; {second_name} has others: "
+        f"{describe_difference(first, second, first_name)}"
     )
 
 

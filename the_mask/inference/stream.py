@@ -17,6 +17,7 @@ from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.modeling.build import build_segmentor
 from the_mask.modeling.scores import label_map, resize_scores
+from the_mask.weights.trained import trained
 
 StreamState = dict[str, Any]
 OUTPUTS = ("labels", "scores")
@@ -65,7 +66,7 @@ class StreamingSegmentor:
             cfg = source
         else:
             cfg, model = load_config(), source
-        self.model: Any = (_build_trained(cfg, trust_pickle) if model is None else model).eval()
+        self.model: Any = (trained(cfg, trust_pickle=trust_pickle) if model is None else model).eval()
         self.output = output
         self.output_stride = output_stride
         self.box = (cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE)
@@ -124,19 +125,6 @@ class StreamingSegmentor:
         scores, model_state = self.model.step(pixels, model_state)
         state = {"size": [height, width], "resets": state["resets"] + changed, "model": model_state}
         return self.finish(scores, (pixels.shape[1], pixels.shape[2]), (height, width)), state
-
-
-def _build_trained(cfg: CfgNode, trust_pickle: bool) -> nn.Module:
-    # Imported here: the engine stands above this room; this one upward call makes a config enough.
-    from the_mask.weights import load_weights
-    from the_mask.weights.class_sets import ClassSets
-
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: a stream needs trained weights (or pass a model)")
-    model = build_segmentor(cfg)
-    classes = ClassSets.from_config(cfg, evaluating=True)
-    load_weights(model, cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, strict=True, classes=classes)
-    return model
 
 
 def build_random(cfg: CfgNode) -> nn.Module:

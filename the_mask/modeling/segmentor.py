@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from the_mask.data.clips import clip_name
 from the_mask.modeling.freezing import eval_frozen
-from the_mask.modeling.mask.targets import clip_name
 from the_mask.modeling.scores import label_map, resize_scores
 
 Clip = Mapping[str, Any]

@@ -2,6 +2,7 @@
 
 from the_mask.weights.checkpoint import CheckpointFolder, CheckpointWriteError, read_checkpoint, save_checkpoint
 from the_mask.weights.loading import LoadReport, load_weights
+from the_mask.weights.trained import trained
 
 __all__ = [
     "CheckpointFolder",
@@ -10,4 +11,5 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "save_checkpoint",
+    "trained",
 ]

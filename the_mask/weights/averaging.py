@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from the_mask.data.class_names import describe_difference, same_classes
 from the_mask.weights.checkpoint import save_checkpoint
-from the_mask.weights.loading import read_state_dict
+from the_mask.weights.class_sets import STORED
+from the_mask.weights.reading import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -66,20 +68,31 @@ def average_checkpoints(
         files: weights files in any layout that ``load_weights`` reads without renaming.
         output: the file to write.
         weights: one per file; None averages evenly.
-        trust_pickle, use_ema: of :func:`the_mask.engine.load_weights`.
+        trust_pickle, use_ema: of :func:`the_mask.weights.load_weights`.
 
     Returns:
-        What was written: ``model`` and ``averaged`` (the files and their weights).
+        What was written: ``model``, ``averaged`` (the files and their weights), and ``class_names`` if a file has them.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`average_state_dicts` and ``load_weights``.
+        FileNotFoundError, ValueError: see :func:`average_state_dicts` and ``load_weights``; or files of other classes
+            than each other.
     """
     states = []
+    named: tuple[str | Path, tuple[str, ...]] | None = None
     for file in files:
-        state, notes = read_state_dict(file, trust_pickle, use_ema)
-        logger.info("%s: %d tensors%s", file, len(state), "".join(f"; {note}" for note in notes))
-        states.append(state)
+        found = read_weights(file, trust_pickle, use_ema)
+        logger.info("%s: %d tensors%s", file, len(found.state), "".join(f"; {note}" for note in found.notes))
+        states.append(found.state)
+        if found.class_names is None:
+            continue
+        if named is not None and not same_classes(named[1], found.class_names):
+            raise ValueError(
+                f"{named[0]} and {file} were trained for different classes: "
+                f"{describe_difference(named[1], found.class_names, str(named[0]))}"
+            )
+        named = named or (file, found.class_names)
     content = {
+        **({STORED: list(named[1])} if named is not None else {}),
         "model": average_state_dicts(states, weights),
         "averaged": [[str(file), float(w)] for file, w in zip(files, weights or [1.0] * len(states), strict=True)],
     }

@@ -1,21 +1,22 @@
 """Weights of another class set: recognised by the classes' names, and class layers filled by name.
 
-A class layer has one row per class, in mask decoders one more for "no object". Names are compared without regard to
-case, and with ``_`` and ``-`` as spaces, so that "traffic_light" and "Traffic light" are one class.
+A class layer has one row per class, in mask decoders one more for "no object". How names are compared:
+:mod:`the_mask.data.class_names`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
-from the_mask.data import get_class_names, import_dataset_modules
+from the_mask.data import get_class_names
+from the_mask.data.class_names import config_classes, plain_name
 
 # Layers and class memories whose first axis counts classes; a file for another class list loses just these.
 CLASS_LAYERS = re.compile(r"(^|\.)(\w*(class_embed|conv_seg)\w*\.(weight|bias)|empty_weight|memory\.(rows|seen))$")
@@ -32,51 +33,53 @@ class ClassSets:
         file: names of the file's classes, instead of those stored in it; None takes the stored ones.
         by_name: fill class layers for another class set from same-named classes.
         check: compare names, not only numbers, of classes.
+        assumed: taken for the file's classes when neither it nor ``file`` names any.
     """
 
     model: tuple[str, ...] | None = None
     file: tuple[str, ...] | None = None
     by_name: bool = False
     check: bool = True
+    assumed: tuple[str, ...] | None = None
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, evaluating: bool = False) -> ClassSets:
-        """Those of a run: the first known data set of the config, ``MODEL.WEIGHTS_CLASSES``.
+    def from_config(cls, cfg: CfgNode) -> ClassSets:
+        """Those of a training: the classes of all data sets of the config, ``MODEL.WEIGHTS_CLASSES``.
 
         Raises:
-            ValueError: ``MODEL.WEIGHTS_CLASSES`` is no registered data set.
+            ValueError: data sets of other classes than each other; ``MODEL.WEIGHTS_CLASSES`` is no registered data set.
         """
-        names = model_classes(cfg, evaluating)
-        given = tuple(get_class_names(cfg.MODEL.WEIGHTS_CLASSES)) if cfg.MODEL.WEIGHTS_CLASSES else None
-        return cls(names, given, cfg.MODEL.INIT_CLASSES_BY_NAME, cfg.MODEL.CHECK_CLASS_NAMES)
+        node = cfg.MODEL
+        return cls(config_classes(cfg), _given(cfg), node.INIT_CLASSES_BY_NAME, node.CHECK_CLASS_NAMES)
+
+    @classmethod
+    def of_use(cls, cfg: CfgNode, datasets: Sequence[str]) -> ClassSets:
+        """Those of the use of trained weights on data sets.
+
+        A file that does not name its classes is taken to have those of ``DATASETS.TRAIN``, in their order.
+
+        Raises:
+            ValueError: as :meth:`from_config`.
+        """
+        trained_on = config_classes(cfg, cfg.DATASETS.TRAIN)
+        model = config_classes(cfg, datasets) or trained_on
+        return cls(model, _given(cfg), check=cfg.MODEL.CHECK_CLASS_NAMES, assumed=trained_on)
 
 
-def model_classes(cfg: CfgNode, evaluating: bool = False) -> tuple[str, ...] | None:
-    """Class names of a config's data sets (the training sets first, unless ``evaluating``), None when unknown."""
-    import_dataset_modules(cfg.DATASETS.IMPORT)
-    train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    known = DatasetCatalog.list()
-    for name in test + train if evaluating else train + test:
-        classes = MetadataCatalog.get(name).get("stuff_classes") if name in known else None
-        if classes is not None and len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-            return tuple(classes)
-    return None
+def _given(cfg: CfgNode) -> tuple[str, ...] | None:
+    return tuple(get_class_names(cfg.MODEL.WEIGHTS_CLASSES)) if cfg.MODEL.WEIGHTS_CLASSES else None
 
 
 def stored_classes(content: Any) -> tuple[str, ...] | None:
     """Class names that a checkpoint of this project holds, or None."""
     names = content.get(STORED) if isinstance(content, Mapping) else None
+    # Metadata of safetensors are text.
+    if isinstance(names, str):
+        try:
+            names = json.loads(names)
+        except json.JSONDecodeError:
+            names = None
     return tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
-
-
-def plain_name(name: str) -> str:
-    """Name as it is compared: lower case, single spaces."""
-    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
-
-
-def same_classes(ours: Sequence[str], theirs: Sequence[str]) -> bool:
-    """The same classes in the same order."""
-    return [plain_name(name) for name in ours] == [plain_name(name) for name in theirs]
 
 
 def matching_rows(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
@@ -88,15 +91,6 @@ def matching_rows(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
 
     known = unique(theirs)
     return {index: known[name] for name, index in unique(ours).items() if name in known}
-
-
-def describe_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """How two class lists differ, in a few words."""
-    if len(ours) != len(theirs):
-        return f"{len(theirs)} classes, the model has {len(ours)}"
-    different = [(i, a, b) for i, (a, b) in enumerate(zip(ours, theirs)) if plain_name(a) != plain_name(b)]
-    shown = ", ".join(f"{i} is {b!r}, in the model {a!r}" for i, a, b in different[:3])
-    return f"{len(different)} of {len(ours)} classes have another name: {shown}{', ...' if len(different) > 3 else ''}"
 
 
 def transfer_rows(

@@ -1,48 +1,31 @@
 """Loading weights into a model from any accepted file, with a report of what fitted.
 
-Read without executing anything: checkpoints of this project, ``.pth`` state dicts (bare or wrapped), ``.safetensors``,
-and pickles of nothing but tensors, arrays and builtins (Detectron2's ``.pkl`` zoo). Files that hold other Python
-objects can run code when they are opened, so they need an explicit ``trust_pickle``. Names of other programs are
-translated by :mod:`the_mask.weights.converters`.
+Files are read by :mod:`the_mask.weights.reading`; names of other programs are translated by
+:mod:`the_mask.weights.converters`.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from the_mask.data.class_names import describe_difference, same_classes
 from the_mask.modeling.mask.mask_decoders import stage1_to_stage2
 from the_mask.modeling.propagation.official import bisenet_name, swiftnet_name
-from the_mask.weights.checkpoint import PARTS, join_parts, zip_problem
-from the_mask.weights.class_sets import (
-    CLASS_LAYERS,
-    ClassSets,
-    describe_difference,
-    matching_rows,
-    same_classes,
-    stored_classes,
-    transfer_rows,
-)
+from the_mask.weights.class_sets import CLASS_LAYERS, ClassSets, matching_rows, transfer_rows
 from the_mask.weights.converters import UnknownLayoutError, convert
-from the_mask.weights.converters.safe_pickle import SAFE_GLOBALS, UnsafePickleError, load_plain
 from the_mask.weights.converters.tables import fit_position_tables
+from the_mask.weights.reading import read_weights
 from the_mask.weights.sharding import load_whole
 
 logger = logging.getLogger(__name__)
 
-# Keys under which training programs keep the state dict.
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 # Below this share of the file's tensors that fit, the file is taken for another architecture.
 LEAST_MATCH = 0.5
 
@@ -142,11 +125,10 @@ def load_weights(
         ValueError: unreadable, untrusted, of another architecture (less than half of the file's tensors fit), or
             under ``strict`` incomplete or of other classes. The message holds the report.
     """
-    content = _read(path, trust_pickle)
-    state, notes = _state_dict(content, path, use_ema)
+    file = read_weights(path, trust_pickle, use_ema)
     ours = model.state_dict()
-    names = best_names(state, ours, str(path))
-    notes += names.notes
+    names = best_names(file.state, ours, str(path))
+    notes = file.notes + names.notes
     state, resized = fit_position_tables(names.state, ours)
     if resized:
         notes.append(f"{len(resized)} position tables resized, e.g. {resized[0]}")
@@ -158,7 +140,7 @@ def load_weights(
     report.ignored = names.ignored
     report.notes = notes
     if classes is not None:
-        state = _apply_classes(state, ours, report, classes, stored_classes(content), strict)
+        state = _apply_classes(state, ours, report, classes, file.class_names, strict)
     if report.match < LEAST_MATCH:
         raise ValueError(
             f"{path} looks like weights of another architecture: only {report.match:.0%} of its tensors fit\n{report}"
@@ -184,7 +166,8 @@ def _apply_classes(
     Returns:
         The file's tensors, class layers filled by name replaced.
     """
-    theirs = classes.file or (stored if classes.check or classes.by_name else None)
+    named = classes.file or (stored if classes.check or classes.by_name else None)
+    theirs = named or (classes.assumed if classes.check else None)
     if theirs is None or classes.model is None:
         if classes.by_name:
             unknown = (
@@ -198,8 +181,9 @@ def _apply_classes(
         return state
     difference = describe_difference(classes.model, theirs)
     if strict:
+        whose = "" if named else " (it does not name its classes; those of DATASETS.TRAIN are taken)"
         raise ValueError(
-            f"{report.path} was trained for other classes, so an evaluation would mean nothing: {difference}. "
+            f"{report.path} was trained for other classes, so its results would mean nothing: {difference}{whose}. "
             "(MODEL.CHECK_CLASS_NAMES False compares only their number.)"
         )
     report.notes.append(f"the file has another class set: {difference}")
@@ -235,103 +219,6 @@ def compare(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str =
             (report.dropped if classes_differ else report.mismatched).append((name, theirs, mine))
     report.unexpected = [name for name in state if name not in ours and not name.endswith("num_batches_tracked")]
     return report
-
-
-def read_state_dict(
-    path: str | Path, trust_pickle: bool = False, use_ema: bool = True
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of a weights file by name, on the CPU, and notes on how they were found.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`load_weights`.
-    """
-    return _state_dict(_read(path, trust_pickle), path, use_ema)
-
-
-def _read(path: str | Path, trust_pickle: bool) -> Any:
-    """Content of a weights file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist (MODEL.WEIGHTS)")
-    content = _read_file(path, trust_pickle)
-    return join_parts(path, content) if isinstance(content, dict) and PARTS in content else content
-
-
-def _state_dict(content: Any, path: str | Path, use_ema: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors by name, and notes on how they were found."""
-    notes = []
-    average = content.get("ema") if use_ema and isinstance(content, Mapping) else None
-    if isinstance(average, Mapping) and "average" in average:
-        content = average["average"]
-        notes.append("weights: the exponential moving average")
-    while isinstance(content, Mapping):
-        wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if wrapper is None:
-            break
-        content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    state = {str(name): _tensor(value) for name, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
-    if not state:
-        raise ValueError(f"{path} holds no tensors; its keys are {list(content)[:8]}")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state, notes
-
-
-def _tensor(value: Tensor | np.ndarray) -> Tensor:
-    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-
-
-def _read_file(path: Path, trust_pickle: bool) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(str(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is corrupt or truncated: {error}") from error
-    if path.suffix in (".pkl", ".pickle"):
-        return _read_pickle(path, trust_pickle)
-    if zipfile.is_zipfile(path):
-        problem = zip_problem(path)
-        if problem:
-            raise ValueError(f"{path} cannot be read: {problem}")
-    try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        if not trust_pickle and zipfile.is_zipfile(path):
-            found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-            what = f" ({found[1]})" if found else ""
-            raise ValueError(_needs_trust(path, f"it holds Python objects{what} beside tensors")) from error
-        raise ValueError(_unreadable(path, error)) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, ImportError) as error:
-        raise ValueError(_unreadable(path, error)) from error
-
-
-def _read_pickle(path: Path, trust_pickle: bool) -> Any:
-    try:
-        with open(path, "rb") as stream:
-            # latin1: the files of Detectron2's zoo were written by Python 2.
-            return pickle.load(stream, encoding="latin1") if trust_pickle else load_plain(stream, "latin1")
-    except UnsafePickleError as error:
-        raise ValueError(_needs_trust(path, f"it is a pickle with {error}")) from error
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, ImportError, IndexError) as error:
-        raise ValueError(_unreadable(path, error)) from error
-
-
-def _needs_trust(path: Path, what: str) -> str:
-    return (
-        f"{path} is refused: {what}, and opening it can run code. If its source is trusted, pass --trust-pickle "
-        "(trust_pickle=True; --trust of tools/convert_checkpoint.py), or convert it to .safetensors once"
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"{path} is corrupt, truncated, or not a weights file ({path.stat().st_size} bytes): {first}"
 
 
 # How names of a file may differ from the model's as a whole; content decides, the first of equals wins.

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from the_mask.data.clips import clip_name
+
 
 @dataclass(frozen=True)
 class ClipTargets:
@@ -171,13 +173,6 @@ def build_targets(
         if sizes:
             size = (max(s[0] for s in sizes), max(s[1] for s in sizes))
     return [clip_targets(clip["labels"], ignore_label, num_classes, size, device, clip_name(clip)) for clip in clips]
-
-
-def clip_name(clip: Mapping[str, Any]) -> str:
-    """``dataset/video frames a, b`` of a clip, for messages."""
-    video = "/".join(str(clip[key]) for key in ("dataset", "video_id") if key in clip)
-    frames = ", ".join(str(f) for f in clip.get("frame_ids", ()))
-    return f"{video} frames {frames}" if frames else video
 
 
 def cell_counts(

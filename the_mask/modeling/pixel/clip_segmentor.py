@@ -17,8 +17,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
+from the_mask.data.clips import clip_name
 from the_mask.modeling.freezing import freeze_except
-from the_mask.modeling.mask.targets import clip_name
 from the_mask.modeling.pixel.context.frame_bank import FrameBank
 from the_mask.modeling.pixel.context.prior_providers import PriorProvider, build_prior_provider
 from the_mask.modeling.pixel.context.types import (

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from the_mask.config import load_config
+from the_mask.modeling.build import trained_model
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
 from the_mask.modeling.pixel.context.types import FrameFeatures, HeadOutput, PriorMap, TrainBatch
 from the_mask.modeling.pixel.distillation import (
@@ -189,19 +190,16 @@ def build_teacher(cfg: CfgNode) -> ClipSegmentor:
     """The teacher of ``MODEL.DISTILLATION`` with its weights, on the CPU.
 
     Raises:
-        ValueError: no config or weights, a teacher that is no ``ClipSegmentor``, or weights that do not fill it.
+        ValueError: no config or weights, a teacher that is no ``ClipSegmentor``, weights that do not fill it, or a
+            teacher of other classes than ``DATASETS.TRAIN``.
         FileNotFoundError: a file does not exist.
     """
-    # Imported here: the engine stands above this room.
-    from the_mask.weights.loading import load_weights
-
     options = cfg.MODEL.DISTILLATION
     for problem in missing_teacher(options):
         raise ValueError(problem)
     teacher_cfg = load_config(options.TEACHER_CONFIG, [str(value) for value in options.TEACHER_OPTIONS])
     teacher_cfg.MODEL.DEVICE = "cpu"
-    model = build_model(teacher_cfg)
+    model = trained_model(teacher_cfg, weights=options.TEACHER_WEIGHTS, datasets=cfg.DATASETS.TRAIN)
     if not isinstance(model, ClipSegmentor):
         raise ValueError(f"MODEL.DISTILLATION.TEACHER_CONFIG {options.TEACHER_CONFIG} builds no ClipSegmentor")
-    load_weights(model, options.TEACHER_WEIGHTS, strict=True)
     return model

@@ -15,8 +15,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
+from the_mask.data.clips import clip_name
 from the_mask.modeling.mask.mask_classifier import MaskClassifier
-from the_mask.modeling.mask.targets import clip_name
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor, stack_labels
 from the_mask.modeling.propagation import geometry, stream_state, training
 from the_mask.modeling.propagation.build import build_propagator

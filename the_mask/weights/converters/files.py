@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
 from the_mask.data.files import atomic_write
+from the_mask.weights.class_sets import STORED
 from the_mask.weights.converters.convert import Conversion, check, convert
 from the_mask.weights.converters.tables import fit_position_tables
-from the_mask.weights.loading import LoadReport, compare, read_state_dict
+from the_mask.weights.loading import LoadReport, compare
+from the_mask.weights.reading import read_weights
 
 SUFFIXES = (".safetensors", ".pth")
 
@@ -60,15 +63,15 @@ def convert_file(
             raise ValueError(f"{write_config} exists; choose another name or remove it")
         if not write_config.parent.is_dir():
             raise FileNotFoundError(f"{write_config}: its folder does not exist")
-    state, notes = read_state_dict(source, trust)
-    result = check(convert(state, str(source), family))
+    file = read_weights(source, trust)
+    result = check(convert(file.state, str(source), family))
     if config_file is not None:
-        notes.append(_check_model(result, config_file))
-    save_state(target, result.state, result.title)
+        file.notes.append(_check_model(result, config_file))
+    save_state(target, result.state, result.title, file.class_names)
     if write_config is not None and config_file is not None:
         _write_config(write_config, config_file, target, result.settings)
-        notes.append(f"{write_config}: config with these weights")
-    return "\n".join([*notes, str(result)])
+        file.notes.append(f"{write_config}: config with these weights")
+    return "\n".join([*file.notes, str(result)])
 
 
 def _write_config(path: Path, base: Path, weights: Path, settings: Mapping[str, str]) -> None:
@@ -79,20 +82,23 @@ def _write_config(path: Path, base: Path, weights: Path, settings: Mapping[str, 
         for name in nodes:
             node = node.setdefault(name, {})
         node[leaf] = value
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    atomic_write(path, yaml.safe_dump(content, sort_keys=False).encode())
 
 
-def save_state(path: Path, state: dict[str, Tensor], source: str) -> None:
-    """Write tensors as ``.safetensors`` or ``.pth``, with a note of where they come from."""
+def save_state(path: Path, state: dict[str, Tensor], source: str, class_names: Sequence[str] | None = None) -> None:
+    """Write tensors as ``.safetensors`` or ``.pth``, with a note of where they come from and the classes' names."""
     # Slices and expanded tensors share memory, which safetensors refuses.
     own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        content = save(own, metadata={"format": "pt", "converted_from": source})
-        atomic_write(path, content)
+        names = {STORED: json.dumps(list(class_names))} if class_names else {}
+        atomic_write(path, save(own, metadata={"format": "pt", "converted_from": source, **names}))
     else:
-        atomic_write(path, lambda stream: torch.save({"model": own, "converted_from": source}, stream))
+        content: dict[str, Any] = {"model": own, "converted_from": source}
+        if class_names:
+            content[STORED] = list(class_names)
+        atomic_write(path, lambda stream: torch.save(content, stream))
 
 
 def _check_model(result: Conversion, config_file: Path) -> str:

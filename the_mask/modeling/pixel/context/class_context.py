@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from the_mask.modeling.pixel.context.class_memory import ClassMemory
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.pixel.context.types import TrainBatch
-from the_mask.modeling.pixel.heads.layers import ConvNorm, classifier
+from the_mask.modeling.pixel.layers import ConvNorm, classifier
 
 LOOKUPS = ("hard", "soft")
 

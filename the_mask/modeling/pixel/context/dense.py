@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from the_mask.modeling.pixel.context.attention import attend, flatten_slots, pooled_frame, pooled_slots, slot_mask
 from the_mask.modeling.pixel.context.registry import BlockInputs, ContextBlock, block_type
 from the_mask.modeling.pixel.context.types import MAIN, BlockOutput, ClipFeatures, FrameFeatures, PriorMap
-from the_mask.modeling.pixel.heads.layers import ConvNorm
+from the_mask.modeling.pixel.layers import ConvNorm
 
 # Keys [B, C, S], values [B, V, S], which keys count (bool [B, S], None: all).
 Sampled = tuple[Tensor, Tensor, Tensor | None]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from the_mask.modeling.pixel.context.registry import BlockInputs, ContextBlock, block_type
 from the_mask.modeling.pixel.context.types import MAIN, BlockOutput, ClipFeatures, FrameFeatures, PriorMap
-from the_mask.modeling.pixel.heads.layers import ConvNorm, resize_to
-from the_mask.modeling.pixel.heads.pyramid import PyramidPooling, UperNet
+from the_mask.modeling.pixel.layers import ConvNorm, resize_to
+from the_mask.modeling.pixel.pyramid import PyramidPooling, UperNet
 
 
 class Embed(ContextBlock):

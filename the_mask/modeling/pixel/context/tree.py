@@ -17,7 +17,7 @@ from torch import nn
 from the_mask.modeling.pixel.context.expression import ExpressionError, Name, Node, Operation, parse
 from the_mask.modeling.pixel.context.registry import CONTEXT_BLOCKS, BlockInputs, ContextBlock
 from the_mask.modeling.pixel.context.types import MAIN, BlockOutput, ClipFeatures, FrameFeatures, PriorMap
-from the_mask.modeling.pixel.heads.layers import resize_to
+from the_mask.modeling.pixel.layers import resize_to
 
 
 @dataclass(frozen=True)

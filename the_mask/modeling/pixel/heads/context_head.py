@@ -14,7 +14,7 @@ from the_mask.modeling.pixel.context.registry import ContextBlock
 from the_mask.modeling.pixel.context.tree import BlockTree
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_stride, require_levels
-from the_mask.modeling.pixel.heads.layers import ConvNorm, classifier
+from the_mask.modeling.pixel.layers import ConvNorm, classifier
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

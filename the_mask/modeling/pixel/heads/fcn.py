@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_stride, require_levels
-from the_mask.modeling.pixel.heads.layers import ConvNorm, classifier
+from the_mask.modeling.pixel.layers import ConvNorm, classifier
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

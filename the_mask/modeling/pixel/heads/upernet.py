@@ -12,8 +12,8 @@ from torch import nn
 
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_stride, require_levels
-from the_mask.modeling.pixel.heads.layers import classifier
-from the_mask.modeling.pixel.heads.pyramid import UperNet
+from the_mask.modeling.pixel.layers import classifier
+from the_mask.modeling.pixel.pyramid import UperNet
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

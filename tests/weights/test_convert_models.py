@@ -27,6 +27,7 @@ from the_mask.config import load_config
 from the_mask.weights import load_weights
 from the_mask.weights.converters import FAMILIES, check, convert
 from the_mask.weights.converters.files import convert_file
+from the_mask.weights.reading import read_weights
 
 
 def keys(table: str):
@@ -99,6 +100,14 @@ def test_official_mask2former(small_state, tmp_path, trap, suffix):
     assert "as its release computes: MODEL.MASK_FORMER.MERGE_AT input" in text
     stored = load_file(tmp_path / "native.safetensors")
     assert {n: v.shape for n, v in stored.items()} == {n: v.shape for n, v in small_state.items()}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_names_of_classes_are_kept(small_state, tmp_path, suffix):
+    names = [f"class {i}" for i in range(3)]
+    torch.save({"model": rename(small_state, *TRAPS[next(iter(TRAPS))]), "class_names": names}, tmp_path / "in.pth")
+    convert_file(tmp_path / "in.pth", tmp_path / f"out{suffix}")
+    assert read_weights(tmp_path / f"out{suffix}").class_names == tuple(names)
 
 
 def test_official_mask2former_swin(swin, small_state):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from the_mask.modeling.pixel.heads.layers import ConvNorm, resize_to
+from the_mask.modeling.pixel.layers import ConvNorm, resize_to
 
 POOL_SIZES = (1, 2, 3, 6)
 

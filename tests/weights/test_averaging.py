@@ -41,6 +41,24 @@ def test_files(tmp_path):
     assert content["averaged"] == [[str(files[0]), 1.0], [str(files[1]), 1.0]]
 
 
+def test_classes_are_kept_and_must_be_the_same(tmp_path):
+    one, two = states(2)
+    names = {"a": ["x", "y"], "A": ["X", "y"], "swapped": ["y", "x"], "none": None}
+    files = {name: tmp_path / f"{name}.pth" for name in names}
+    for state, (name, classes) in zip([one, two, two, two], names.items(), strict=True):
+        save_checkpoint(files[name], {"model": state, **({"class_names": classes} if classes else {})})
+    output = tmp_path / "mean.pth"
+    for others in (["A"], ["none"], ["none", "A"]):
+        average_checkpoints([files["a"], *(files[other] for other in others)], output)
+        assert read_checkpoint(output)["class_names"] == ["x", "y"]
+    average_checkpoints([files["none"], files["none"]], output)
+    assert "class_names" not in read_checkpoint(output)
+    output.unlink()
+    with pytest.raises(ValueError, match=r"a\.pth and .*swapped\.pth were trained for different .* in another order"):
+        average_checkpoints([files["a"], files["none"], files["swapped"]], output)
+    assert not output.exists()
+
+
 def test_bad_input(tmp_path):
     one, two = states(2)
     with pytest.raises(ValueError, match="no checkpoints"):

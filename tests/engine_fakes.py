@@ -20,7 +20,7 @@ from the_mask.config import load_config
 from the_mask.data import register_all
 from the_mask.engine import Trainer
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEBUG = CONFIGS / "debug" / "mask2former_debug.yaml"
 FEATURES = 6
 

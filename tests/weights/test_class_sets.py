@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from the_mask.config import load_config
-from the_mask.data import register_video_tree
-from the_mask.weights.class_sets import ClassSets, matching_rows, model_classes, transfer_rows
+from the_mask.weights.class_sets import ClassSets, matching_rows, transfer_rows
 from the_mask.weights.loading import load_weights
 
 OURS = ("Person", "traffic_light", "sea", "new one")
@@ -95,6 +93,21 @@ def test_names_that_occur_twice_are_no_match() -> None:
     assert matching_rows(["a", "b", "c"], ["b", "B", "c", "a"]) == {0: 3, 2: 2}
 
 
+def test_assumed_classes_stand_in_for_a_file_that_names_none(tmp_path: Path) -> None:
+    path, state = saved(tmp_path / "w.pth", 3, None)
+    ours, _ = model(3)
+    with pytest.raises(ValueError, match=r"does not name its classes; those of DATASETS.TRAIN"):
+        load_weights(ours, path, strict=True, classes=ClassSets(("a", "b", "c"), assumed=("a", "c", "b")))
+    named, _ = saved(tmp_path / "n.pth", 3, ("a", "b", "c"))
+    for file, classes in (
+        (named, ClassSets(("a", "b", "c"), assumed=("a", "c", "b"))),
+        (path, ClassSets(("a", "b", "c"), file=("a", "b", "c"), assumed=("a", "c", "b"))),
+        (path, ClassSets(("a", "b", "c"), assumed=("a", "c", "b"), check=False)),
+    ):
+        load_weights(ours, file, strict=True, classes=classes)
+    assert torch.equal(ours.class_embed.weight, state["class_embed.weight"])
+
+
 def test_refusals(tmp_path: Path) -> None:
     path, _ = saved(tmp_path / "w.pth", 4, ("a", "b", "c", "d"))
     ours, start = model(4)
@@ -114,21 +127,3 @@ def test_layers_of_another_width_or_kind_are_left() -> None:
     start = {"class_embed.weight": torch.zeros(3, 4), "conv_seg.weight": torch.zeros(2, 4)}
     state = {"class_embed.weight": torch.ones(3, 5), "conv_seg.weight": torch.ones(3, 4)}
     assert transfer_rows(state, start, ["a", "b"], ["a", "b"]) == {}
-
-
-def test_classes_of_a_config(tmp_path: Path) -> None:
-    register_video_tree("class_sets_two", tmp_path, "train", ["x", "y"])
-    register_video_tree("class_sets_other", tmp_path, "train", ["p", "q"])
-    words = ["DATASETS.TRAIN", "('unknown', 'vspw_train', 'class_sets_two')", "DATASETS.TEST", "('class_sets_other',)"]
-    words += ["MODEL.WEIGHTS_CLASSES", "class_sets_other"]
-    cfg = load_config(
-        None, [*words, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2", "MODEL.WEIGHTS_CLASSES", "class_sets_other"]
-    )
-    assert model_classes(cfg) == ("x", "y")
-    assert model_classes(cfg, evaluating=True) == ("p", "q")
-    assert ClassSets.from_config(cfg) == ClassSets(("x", "y"), ("p", "q"))
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
-    assert model_classes(cfg) is None
-    cfg.MODEL.WEIGHTS_CLASSES = "coco_stuf164k_train"
-    with pytest.raises(ValueError, match="did you mean coco_stuff164k_train"):
-        ClassSets.from_config(cfg)
