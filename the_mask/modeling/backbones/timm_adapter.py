@@ -23,6 +23,9 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
 from the_mask.modeling.backbones.common import LEVELS, STRIDES, PyramidBackbone
+from the_mask.modeling.backbones.depthwise import speed_up_depthwise
+from the_mask.modeling.backbones.efficientnet_names import is_first_port, to_timm_names
+from the_mask.modeling.backbones.package_weights import resolve_weights
 
 
 class _PadBeforeShift:
@@ -154,8 +157,10 @@ def convert_weights(model: nn.Module, state: dict[str, Tensor], path: str) -> di
     convert: Callable[..., dict[str, Tensor]] | None
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
+        if is_first_port(state):
+            return to_timm_names(state, [len(stage) for stage in model.blocks])  # type: ignore[arg-type, union-attr]
         return state if convert is None else convert(state, model)
-    except (KeyError, AttributeError, RuntimeError) as error:
+    except (KeyError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"WEIGHTS: {path} is of another family than {type(model).__name__}: {error}") from error
 
 
@@ -187,13 +192,14 @@ def prune_and_load(model: Any, levels: Sequence[int], weights: str, prepare: Pre
     Args:
         model: timm model; changed in place.
         levels: feature levels that stay.
-        weights: file; "" loads nothing.
+        weights: file, or ``package:NAME``; "" loads nothing.
         prepare: applied to what the file holds before timm's converter.
 
     Returns:
         The levels' numbers in the pruned model.
     """
     state: dict[str, Tensor] = {}
+    weights = resolve_weights(weights)
     if weights:
         state = read_weights(weights)
         # Converters look at the model's modules, so they come before the pruning.
@@ -216,7 +222,7 @@ class TimmBackbone(PyramidBackbone):
     Args:
         name: timm's name, ``architecture[.tag]``.
         pretrained: download timm's weights.
-        weights: local file, wins over ``pretrained``; "" for none.
+        weights: local file or ``package:NAME``, wins over ``pretrained``; "" for none.
         out_indices: feature levels, see :func:`choose_levels`.
         in_channels: channels of the images.
         drop_path: stochastic depth of the last block.
@@ -253,6 +259,7 @@ class TimmBackbone(PyramidBackbone):
             raise ValueError(f"MODEL.TIMM.NAME={name!r}: timm gives no access to the features of this model")
         self.levels = prune_and_load(model, levels, weights)
         adapt_to_any_size(model)
+        speed_up_depthwise(model)
         self.model = convert_batch_norms(model, norm)
         if recompute:
             self.model.set_grad_checkpointing(True)

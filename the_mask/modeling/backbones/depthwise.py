@@ -1,0 +1,76 @@
+"""Depthwise convolutions whose weight gradient stays fast in bfloat16 on a CPU.
+
+oneDNN has fast bfloat16 kernels for all of a mobile network but one: the weight gradient of depthwise kernels larger
+than 3x3 falls to a scalar loop that alone takes half of a training step. Here that one gradient is computed in float32,
+from operands of bfloat16, which is both faster and more accurate. Parameters, keys and results of the forward pass are
+those of the plain layers. Axes: B images, C channels, H W map, k kernel side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame, pad_same
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _MixedGradient(torch.autograd.Function):
+    """Depthwise convolution [B,C,H,W] in bfloat16 with the weight gradient in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = (stride, padding)
+        return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.geometry
+        for_x, for_weight = ctx.needs_input_grad[:2]
+
+        def gradients(cast: torch.dtype, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+            operands = (tensor.to(cast) for tensor in (grad, x, weight))
+            return torch.ops.aten.convolution_backward(
+                *operands, None, stride, padding, [1, 1], False, [0, 0], x.shape[1], mask
+            )
+
+        grad_x = gradients(x.dtype, [True, False, False])[0] if for_x else None
+        grad_weight = gradients(torch.float32, [False, True, False])[1].to(weight.dtype) if for_weight else None
+        return grad_x, grad_weight, None, None
+
+
+def _wants_mixed(x: Tensor) -> bool:
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.device.type == "cpu" and autocast and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class _Depthwise(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if not _wants_mixed(x):
+            return super().forward(x)
+        return _MixedGradient.apply(x.bfloat16(), self.weight.bfloat16(), [*self.stride], [*self.padding])
+
+
+class _DepthwiseSame(Conv2dSame):
+    def forward(self, x: Tensor) -> Tensor:
+        if not _wants_mixed(x):
+            return super().forward(x)
+        x = pad_same(x.bfloat16(), self.kernel_size, self.stride)
+        return _MixedGradient.apply(x, self.weight.bfloat16(), [*self.stride], [0, 0])
+
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Depthwise, Conv2dSame: _DepthwiseSame}
+
+
+def speed_up_depthwise(model: nn.Module) -> None:
+    """Give the depthwise layers of a model that would train slowly the fast gradient; in place."""
+    for module in model.modules():
+        if type(module) not in FAST or not isinstance(module, nn.Conv2d):
+            continue
+        depthwise = module.groups == module.in_channels == module.out_channels > 1
+        plain = module.bias is None and module.dilation == (1, 1) and module.padding_mode == "zeros"
+        if depthwise and plain and not isinstance(module.padding, str) and max(module.kernel_size) > 3:
+            module.__class__ = FAST[type(module)]
