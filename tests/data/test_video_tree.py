@@ -1,5 +1,7 @@
 """Trees on disk become records; defects are named."""
 
+import shutil
+
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -119,6 +121,30 @@ def test_missing_data_say_how_to_get_them(tmp_path):
         (tmp_path / "nowhere" / "camvid").mkdir(parents=True)
         with pytest.raises(FileNotFoundError, match=r"neither .*test\.txt nor .*test/ exists"):
             get_records("camvid_test")
+    finally:
+        register_all()
+
+
+def test_camvid_by_sequence(tmp_path):
+    """A training sequence and the rest of the training set share nothing and are the whole together."""
+    for sequence, frames in (("0001TP", 2), ("0006R0", 3), ("0016E5", 4)):
+        for folder in ("origin", "mask"):
+            (tmp_path / "camvid" / "train" / sequence / folder).mkdir(parents=True)
+            for number in range(frames):
+                image = Image.new("RGB" if folder == "origin" else "L", (6, 4))
+                image.save(tmp_path / "camvid" / "train" / sequence / folder / f"{sequence}_{number}.png")
+    register_all(tmp_path)
+    try:
+        lengths = {r["video_id"]: len(r["frames"]) for r in get_records("camvid_train")}
+        for held_out in lengths:
+            one, rest = get_records(f"camvid_{held_out}"), get_records(f"camvid_train_without_{held_out}")
+            assert [r["video_id"] for r in one] == [held_out]
+            assert {r["video_id"]: len(r["frames"]) for r in one + rest} == lengths
+        shutil.rmtree(tmp_path / "camvid" / "train" / "0006R0")
+        register_all(tmp_path)
+        with pytest.raises(ValueError, match="camvid_0006R0 needs sequence 0006R0"):
+            get_records("camvid_0006R0")
+        assert len(get_records("camvid_train_without_0006R0")) == 2
     finally:
         register_all()
 

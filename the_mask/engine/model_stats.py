@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ class ModelStats:
         return None if self.activations is None else self.state + self.activations
 
 
+def model_configs(folder: Path) -> list[Path]:
+    """Configs of whole models below a folder: no bases (``_*.yaml``) and no fragments (``backbones/``)."""
+    return sorted(p for p in folder.rglob("*.yaml") if not p.name.startswith("_") and p.parent.name != "backbones")
+
+
 def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:
     """Count the model of a config at its training size, one clip whose every frame is predicted.
 
@@ -67,6 +73,8 @@ def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
+    # Nothing to count in them, and they may come from an optional package.
+    cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.BEIT.WEIGHTS = ""
     with torch.device("meta"):
         model: Any = build_model(cfg)
     # Eval mode: stochastic depth leaves whole branches out, and batch statistics need several images.
