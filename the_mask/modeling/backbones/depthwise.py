@@ -20,13 +20,13 @@ class _MixedGradient(torch.autograd.Function):
     """Depthwise convolution [B,C,H,W] in bfloat16 with the weight gradient in float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = (stride, padding)
         return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         stride, padding = ctx.geometry
         for_x, for_weight = ctx.needs_input_grad[:2]
@@ -58,11 +58,11 @@ class _DepthwiseSame(Conv2dSame):
     def forward(self, x: Tensor) -> Tensor:
         if not _wants_mixed(x):
             return super().forward(x)
-        x = pad_same(x.bfloat16(), self.kernel_size, self.stride)
+        x = pad_same(x.bfloat16(), [*self.kernel_size], [*self.stride])
         return _MixedGradient.apply(x, self.weight.bfloat16(), [*self.stride], [0, 0])
 
 
-FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Depthwise, Conv2dSame: _DepthwiseSame}
+FAST: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: _Depthwise, Conv2dSame: _DepthwiseSame}
 
 
 def speed_up_depthwise(model: nn.Module) -> None:

@@ -49,12 +49,11 @@ def to_timm_names(state: Mapping[str, Tensor], depths: Sequence[int]) -> dict[st
         if name.startswith("_blocks."):
             _, number, part, leaf = name.split(".", 3)
             expanded = f"_blocks.{number}._expand_conv.weight" in state
-            new = {**(EXPANDED if expanded else PLAIN), **SQUEEZE}.get(part)
-            place = f"{places[int(number)]}.{new}"
+            names, place = {**(EXPANDED if expanded else PLAIN), **SQUEEZE}, f"{places[int(number)]}."
         else:
             part, leaf = name.split(".", 1)
-            new = place = OUTER.get(part)
-        if new is None:
+            names, place = OUTER, ""
+        if part not in names:
             raise ValueError(f"unknown tensor {name}")
-        renamed[f"{place}.{leaf}"] = value
+        renamed[f"{place}{names[part]}.{leaf}"] = value
     return renamed

@@ -158,7 +158,7 @@ def convert_weights(model: nn.Module, state: dict[str, Tensor], path: str) -> di
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         if is_first_port(state):
-            return to_timm_names(state, [len(stage) for stage in model.blocks])  # type: ignore[arg-type, union-attr]
+            return to_timm_names(state, [len(stage) for stage in model.blocks])  # type: ignore[union-attr]
         return state if convert is None else convert(state, model)
     except (KeyError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"WEIGHTS: {path} is of another family than {type(model).__name__}: {error}") from error
