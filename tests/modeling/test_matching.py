@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from the_mask.modeling.mask.matching import assign, match_all
+from the_mask.modeling.mask.matching import assign, first_frames, match_all
 
 
 def best_total(cost: np.ndarray) -> float:
@@ -145,3 +145,48 @@ def test_match_all_names_what_is_not_finite():
     result = match_all(costs, 1, names=["final of clip a", "aux 3 of clip b"], on_nonfinite=messages.append)
     assert messages == ["aux 3 of clip b: 2 of 4 matching costs are NaN or infinite"]
     assert len(result[1][0][0]) == 2
+
+
+def in_order_by_brute_force(cost, order, rounds):
+    """Every way to give each group of targets its queries, group after group; the best of each group is kept."""
+    free, result = list(range(cost.shape[0])), []
+    for _ in range(rounds):
+        taken = {}
+        for turn in sorted(set(order)):
+            targets = [n for n, own in enumerate(order) if own == turn]
+            number = min(len(free), len(targets))
+            ways = [
+                (sum(cost[q, n] for q, n in zip(queries, chosen, strict=True)), queries, chosen)
+                for chosen in itertools.combinations(targets, number)
+                for queries in itertools.permutations(free, number)
+            ]
+            _, queries, chosen = min(ways, key=lambda way: way[0])
+            taken |= dict(zip(chosen, queries, strict=True))
+            free = [q for q in free if q not in queries]
+        result.append(taken)
+    return result
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), q=st.integers(1, 6), n=st.integers(0, 4), rounds=st.integers(1, 3))
+def test_targets_matched_in_order_keep_their_queries(seed, q, n, rounds):
+    generator = np.random.default_rng(seed)
+    cost, order = generator.normal(size=(q, n)), generator.integers(0, 3, n).tolist()
+    found = [dict(zip(t.tolist(), q.tolist(), strict=True)) for q, t in assign(cost, rounds, order=order)]
+    assert found == in_order_by_brute_force(cost, order, rounds)
+    # One turn for all is the usual matching.
+    alone = assign(cost, rounds, order=[7] * n)
+    for pair, same in zip(alone, assign(cost, rounds), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(pair, same, strict=True))
+
+
+def test_order_of_another_length():
+    with pytest.raises(ValueError, match="order has 2 numbers for 3 targets"):
+        assign(np.zeros((4, 3)), 1, order=[0, 1])
+
+
+def test_first_frames():
+    present = [[False, True, False], [True, True, False], [True, False, False]]
+    assert first_frames(present, [0, 1, 2]) == [1, 0, 2]
+    # Frame 0 does not count; the last target is nowhere.
+    assert first_frames(present, [1, 2]) == [1, 1, 2]

@@ -64,3 +64,20 @@ def add_keys(cfg: CfgNode) -> None:
     # Norm of the pyramid.
     cfg.MODEL.BEIT.NORM = "SyncBN"
     cfg.MODEL.BEIT.CHECKPOINT = False
+
+    # build_vit_backbone: a plain vision transformer of timm (DINOv2, DINOv3, ViT), for EncoderSegmentor.
+    cfg.MODEL.VIT = CfgNode()
+    cfg.MODEL.VIT.NAME = "vit_small_patch14_reg4_dinov2"
+    # Side (pixels) of the square that the position table is for; images of other sizes resample it.
+    cfg.MODEL.VIT.IMG_SIZE = 512
+    # Side (pixels) of a patch; 0 keeps the model's, another one resamples its kernel.
+    cfg.MODEL.VIT.PATCH_SIZE = 16
+    # As MODEL.TIMM's; kernel and position table of another size are resampled.
+    cfg.MODEL.VIT.PRETRAINED = False
+    cfg.MODEL.VIT.WEIGHTS = ""
+    cfg.MODEL.VIT.DROP_PATH = 0.0
+    # Smaller relatives of a model, for tests and small machines; 0 keeps the model's.
+    cfg.MODEL.VIT.WIDTH = 0
+    cfg.MODEL.VIT.DEPTH = 0
+    cfg.MODEL.VIT.HEADS = 0
+    cfg.MODEL.VIT.CHECKPOINT = False

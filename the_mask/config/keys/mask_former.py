@@ -37,6 +37,9 @@ def add_keys(cfg: CfgNode) -> None:
     # Where queries' masks are merged into class scores: "mask" (at mask size, then the scores are enlarged; THE-Mask's
     # order) or "input" (masks are enlarged to the network input, then merged; the released Mask2Former's order).
     cfg.MODEL.MASK_FORMER.MERGE_AT = "mask"
+    # When a target of a clip gets its query: "clip", by the costs over all its frames; or "first-frame", in the first
+    # frame that shows it, among queries that are still free (VidEoMT; for queries carried from frame to frame).
+    cfg.MODEL.MASK_FORMER.MATCHING = "clip"
     # Position encoding of the mask decoder's keys: "sine2d" (image Mask2Former) or "sine3d" (THE-Mask).
     cfg.MODEL.MASK_FORMER.POSITION_ENCODING = "sine2d"
 

@@ -8,7 +8,7 @@ from the_mask.modeling.backbones.internimage import InternImage, build_internima
 from the_mask.modeling.backbones.mit import MixTransformer, build_mit_backbone
 from the_mask.modeling.backbones.resnet_d8 import build_resnet_d8_backbone
 from the_mask.modeling.backbones.swiftnet_resnet18 import build_swiftnet_r18_backbone
-from the_mask.modeling.backbones.timm_backbone import build_beit_backbone, build_timm_backbone
+from the_mask.modeling.backbones.timm_backbone import build_beit_backbone, build_timm_backbone, build_vit_backbone
 
 __all__ = [
     "InternImage",
@@ -20,4 +20,5 @@ __all__ = [
     "build_resnet_d8_backbone",
     "build_swiftnet_r18_backbone",
     "build_timm_backbone",
+    "build_vit_backbone",
 ]

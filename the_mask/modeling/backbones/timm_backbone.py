@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 
 from the_mask.modeling.backbones.common import PyramidBackbone
+
+if TYPE_CHECKING:
+    from the_mask.modeling.backbones.plain_vit import PlainViT
 
 
 @BACKBONE_REGISTRY.register()
@@ -48,3 +53,25 @@ def build_beit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone
         recompute=options.CHECKPOINT,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PlainViT:
+    """Plain vision transformer from ``MODEL.VIT``; ``MODEL.BACKBONE.FREEZE_AT`` above 0 freezes all of it."""
+    from the_mask.modeling.backbones.plain_vit import PlainViT
+
+    options = cfg.MODEL.VIT
+    backbone = PlainViT(
+        options.NAME,
+        image_size=options.IMG_SIZE,
+        patch_size=options.PATCH_SIZE,
+        pretrained=options.PRETRAINED,
+        weights=options.WEIGHTS,
+        in_channels=input_shape.channels or 3,
+        drop_path=options.DROP_PATH,
+        width=options.WIDTH,
+        depth=options.DEPTH,
+        heads=options.HEADS,
+        recompute=options.CHECKPOINT,
+    )
+    return backbone.requires_grad_(cfg.MODEL.BACKBONE.FREEZE_AT == 0)

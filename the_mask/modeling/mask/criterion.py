@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from the_mask.modeling.mask import losses
 from the_mask.modeling.mask.matched_maps import MapGroup, gather_maps
-from the_mask.modeling.mask.matching import Pairs, match_all
+from the_mask.modeling.mask.matching import Pairs, first_frames, match_all
 from the_mask.modeling.mask.points import (
     importance_points,
     point_generator,
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Streams of random points of a sample, see points.point_generator.
 _MATCHING, _PRIMARY, _SECONDARY = 0, 1, 3
 _FRAME_BRANCH = 1  # added to the stream of the clip branch
+MATCHINGS = ("clip", "first-frame")
 
 Outputs = Mapping[str, Any]
 
@@ -46,6 +47,10 @@ class MaskCriterion(nn.Module):
     rounds' pairs, whose targets are the ground truth where the query already predicts foreground. The frame branch has
     the same losses times ``frame_weight``. Normalisers are means over ranks, so that ranks together compute the loss of
     one process with the whole batch (see `losses.mean_over_ranks`).
+
+    A model whose queries are carried from frame to frame has classes per frame (``pred_logits`` [B, T, Q, K + 1]
+    without a frame branch). There a query has its target's class and mask in the frames that show the target; in the
+    others it is no-object, and its mask is free.
 
     Attributes:
         empty_weight: buffer [K + 1], class weights of the cross-entropy.
@@ -81,11 +86,12 @@ class MaskCriterion(nn.Module):
         frame_weight: float = 0.25,
         warmup_iters: int = 0,
         warmup_mode: str = "iteration",
+        matching: str = "clip",
     ):
         """Weights and options; the keys of ``MODEL.MASK_FORMER`` and ``MODEL.THE_MASK`` say what each means.
 
         Raises:
-            ValueError: ``rounds < 1`` or an unknown ``second_round_cost`` or ``warmup_mode``.
+            ValueError: ``rounds < 1`` or an unknown ``second_round_cost``, ``warmup_mode`` or ``matching``.
         """
         super().__init__()
         if rounds < 1:
@@ -94,6 +100,9 @@ class MaskCriterion(nn.Module):
             raise ValueError(f"MODEL.THE_MASK.SECOND_ROUND_COST must be 'full' or 'bce', got {second_round_cost!r}")
         if warmup_mode not in ("iteration", "reference"):
             raise ValueError(f"MODEL.THE_MASK.WARMUP_MODE must be 'iteration' or 'reference', got {warmup_mode!r}")
+        if matching not in MATCHINGS:
+            raise ValueError(f"MODEL.MASK_FORMER.MATCHING must be 'clip' or 'first-frame', got {matching!r}")
+        self.matching = matching
         self.num_classes = num_classes
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
         self.num_points, self.oversample_ratio = num_points, oversample_ratio
@@ -134,6 +143,7 @@ class MaskCriterion(nn.Module):
             "frame_weight": the_mask.FRAME_WEIGHT,
             "warmup_iters": the_mask.WARMUP_ITERS,
             "warmup_mode": the_mask.WARMUP_MODE,
+            "matching": mask_former.MATCHING,
         }
 
     def active_rounds(self, iteration: int) -> int:
@@ -154,9 +164,9 @@ class MaskCriterion(nn.Module):
         """Weighted losses of one batch.
 
         Args:
-            outputs: ``pred_logits`` [B, Q, K + 1], ``pred_masks`` [B, Q, T, h, w], ``aux_outputs`` (optional list of
-                such dicts), and optionally ``frame``: the frame branch with ``pred_logits`` [B, T, Q, K + 1],
-                ``pred_masks`` [B, Q, T, h, w] and ``aux_outputs``.
+            outputs: ``pred_logits`` [B, Q, K + 1] or, per frame, [B, T, Q, K + 1], ``pred_masks`` [B, Q, T, h, w],
+                ``aux_outputs`` (optional list of such dicts), and optionally ``frame``: the frame branch with
+                ``pred_logits`` [B, T, Q, K + 1], ``pred_masks`` [B, Q, T, h, w] and ``aux_outputs``.
             targets: one per clip, with T frames, ``index_map`` on the outputs' device and at one size.
             seeds: one per clip: where its random points come from. None draws seeds from torch's global generator.
             iteration: of the trainer, for the warm-up.
@@ -187,7 +197,7 @@ class MaskCriterion(nn.Module):
                     for s, value in enumerate(values.unbind(0)):
                         suffix = "" if s == len(sets) - 1 else f"_{s}"
                         result[f"{prefix}{name}{suffix}"] = weight * value
-        self._record(matches, targets, branches[""][0]["pred_logits"].shape[1], rounds, iteration)
+        self._record(matches, targets, branches[""][0]["pred_logits"].shape[-2], rounds, iteration)
         return result
 
     def _check(self, branches: Mapping[str, list[Outputs]], targets: Sequence[ClipTargets]) -> None:
@@ -217,33 +227,48 @@ class MaskCriterion(nn.Module):
         num_sets, device = len(class_sets), class_sets[0]["pred_logits"].device
         costs: dict[tuple[int, int], Tensor] = {}
         later: dict[tuple[int, int], Tensor] = {}
+        orders: list[list[int]] = []
         for b, target in enumerate(targets):
             if target.num_targets == 0:
+                orders.append([])
                 continue
             frames = target.supervised_frames(self.valid_mask)
+            firsts = first_frames(target.present, frames) if self.matching == "first-frame" else []
+            orders.append(firsts)
+            if firsts:
+                frames = sorted(set(firsts))
             generator = point_generator(seeds[b], _MATCHING, device)
             points = torch.rand(num_sets, self.num_points, 2, generator=generator, device=device)
             # [T'][S, P, N + 1]; the last column is the ignored share of the point.
             sampled = [shared_index_sample(target.index_map[t], points, target.num_targets + 1) for t in frames]
             labels = target.labels.to(device)
             for s in range(num_sets):
-                sums: losses.MaskSums | None = None
+                logits = class_sets[s]["pred_logits"][b]
+                parts = []
                 for t, values in zip(frames, sampled, strict=True):
                     truth = values[s]
                     # Beyond the border lies what the border pixel is: normalising the share does just that.
                     skip_ignored = self.valid_mask and target.has_ignored[t]
                     valid = 1 - truth[:, -1] / truth.sum(1) if skip_ignored else None
-                    for rows, logits in shared_point_blocks(mask_sets[s]["pred_masks"][b, :, t], points[s]):
-                        part = losses.pairwise_mask_sums(
-                            logits.t(), truth[rows, :-1].t(), None if valid is None else valid[rows]
-                        )
-                        sums = part if sums is None else sums.plus(part)
-                assert sums is not None
-                bce = losses.bce_cost(sums)
+                    parts.append(_mask_sums(mask_sets[s]["pred_masks"][b, :, t], truth[:, :-1], valid, points[s]))
+                if firsts:
+                    # Each target's column comes from its first frame.
+                    picked = [[n for n, first in enumerate(firsts) if first == t] for t in frames]
+                    columns = torch.tensor([n for group in picked for n in group], device=device).argsort()
+                    bces = [losses.bce_cost(sums)[:, group] for sums, group in zip(parts, picked, strict=True)]
+                    dices = [losses.dice_cost(sums)[:, group] for sums, group in zip(parts, picked, strict=True)]
+                    bce, dice = torch.cat(bces, 1)[:, columns], torch.cat(dices, 1)[:, columns]
+                    class_logits = logits if logits.ndim == 2 else logits[firsts]
+                else:
+                    sums = parts[0]
+                    for part in parts[1:]:
+                        sums = sums.plus(part)
+                    bce, dice = losses.bce_cost(sums), losses.dice_cost(sums)
+                    class_logits = logits if logits.ndim == 2 else logits[frames]
                 costs[s, b] = (
-                    self.class_weight * losses.class_cost(class_sets[s]["pred_logits"][b], labels)
+                    self.class_weight * _class_cost(class_logits, labels, bool(firsts))
                     + self.mask_weight * bce
-                    + self.dice_weight * losses.dice_cost(sums)
+                    + self.dice_weight * dice
                 )
                 later[s, b] = bce
         keys = sorted(costs)
@@ -254,6 +279,7 @@ class MaskCriterion(nn.Module):
             [later[k] for k in keys] if self.second_round_cost == "bce" else None,
             [f"{_set_name(s, num_sets)} of clip {targets[b].name or b}" for s, b in keys],
             self._report_nonfinite,
+            [orders[b] for _, b in keys] if self.matching == "first-frame" else None,
         )
         by_key = dict(zip(keys, found, strict=True))
         empty = torch.zeros(0, dtype=torch.long)
@@ -271,7 +297,7 @@ class MaskCriterion(nn.Module):
         self.nonfinite_total += 1
 
     def _classification(
-        self, sets: list[Outputs], matches: list[list[list[Pairs]]], targets: Sequence[ClipTargets], per_frame: bool
+        self, sets: list[Outputs], matches: list[list[list[Pairs]]], targets: Sequence[ClipTargets], frame_branch: bool
     ) -> dict[str, Tensor]:
         """``loss_ce`` [S]. All rounds' queries are positive with full weight, all others are no-object.
 
@@ -280,17 +306,23 @@ class MaskCriterion(nn.Module):
         """
         logits = torch.stack([s["pred_logits"] for s in sets])  # [S, B, (T,) Q, K + 1]
         num_sets, num_clips, num_queries = logits.shape[0], logits.shape[1], logits.shape[-2]
-        classes = torch.full((num_sets, num_clips, num_queries), self.num_classes)
-        counted = torch.zeros(num_clips, logits.shape[2] if per_frame else 1)
+        per_frame = logits.ndim == 5
+        num_frames = logits.shape[2] if per_frame else 1
+        classes = torch.full((num_sets, num_clips, num_frames, num_queries), self.num_classes)
+        counted = torch.zeros(num_clips, num_frames)
         for b, target in enumerate(targets):
             frames = target.supervised_frames(self.valid_mask)
             counted[b, frames if per_frame else slice(0, len(frames) > 0)] = 1.0
+            shown = torch.tensor(target.present, dtype=torch.bool).reshape(len(target.present), target.num_targets)
             for s in range(num_sets):
                 for query, index in matches[s][b]:
-                    classes[s, b, query] = target.labels[index]
+                    label = target.labels[index].expand(num_frames, -1)
+                    absent = torch.full_like(label, self.num_classes)
+                    by_presence = per_frame and not frame_branch
+                    classes[s, b, :, query] = torch.where(shown[:, index], label, absent) if by_presence else label
         classes = classes.to(logits.device)
-        weights = self.empty_weight[classes].unsqueeze(2) * counted.to(logits.device).unsqueeze(-1)  # [S, B, T', Q]
-        rows = classes.unsqueeze(2).expand_as(weights).reshape(num_sets, -1)
+        weights = self.empty_weight[classes] * counted.to(logits.device).unsqueeze(-1)  # [S, B, T', Q]
+        rows = classes.reshape(num_sets, -1)
         weights = weights.reshape(num_sets, -1)
         # The released code divides by each GPU's own sum of weights, which makes the loss depend on how clips are
         # spread over GPUs. Here the sum is over all ranks.
@@ -309,10 +341,14 @@ class MaskCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """``loss_mask``, ``loss_dice`` and, with later rounds, their secondary twins, each [S]."""
         supervised = [t.supervised_frames(self.valid_mask) for t in targets]
-        groups, maps = gather_maps(sets, matches, supervised)
+        by_presence = sets[0]["pred_logits"].ndim == 4 and not frame_branch
+        groups, maps = gather_maps(sets, matches, supervised, [t.present for t in targets] if by_presence else None)
         device = maps.device
         # Spec: num_masks * T with T labelled frames per clip; the same number serves the frame branch.
-        count = sum(t.num_targets * len(frames) for t, frames in zip(targets, supervised, strict=True))
+        count = sum(
+            sum(sum(t.present[frame]) if by_presence else t.num_targets for frame in frames)
+            for t, frames in zip(targets, supervised, strict=True)
+        )
         num_maps = losses.mean_over_ranks(torch.tensor(float(count), device=device)).clamp(min=1.0)
         generators: dict[tuple[int, int], torch.Generator] = {}
         totals = {name: maps[:0].sum() + torch.zeros(len(sets), device=device) for name in _mask_terms(rounds)}
@@ -407,6 +443,29 @@ class MaskCriterion(nn.Module):
 def _prediction_sets(outputs: Outputs) -> list[Outputs]:
     """Auxiliary sets first, the final one last."""
     return [*(outputs.get("aux_outputs") or []), outputs]
+
+
+def _mask_sums(maps: Tensor, truth: Tensor, valid: Tensor | None, points: Tensor) -> losses.MaskSums:
+    """Sums of masks [Q, h, w] with targets [P, N] at points [P, 2] of one frame; ``valid``: [P]."""
+    sums: losses.MaskSums | None = None
+    for rows, logits in shared_point_blocks(maps, points):
+        part = losses.pairwise_mask_sums(logits.t(), truth[rows].t(), None if valid is None else valid[rows])
+        sums = part if sums is None else sums.plus(part)
+    assert sums is not None
+    return sums
+
+
+def _class_cost(logits: Tensor, labels: Tensor, of_targets: bool) -> Tensor:
+    """Class cost [Q, N].
+
+    Args:
+        logits: [Q, K + 1]; or one per target [N, Q, K + 1] with ``of_targets``; or one per frame, which are averaged.
+    """
+    if logits.ndim == 2:
+        return losses.class_cost(logits, labels)
+    if of_targets:
+        return torch.cat([losses.class_cost(own, labels[n : n + 1]) for n, own in enumerate(logits)], dim=1)
+    return torch.stack([losses.class_cost(frame, labels) for frame in logits]).mean(0)
 
 
 def _set_name(index: int, num_sets: int) -> str:

@@ -25,9 +25,14 @@ class MapGroup(NamedTuple):
 
 
 def gather_maps(
-    sets: Sequence[Mapping[str, Any]], matches: list[list[list[Pairs]]], supervised: Sequence[Sequence[int]]
+    sets: Sequence[Mapping[str, Any]],
+    matches: list[list[list[Pairs]]],
+    supervised: Sequence[Sequence[int]],
+    present: Sequence[Sequence[Sequence[bool]]] | None = None,
 ) -> tuple[list[MapGroup], Tensor]:
     """The matched maps of all sets, rounds, clips and supervised frames, in float32.
+
+    ``present`` (per clip, frame and target) leaves out the frames that do not show a target.
 
     One indexing per prediction set, whatever the number of rounds: its gradient is a dense zero tensor with the few
     matched maps filled in, and a second one of those would cost more than the secondary loss.
@@ -42,6 +47,7 @@ def gather_maps(
         for r, (queries, indices) in enumerate(rounds)
         for q, n in zip(queries.tolist(), indices.tolist(), strict=True)
         for t in supervised[b]
+        if present is None or present[b][t][n]
     ]
     entries.sort()
     groups: list[MapGroup] = []

@@ -1,7 +1,11 @@
 """Hungarian matching of queries to targets, in one or more rounds.
 
-Axes: Q queries, N targets. Round one is Mask2Former's; THE-Mask's second round gives each target one more query among
-those that are left (spec: "two-round hierarchical matching").
+Axes: Q queries, N targets, T frames. Round one is Mask2Former's; THE-Mask's second round gives each target one more
+query among those that are left (spec: "two-round hierarchical matching").
+
+Where queries are carried from frame to frame, a target is matched in the first frame of the clip that shows it, among
+the queries that are still free, and keeps its query (VidEoMT): that is ``order``, the number of each target's first
+frame, with each column of the cost taken in that frame.
 """
 
 from __future__ import annotations
@@ -20,7 +24,12 @@ Pairs = tuple[Tensor, Tensor]
 _WORST_COST = 1e10
 
 
-def assign(cost: Tensor | np.ndarray, rounds: int = 2, later_cost: Tensor | np.ndarray | None = None) -> list[Pairs]:
+def assign(
+    cost: Tensor | np.ndarray,
+    rounds: int = 2,
+    later_cost: Tensor | np.ndarray | None = None,
+    order: Sequence[int] | None = None,
+) -> list[Pairs]:
     """Assign queries to targets, each round an optimal one-to-one assignment of the queries that are still free.
 
     Rows of assigned queries are dropped from the matrix and the indices mapped back. A round makes
@@ -31,12 +40,15 @@ def assign(cost: Tensor | np.ndarray, rounds: int = 2, later_cost: Tensor | np.n
         cost: [Q, N].
         rounds: number of rounds, >= 1.
         later_cost: [Q, N], the cost of every round after the first; default ``cost``.
+        order: [N], when each target's turn comes: within a round, targets of one number are assigned together, lower
+            numbers first, and keep their queries. None: all together.
 
     Returns:
         One pair (query_idx, target_idx) of int64 CPU tensors per round, sorted by target.
 
     Raises:
-        ValueError: ``rounds < 1``, or a cost that is not a matrix, or two costs of different shape.
+        ValueError: ``rounds < 1``, a cost that is not a matrix, two costs of different shape, or an ``order`` of
+            another length.
     """
     if rounds < 1:
         raise ValueError(f"rounds of matching must be >= 1, got {rounds}")
@@ -44,15 +56,37 @@ def assign(cost: Tensor | np.ndarray, rounds: int = 2, later_cost: Tensor | np.n
     later = first if later_cost is None else _finite(later_cost)
     if first.ndim != 2 or first.shape != later.shape:
         raise ValueError(f"costs must be one [Q, N] shape, got {first.shape} and {later.shape}")
+    turns = np.zeros(first.shape[1], dtype=np.int64) if order is None else np.asarray(order, dtype=np.int64)
+    if turns.shape != first.shape[1:]:
+        raise ValueError(f"order has {turns.size} numbers for {first.shape[1]} targets")
+    groups = [np.flatnonzero(turns == turn) for turn in np.unique(turns)]
     free = np.arange(first.shape[0])
     result = []
     for r in range(rounds):
-        rows, targets = linear_sum_assignment((first if r == 0 else later)[free])
-        order = np.argsort(targets)
-        queries = free[rows[order]]
-        result.append((torch.from_numpy(queries.astype(np.int64)), torch.from_numpy(targets[order].astype(np.int64))))
-        free = np.delete(free, rows)
+        matrix = first if r == 0 else later
+        query_of: dict[int, int] = {}
+        for columns in groups:
+            rows, found = linear_sum_assignment(matrix[np.ix_(free, columns)])
+            query_of |= zip(columns[found].tolist(), free[rows].tolist(), strict=True)
+            free = np.delete(free, rows)
+        targets = sorted(query_of)
+        queries = [query_of[target] for target in targets]
+        result.append((torch.tensor(queries, dtype=torch.int64), torch.tensor(targets, dtype=torch.int64)))
     return result
+
+
+def first_frames(present: Sequence[Sequence[bool]] | Tensor, frames: Sequence[int]) -> list[int]:
+    """First of some frames that shows each target.
+
+    Args:
+        present: [T, N], whether target n is in frame t.
+        frames: numbers of the frames that count, rising.
+
+    Returns:
+        [N]; the last of the frames for a target that is in none of them.
+    """
+    shown = torch.as_tensor(present, dtype=torch.bool)
+    return [next((t for t in frames if shown[t, n]), frames[-1]) for n in range(shown.shape[1])]
 
 
 def _finite(cost: Tensor | np.ndarray) -> np.ndarray:
@@ -67,6 +101,7 @@ def match_all(
     later_costs: Sequence[Tensor] | None = None,
     names: Sequence[str] | None = None,
     on_nonfinite: Callable[[str], None] | None = None,
+    orders: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Pairs]]:
     """`assign` for many matrices (all prediction sets and clips of a step) after one device-to-host copy.
 
@@ -76,6 +111,7 @@ def match_all(
         later_costs: one per cost, or None.
         names: what each matrix belongs to, for messages.
         on_nonfinite: called with a message for each matrix with NaN or infinite entries; the matching goes on.
+        orders: one ``order`` per cost, or None.
 
     Returns:
         The rounds of each matrix.
@@ -95,5 +131,5 @@ def match_all(
         if bad and on_nonfinite is not None:
             where = names[i] if names is not None else f"cost matrix {i}"
             on_nonfinite(f"{where}: {bad} of {host[i].size} matching costs are NaN or infinite")
-        result.append(assign(host[i], rounds, later))
+        result.append(assign(host[i], rounds, later, None if orders is None else orders[i]))
     return result

@@ -28,6 +28,7 @@ class ClipTargets:
         labelled: per frame, whether it has labels.
         has_valid: per frame, whether some pixel is not ignored.
         has_ignored: per frame, whether some pixel is ignored.
+        present: per frame, whether each target has a pixel there: T tuples of N.
         name: the clip, for messages.
     """
 
@@ -36,6 +37,7 @@ class ClipTargets:
     labelled: tuple[bool, ...]
     has_valid: tuple[bool, ...]
     has_ignored: tuple[bool, ...]
+    present: tuple[tuple[bool, ...], ...]
     name: str = ""
 
     @property
@@ -133,6 +135,9 @@ def clip_targets(
         labelled=tuple(m is not None for m in maps),
         has_valid=tuple(has_valid),
         has_ignored=tuple(has_ignored),
+        present=tuple(
+            tuple(count is not None and i < len(count) and bool(count[i]) for i in labels.tolist()) for count in counts
+        ),
         name=name,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from the_mask.weights.converters import (
     beit,
     convnext,
+    encoder_only,
     huggingface,
     internimage,
     mask2former,
@@ -28,6 +29,7 @@ from the_mask.weights.converters.parts import Part
 from the_mask.weights.converters.rules import absent, apply_rules
 
 BACKBONES: tuple[Part, ...] = (
+    *encoder_only.VIT,
     *swin.PARTS,
     *convnext.PARTS,
     *beit.PARTS,
@@ -35,9 +37,10 @@ BACKBONES: tuple[Part, ...] = (
     *internimage.PARTS,
     *resnet.PARTS,
 )
-HEADS: tuple[Part, ...] = (*huggingface.PARTS, *mask2former.PARTS, *upernet.HEADS)
+HEADS: tuple[Part, ...] = (*huggingface.PARTS, *mask2former.PARTS, *encoder_only.HEAD, *upernet.HEADS)
 AUXILIARY: tuple[Part, ...] = upernet.AUXILIARY
-FAMILIES = tuple(sorted({part.family for part in (*BACKBONES, *HEADS)}))
+_ALL = (*BACKBONES, *HEADS, *encoder_only.RELEASED_HEAD, *encoder_only.HUGGINGFACE)
+FAMILIES = tuple(sorted({part.family for part in _ALL}))
 
 
 class UnknownLayoutError(ValueError):
@@ -64,6 +67,7 @@ class Section:
 
 
 _NO_HEAD = "this project has no such head"
+_FROM_CONFIG = "a constant that the config gives"
 # Programs, told apart by prefixes that must occur; the first that fits is taken, longer prefixes before shorter ones.
 LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[Section, ...]], ...] = (
     (
@@ -83,6 +87,32 @@ LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[Section, ...]], ...] = (
             Section("decode_head.", (), "", _NO_HEAD),
             Section("classifier.", (), "", "classifier"),
         ),
+    ),
+    (
+        "released EoMT",
+        ("network.",),
+        (
+            Section("network.encoder.backbone.", BACKBONES, "backbone."),
+            Section("network.encoder.", (), "", _FROM_CONFIG),
+            Section("network.", encoder_only.RELEASED_HEAD, "sem_seg_head."),
+            Section("criterion.", (), "", _FROM_CONFIG),
+        ),
+    ),
+    (
+        "released VidEoMT",
+        ("backbone.encoder.backbone.",),
+        (
+            Section("backbone.encoder.backbone.", BACKBONES, "backbone."),
+            Section("backbone.encoder.", (), "", _FROM_CONFIG),
+            Section("backbone.", encoder_only.RELEASED_HEAD, "sem_seg_head."),
+            Section("criterion.", (), "", _FROM_CONFIG),
+            Section("pixel_", (), "", _FROM_CONFIG),
+        ),
+    ),
+    (
+        "Hugging Face EoMT",
+        ("upscale_block.",),
+        (Section("criterion.", (), "", _FROM_CONFIG), Section("", encoder_only.HUGGINGFACE, "")),
     ),
     (
         "OpenMMLab",

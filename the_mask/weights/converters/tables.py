@@ -1,4 +1,4 @@
-"""Relative position tables made for another window or image size."""
+"""Position tables made for another window or image size."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from math import isqrt
 from torch import Tensor
 
 SUFFIX = ".relative_position_bias_table"
+# Absolute positions of a plain ViT.
+ABSOLUTE = "backbone.model.pos_embed"
+_PREFIX_TOKENS = ("backbone.model.cls_token", "backbone.model.reg_token")
 # Rows of BEiT's tables that belong to the class token.
 CLASS_TOKEN_ROWS = 3
 
 
 def fit_position_tables(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Resize the tables [rows,heads] of a file to those of a model.
+    """Resize the tables of a file to those of a model.
 
-    Swin's tables are interpolated as timm does, BEiT's as the released segmentation code does.
+    Tables [rows,heads] of Swin are interpolated as timm does, BEiT's as the released segmentation code does, and the
+    absolute positions [1,rows,D] of plain ViTs as timm does.
 
     Args:
         state: tensors by our names.
@@ -23,8 +27,17 @@ def fit_position_tables(state: Mapping[str, Tensor], ours: Mapping[str, Tensor])
 
     Returns:
         the state dict, and the names of the tables that were resized; tables of another number of heads stay.
+
+    Raises:
+        ValueError: absolute positions that are not those of a square of patches.
     """
     fitted, names = dict(state), []
+    if ABSOLUTE in state and ABSOLUTE in ours and state[ABSOLUTE].shape != ours[ABSOLUTE].shape:
+        from the_mask.modeling.backbones.plain_vit import resize_table
+
+        prefix = sum(ours[name].shape[1] for name in _PREFIX_TOKENS if name in ours)
+        fitted[ABSOLUTE] = resize_table(state[ABSOLUTE], ours[ABSOLUTE].shape, prefix, ABSOLUTE)
+        names.append(ABSOLUTE)
     for name, table in state.items():
         wanted = ours.get(name) if name.endswith(SUFFIX) else None
         if wanted is None or wanted.shape == table.shape or wanted.shape[1:] != table.shape[1:]:
