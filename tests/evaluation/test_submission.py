@@ -140,5 +140,51 @@ def test_two_runs_cannot_mix(model, tmp_path):
         predict_dataset(config(), model, NAME, tmp_path, "raw")
     with pytest.raises(ValueError, match="'palette'"):
         predict_dataset(config(), model, NAME, tmp_path, "palette")
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown/a.png").touch()
+    with pytest.raises(ValueError, match=r"of an unknown run \(no predictions.json\), e.g. .*a.png"):
+        predict_dataset(config(), model, NAME, tmp_path / "unknown")
     # What changes no prediction may differ.
     assert predict_dataset(config("OUTPUT_DIR", "elsewhere"), model, NAME, tmp_path) == 0
+
+
+def test_retrained_weights_are_another_run(model, tmp_path):
+    """The path of the weights is the same, their content is not."""
+    cfg = config("MODEL.WEIGHTS", "model_final.pth", "TEST.SAVE_SCORES", str(tmp_path / "scores"))
+    predict_dataset(cfg, model, NAME, tmp_path / "out")
+    retrained = build_model(config()).eval()
+    retrained.load_state_dict(model.state_dict())
+    assert predict_dataset(cfg, retrained, NAME, tmp_path / "out") == 0
+    next(retrained.parameters()).data += 1e-3
+    with pytest.raises(ValueError, match=r"differs in weights\), e.g. .*png; choose another"):
+        predict_dataset(cfg, retrained, NAME, tmp_path / "out")
+    # Their scores, too, would be taken for those of the new weights.
+    with pytest.raises(ValueError, match=r"scores holds predictions of another run \(differs in weights\), e.g. .*npz"):
+        predict_dataset(cfg, retrained, NAME, tmp_path / "new")
+    # An evaluation writes over them all, so that they are no longer those of the claim.
+    evaluate_dataset(cfg, retrained, NAME)
+    with pytest.raises(ValueError, match="unknown run"):
+        predict_dataset(cfg, model, NAME, tmp_path / "new")
+
+
+def test_changed_frames_and_inputs_are_another_run(model, tree, tmp_path):
+    folder = tmp_path / "members"
+    predict_dataset(config("TEST.SAVE_SCORES", str(folder)), model, NAME, tmp_path / "member")
+    cfg = config("TEST.ENSEMBLE.SCORES", [str(folder)])
+    predict_dataset(cfg, model, NAME, tmp_path / "out")
+    assert predict_dataset(cfg, model, NAME, tmp_path / "out") == 0
+    changed = folder / "a/00.npz"
+    content = changed.read_bytes()
+    changed.write_bytes((folder / "a/01.npz").read_bytes())
+    with pytest.raises(ValueError, match=r"differs in inputs\)"):
+        predict_dataset(cfg, model, NAME, tmp_path / "out")
+    changed.write_bytes(content)
+    frame = tree / "val/b/origin/03.png"
+    content = frame.read_bytes()
+    Image.new("RGB", (60, 40)).save(frame)
+    try:
+        with pytest.raises(ValueError, match=r"differs in frames\)"):
+            predict_dataset(cfg, model, NAME, tmp_path / "out")
+    finally:
+        frame.write_bytes(content)
+    assert predict_dataset(cfg, model, NAME, tmp_path / "out") == 0

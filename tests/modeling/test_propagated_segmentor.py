@@ -447,6 +447,15 @@ class TestTraining:
         files = sorted(path.relative_to(tmp_path / "cache").as_posix() for path in tmp_path.rglob("*.pt"))
         assert files == ["toy/v0/1.pt", "toy/v0/3.pt", "toy/v1/1.pt", "toy/v1/3.pt"]
 
+    def test_cached_scores_of_a_changed_picture_are_made_anew(self, tmp_path):
+        model = wrap(GSVNet(3), distances=(2,), cache=ScoreCache(tmp_path)).train()
+        batch = clips()
+        model(batch)
+        model.segmentor.frames = 0
+        batch[0]["frames"][1] = batch[0]["frames"][1] + 1
+        model(batch)
+        assert model.segmentor.frames == 1
+
     def test_cache_of_another_segmentor_is_refused(self, tmp_path):
         model = wrap(GSVNet(3), distances=(2,), cache=ScoreCache(tmp_path)).train()
         model(clips())

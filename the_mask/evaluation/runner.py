@@ -23,6 +23,7 @@ from the_mask.data.class_names import check_classes
 from the_mask.data.io import check_same_size, read_image
 from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
+from the_mask.evaluation.claims import disclaim
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.keyframe import evaluate_keyframes
@@ -97,6 +98,9 @@ def build_evaluator(
     save_dir = Path(cfg.TEST.SAVE_PREDICTIONS) if cfg.TEST.SAVE_PREDICTIONS else None
     if save_dir is not None and len(cfg.DATASETS.TEST) > 1:
         save_dir = save_dir / dataset_name
+    for written in (save_dir, cfg.TEST.SAVE_SCORES):
+        if written:
+            disclaim(written)
     return VideoSemSegEvaluator(
         dataset_name,
         windows=cfg.TEST.VC_WINDOWS,

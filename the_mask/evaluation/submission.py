@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import nn
 
 from the_mask.data import ClipMapper, get_records, tile_video
 from the_mask.data.class_names import check_classes
-from the_mask.data.files import inside, read_json, write_json
+from the_mask.data.files import inside
 from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
+from the_mask.evaluation.claims import claim_folder, make_claim
 from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
 from the_mask.evaluation.metrics import as_label_array
 from the_mask.evaluation.runner import ProgressMeter, evaluation_mode, make_stream, stream_videos, unwrap
@@ -27,9 +27,6 @@ from the_mask.inference.saved_scores import score_path
 
 logger = logging.getLogger(__name__)
 VALUES = ("train-ids", "raw")
-INDEX = "predictions.json"
-# Keys that change no prediction, or only where things are.
-IRRELEVANT = ("OUTPUT_DIR", "DATALOADER", "SOLVER", "SEED", "CUDNN_BENCHMARK", "VIS_PERIOD", "DATASETS")
 
 
 def predict_dataset(
@@ -52,24 +49,27 @@ def predict_dataset(
         Number of frames that were predicted now, by this process.
 
     Raises:
-        ValueError: unknown ``values``; the folder holds predictions of another config, data set or kind of values.
+        ValueError: unknown ``values``; the folder holds predictions of other weights, frames, config or kind of values.
     """
     if values not in VALUES:
         raise ValueError(f"values {values!r}: expected one of {', '.join(VALUES)}")
     check_classes(cfg, [dataset_name])
     folder = Path(folder)
-    claim_folder(folder, cfg, dataset_name, values)
+    plain, records = unwrap(model), get_records(dataset_name)
+    scores = Path(cfg.TEST.SAVE_SCORES) if cfg.TEST.SAVE_SCORES else None
+    claim = make_claim(cfg, plain, dataset_name, records, values)
+    claim_folder(folder, claim)
+    if scores is not None:
+        # Scores do not depend on the values of the PNGs.
+        claim_folder(scores, {key: text for key, text in claim.items() if key != "values"}, ".npz")
     metadata = MetadataCatalog.get(dataset_name)
     classes = len(metadata.stuff_classes)
     table = list(range(classes)) if values == "train-ids" else raw_values_of_classes(metadata.label_table, classes)
 
-    scores = Path(cfg.TEST.SAVE_SCORES) if cfg.TEST.SAVE_SCORES else None
-    records = get_records(dataset_name)
     open_records = [record for record in records if not _is_done(record, folder, scores)]
     shard = shard_videos([len(record["frames"]) for record in open_records], comm.get_world_size())[comm.get_rank()]
     mine = [open_records[i] for i in shard]
     logger.info(f"{dataset_name}: {len(records) - len(open_records)} of {len(records)} videos are there already")
-    plain = unwrap(model)
     meter = ProgressMeter(dataset_name, sum(len(record["frames"]) for record in mine))
     with evaluation_mode(plain), torch.no_grad(), meter:
         for clip, maps in _predictions(cfg, plain, dataset_name, mine, meter):
@@ -79,38 +79,6 @@ def predict_dataset(
                 meter.update(1)
     comm.synchronize()
     return meter.frames
-
-
-def claim_folder(folder: Path, cfg: CfgNode, dataset_name: str, values: str) -> None:
-    """Mark a folder as that of one config, so that a resumed run cannot mix predictions of two.
-
-    Raises:
-        ValueError: it is another one's.
-    """
-    claim = {"dataset": dataset_name, "values": values, "config": _fingerprint(cfg), "weights": str(cfg.MODEL.WEIGHTS)}
-    path = folder / INDEX
-    if path.is_file():
-        found = read_json(path, "claim")
-        different = [key for key in claim if found.get(key) != claim[key]]
-        if different:
-            raise ValueError(
-                f"{folder} holds predictions of another run (differs in {', '.join(different)}); choose another "
-                "folder, or delete this one"
-            )
-    elif comm.is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, claim)
-    comm.synchronize()
-
-
-def _fingerprint(cfg: CfgNode) -> str:
-    relevant = cfg.clone()
-    relevant.defrost()
-    for key in IRRELEVANT:
-        relevant.pop(key, None)
-    relevant.TEST.SAVE_SCORES = relevant.TEST.SAVE_PREDICTIONS = ""
-    relevant.MODEL.DEVICE = ""
-    return hashlib.sha256(relevant.dump().encode()).hexdigest()[:16]
 
 
 def _is_done(record: Record, folder: Path, scores: Path | None) -> bool:

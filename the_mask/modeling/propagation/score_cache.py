@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from the_mask.data.files import atomic_write, inside
+from the_mask.modeling.digest import weights_digest
 
 FINGERPRINT = "segmentor.txt"
 
@@ -41,7 +42,7 @@ class ScoreCache:
         return inside(self.folder, clip["dataset"], clip["video_id"], f"{clip['frame_ids'][position]}.pt")
 
     def read(self, clip: Mapping[str, Any], position: int, segmentor: nn.Module) -> Tensor | None:
-        """Scores [K, h, w], float16, or None if they are not kept yet.
+        """Scores [K, h, w], float16, or None if they are not kept yet, or were made from another picture.
 
         Raises:
             ValueError: the folder belongs to another segmentor, or a file of it is damaged.
@@ -51,28 +52,27 @@ class ScoreCache:
         if not path.is_file():
             return None
         try:
-            scores = torch.load(path, weights_only=True)
+            content = torch.load(path, weights_only=True)
         except (RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
-        return scores
+        # Files of older versions hold bare scores, whose frame may have been another one.
+        current = isinstance(content, dict) and content.get("frame") == _digest(clip["frames"][position])
+        return content["scores"] if current else None
 
     def write(self, clip: Mapping[str, Any], position: int, scores: Tensor) -> Tensor:
         """Keep scores, and return them as they will be read."""
         path = self.path(clip, position)
         kept = scores.half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda stream: torch.save(kept, stream))
+        content = {"frame": _digest(clip["frames"][position]), "scores": kept}
+        atomic_write(path, lambda stream: torch.save(content, stream))
         return kept
 
     def _check(self, segmentor: nn.Module) -> None:
         """Once: compare the segmentor with the one the folder was made by."""
         if self._checked:
             return
-        digest = hashlib.sha256(self.geometry.encode())
-        for name, value in sorted(segmentor.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().numpy().tobytes())
-        mine = digest.hexdigest()
+        mine = weights_digest(segmentor, self.geometry)
         note = self.folder / FINGERPRINT
         if note.is_file() and note.read_text().strip() != mine:
             raise ValueError(
@@ -83,6 +83,10 @@ class ScoreCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(note, f"{mine}\n".encode())
         self._checked = True
+
+
+def _digest(frame: Tensor) -> str:
+    return hashlib.sha256(frame.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def cache_from_config(cfg: CfgNode) -> ScoreCache | None:
@@ -101,6 +105,7 @@ def cache_from_config(cfg: CfgNode) -> ScoreCache | None:
             ("INPUT.CROP.ENABLED False", not given.CROP.ENABLED),
             ("INPUT.RANDOM_FLIP none", given.RANDOM_FLIP == "none"),
             ("INPUT.COLOR_JITTER none", given.COLOR_JITTER == "none"),
+            ("INPUT.PSEUDO_CLIP.ENABLED False", not given.PSEUDO_CLIP.ENABLED),
         )
         if not is_fixed
     ]
