@@ -24,10 +24,11 @@ from unittest import mock
 
 import torch
 from common import machine, peak_memory, quartiles, race, ratio, write_json
+from detectron2.config import CfgNode
 from torch import Tensor
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
-from the_mask.config import CfgNode, load_config
+from the_mask.config import load_config
 from the_mask.modeling.pixel.context import attention, criss_cross, dense
 from the_mask.modeling.pixel.context.registry import CONTEXT_BLOCKS, BlockInputs, ContextBlock, ShapeSpec
 from the_mask.modeling.pixel.context.types import ClipFeatures

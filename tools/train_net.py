@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto on one machine")
     parser.add_argument("--trust-pickle", action="store_true", help="open weights files that can run code (.pkl)")
     parser.add_argument("--allow-unsafe-yaml", action="store_true", help="open YAML that can run code")
+    parser.add_argument("--allow-remote-config", action="store_true", help="let the config and its _BASE_ be URLs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
     return parser
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         eval_only=args.eval_only,
         trust_pickle=args.trust_pickle,
         allow_unsafe_yaml=args.allow_unsafe_yaml,
+        allow_remote_config=args.allow_remote_config,
     )
     return exit_code(
         lambda: run_processes(

@@ -25,6 +25,14 @@ register_image_tree("NAME", folder / "pictures", folder / "masks", ["one", "two"
 """
 
 
+def test_what_runs_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "loud.py").write_text("")
+    import_dataset_modules([str(tmp_path / "loud.py")])
+    assert f"DATASETS.IMPORT RUNS THE CODE OF {tmp_path}/loud.py" in caplog.text
+    with pytest.raises(ValueError, match="expected names of modules"):
+        import_dataset_modules([3])
+
+
 def write_user_data(folder: Path, name: str) -> Path:
     """Two labelled pictures and the module ``<name>.py`` that registers them as ``<name>``."""
     for kind, array in (("pictures", np.zeros((8, 8, 3))), ("masks", np.arange(64).reshape(8, 8) % 2)):

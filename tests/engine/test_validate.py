@@ -24,6 +24,7 @@ def test_a_good_config_passes(tiny_shapes: Path, tmp_path: Path) -> None:
         ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 65535, "marks void pixels by 255: set MODEL.SEM_SEG_HEAD.IGNORE_VALUE 255"),
         ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 3, "IGNORE_VALUE 3 is also the id of a class"),
         ("SOLVER.IMS_PER_BATCH", 7, r"IMS_PER_BATCH 7 does not divide into 2 process\(es\) x SOLVER.ACCUM_STEPS 1; 8"),
+        ("SOLVER.IMS_PER_BATCH", 10**9, r"SOLVER.IMS_PER_BATCH 1000000000: expected a number in 1..65536"),
         ("SOLVER.ACCUM_STEPS", 3, "does not divide.*; 6 would"),
         ("SOLVER.MAX_ITER", 0, "SOLVER.MAX_ITER 0: expected a number >= 1"),
         ("SOLVER.EMA.DECAY", 1.0, "EMA.DECAY 1 never moves"),

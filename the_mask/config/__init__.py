@@ -1,17 +1,20 @@
-"""Configs: all keys of the_mask on top of Detectron2's (listed in ``config_keys``), and reading YAML with them."""
+"""Configs: all keys of the_mask on top of Detectron2's (listed in ``keys/``), and reading YAML with them."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from the_mask.config.compose import ConfigFile, config_names, find_config, flat_keys, read_config
 from the_mask.config.keys import SUBJECTS
+
+__all__ = ["ConfigFile", "add_the_mask_config", "config_names", "find_config", "load_config", "read_config"]
 
 
 def add_the_mask_config(cfg: CfgNode) -> None:
@@ -21,53 +24,55 @@ def add_the_mask_config(cfg: CfgNode) -> None:
 
 
 def load_config(
-    config_file: str | Path | None = None, overrides: Sequence[str] = (), allow_unsafe: bool = False
+    config_file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_unsafe: bool = False,
+    allow_remote: bool = False,
 ) -> CfgNode:
     """Read a YAML config on top of all defaults, apply ``KEY VALUE`` overrides, resolve ``MODEL.DEVICE: auto``.
 
     Args:
-        config_file: YAML file; its ``_BASE_`` is read first. ``None`` gives the defaults.
+        config_file: path or name of a config, see :func:`find_config`; what its ``_BASE_`` names is read first.
+            ``None`` gives the defaults.
         overrides: flat list ``[KEY, VALUE, ...]``.
         allow_unsafe: let YAML construct arbitrary Python objects. Off: such a file is an error.
+        allow_remote: let the config and its ``_BASE_`` be URLs.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: unknown key, value of another type, odd number of overrides, invalid or unsafe YAML, or a file of
-            another config version.
+        ValueError: unknown key, value of another type, odd number of overrides, invalid or unsafe YAML, a key given
+            twice, or a file of another config version.
     """
     cfg = get_cfg()
     add_the_mask_config(cfg)
     if config_file is not None:
-        _merge_file(cfg, Path(config_file), allow_unsafe)
+        if "://" in str(config_file) and not allow_remote:
+            raise ValueError(f"config {config_file} is on another machine; --allow-remote-config fetches it")
+        place = str(config_file) if "://" in str(config_file) else find_config(config_file)
+        _merge_tree(cfg, read_config(place, allow_unsafe, allow_remote), str(place))
     _merge_overrides(cfg, list(overrides))
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg
 
 
-def _merge_file(cfg: CfgNode, path: Path, allow_unsafe: bool) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"config file {path} does not exist")
+def _merge_tree(cfg: CfgNode, tree: dict[str, Any], label: str) -> None:
+    """Merge keys as Detectron2 merges those of a file, conversion from older versions included."""
+    # The instance's attribute wins over the class's method, which would read the file in its own way. The name must be
+    # that of a file that exists.
+    vars(cfg)["load_yaml_with_base"] = lambda filename, allow_unsafe=False: tree
+    tree.setdefault("VERSION", cfg.VERSION)
     try:
-        cfg.merge_from_file(str(path), allow_unsafe=allow_unsafe)
-    except yaml.constructor.ConstructorError as error:
-        raise ValueError(
-            f"{path}: YAML that builds Python objects is refused (see --allow-unsafe-yaml): {error}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        cfg.merge_from_file(__file__)
     except AssertionError as error:
         # Detectron2 compares VERSION with its own by an assertion.
-        raise ValueError(f"{path}: its config version does not fit this program's, {cfg.VERSION}: {error}") from error
+        raise ValueError(f"{label}: its config version does not fit this program's, {cfg.VERSION}: {error}") from error
     except KeyError as error:
-        raise ValueError(f"{path}: {_explain_key(cfg, error)}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: _BASE_ leads back to a file that is being read") from error
+        raise ValueError(f"{label}: {_explain_key(cfg, error)}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {_without_node(error)}") from error
-    except (AttributeError, TypeError) as error:
-        # yacs takes for granted that it got a dict.
-        raise ValueError(f"{path}: a config is a mapping of config keys to values ({error})") from error
+        raise ValueError(f"{label}: {_without_node(error)}") from error
+    finally:
+        vars(cfg).pop("load_yaml_with_base", None)
 
 
 def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
@@ -91,13 +96,5 @@ def _without_node(error: ValueError) -> str:
 def _explain_key(cfg: CfgNode, error: Exception, key: str | None = None) -> str:
     """Say which config key is unknown and which known ones look like it."""
     key = key or str(error).strip("'\"").removeprefix("Non-existent config key: ")
-    close = difflib.get_close_matches(key, list(_flat_keys(cfg)), n=3)
+    close = difflib.get_close_matches(key, [known for known, _ in flat_keys(cfg)], n=3)
     return f"unknown config key {key}" + (f"; did you mean {', '.join(close)}?" if close else "")
-
-
-def _flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _flat_keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
 KEY = "DATASETS.IMPORT"
 
 
@@ -25,6 +29,8 @@ def import_dataset_modules(names: Sequence[str]) -> None:
     """
     if isinstance(names, str):
         raise ValueError(f'{KEY} {names!r}: expected a list, ["{names}"]')
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{KEY} {list(names)}: expected names of modules or paths of .py files")
     for name in names:
         if name.endswith(".py"):
             _import_file(Path(name))
@@ -40,6 +46,7 @@ def _import_file(path: Path) -> None:
     module_name = f"the_mask_datasets_{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
     if module_name in sys.modules:
         return
+    _announce(str(path))
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -60,6 +67,7 @@ def _import_module(name: str) -> None:
     added = here not in sys.path
     if added:
         sys.path.append(here)
+    _announce(f"module {name}")
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -74,6 +82,12 @@ def _import_module(name: str) -> None:
     finally:
         if added:
             sys.path.remove(here)
+
+
+def _announce(what: str) -> None:
+    """A config is data to most readers; that this one runs code must not go unseen."""
+    if comm.is_main_process():
+        logger.warning("%s RUNS THE CODE OF %s", KEY, what)
 
 
 def _brief(error: Exception) -> str:

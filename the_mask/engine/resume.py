@@ -6,11 +6,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
+from the_mask.config.compose import flat_keys
+from the_mask.config.strict_yaml import parse_yaml
 from the_mask.data.class_names import config_classes, describe_difference, same_classes
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import EvalHook
@@ -165,20 +166,11 @@ def restore_rng(state: dict[str, Any], seed: int) -> None:
 
 def config_differences(old: str, new: str) -> list[str]:
     """``KEY: old -> new`` for each key of two dumped configs that differs."""
-    before, after = _flatten(yaml.safe_load(old)), _flatten(yaml.safe_load(new))
+    before = dict(flat_keys(parse_yaml(old, "config of the checkpoint")))
+    after = dict(flat_keys(parse_yaml(new)))
     absent = "(absent)"
     return [
         f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key, absent) != after.get(key, absent)
     ]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

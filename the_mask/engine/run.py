@@ -36,6 +36,7 @@ class RunOptions:
         eval_only: evaluate ``MODEL.WEIGHTS`` (with ``resume``: the last checkpoint) on ``DATASETS.TEST``.
         trust_pickle: allow weights files that can execute code.
         allow_unsafe_yaml: allow YAML that can execute code.
+        allow_remote_config: let the config and its ``_BASE_`` be URLs.
     """
 
     config_file: str | Path
@@ -44,10 +45,11 @@ class RunOptions:
     eval_only: bool = False
     trust_pickle: bool = False
     allow_unsafe_yaml: bool = False
+    allow_remote_config: bool = False
 
     def load(self) -> CfgNode:
         """The frozen config."""
-        cfg = load_config(self.config_file, self.overrides, allow_unsafe=self.allow_unsafe_yaml)
+        cfg = load_config(self.config_file, self.overrides, self.allow_unsafe_yaml, self.allow_remote_config)
         cfg.freeze()
         return cfg
 

@@ -76,7 +76,7 @@ def parse_training(arguments: Sequence[str]) -> RunOptions:
     """The arguments of ``tools/train_net.py`` that make sense in a job."""
     parser = argparse.ArgumentParser(prog="launch_slurm.py ... --", add_help=False)
     parser.add_argument("--config-file", required=True)
-    for name in ("--resume", "--eval-only", "--trust-pickle", "--allow-unsafe-yaml"):
+    for name in ("--resume", "--eval-only", "--trust-pickle", "--allow-unsafe-yaml", "--allow-remote-config"):
         parser.add_argument(name, action="store_true")
     parser.add_argument("overrides", nargs=argparse.REMAINDER)
     return RunOptions(**vars(parser.parse_args(list(arguments))))

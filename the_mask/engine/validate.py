@@ -36,7 +36,8 @@ CHOICES = {
 }
 # Closed ranges; None is no limit.
 RANGES: dict[str, tuple[float | None, float | None]] = {
-    "SOLVER.IMS_PER_BATCH": (1, None),
+    # A clip of the smallest size takes kilobytes: beyond this, memory is gone before the first iteration.
+    "SOLVER.IMS_PER_BATCH": (1, 65536),
     "SOLVER.ACCUM_STEPS": (1, None),
     "SOLVER.MAX_ITER": (1, None),
     "SOLVER.BASE_LR": (0, None),

@@ -88,8 +88,8 @@ def _claim(folder: Path, claim: dict[str, str], suffix: str) -> str | None:
     found = read_json(path, "claim") if path.is_file() else None
     different = [key for key in claim if found is not None and found.get(key) != claim[key]]
     if there is not None and (found is None or different):
-        whose = f"of another run (differs in {', '.join(different)})" if different else f"of an unknown run (no {INDEX})"
-        return f"{folder} holds predictions {whose}, e.g. {there}; choose another folder, or delete this one"
+        whose = f"another run (differs in {', '.join(different)})" if different else f"an unknown run (no {INDEX})"
+        return f"{folder} holds predictions of {whose}, e.g. {there}; choose another folder, or delete this one"
     if found is None or different:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, claim)

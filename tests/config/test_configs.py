@@ -12,7 +12,7 @@ from the_mask.config import load_config
 from the_mask.engine.model_stats import model_configs
 from the_mask.modeling.backbones.internimage import VARIANTS
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Files that start with an underscore are bases of others; those in backbones/ are fragments.
 FRAGMENTS = CONFIGS / "backbones"
 FILES = model_configs(CONFIGS)

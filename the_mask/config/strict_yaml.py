@@ -1,0 +1,94 @@
+"""YAML as this library reads it: no key twice, no bombs, no code unless asked for, and errors with file and line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+logger = logging.getLogger(__name__)
+# A dumped config with every key has about 30 KB and 1,500 nodes.
+LARGEST, MOST_NODES = 1 << 22, 100_000
+
+
+def parse_yaml(text: str | bytes, source: str = "YAML", allow_unsafe: bool = False) -> Any:
+    """What a YAML text says.
+
+    Args:
+        text: the text; bytes are UTF-8, or UTF-16 with a byte order mark.
+        source: its file, said in errors.
+        allow_unsafe: let tags construct arbitrary Python objects.
+
+    Raises:
+        ValueError: not valid YAML; a key given twice (both lines are named); aliases that multiply to more than
+            100,000 nodes or contain themselves; too long or nested too deep; or a tag that builds Python objects.
+    """
+    if len(text) > LARGEST:
+        raise ValueError(f"{source}: {len(text)} bytes, more than the {LARGEST} of any config")
+    try:
+        return _construct(text, source, yaml.SafeLoader)
+    except yaml.constructor.ConstructorError as error:
+        if not allow_unsafe:
+            raise ValueError(
+                f"{source}: YAML that builds Python objects is refused (see --allow-unsafe-yaml): {error}"
+            ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{source}: nested too deep") from error
+    logger.warning("%s is read with permission to run code: it can do anything on this machine", source)
+    return _construct(text, source, yaml.UnsafeLoader)
+
+
+def _construct(text: str | bytes, source: str, loader_type: type[yaml.SafeLoader] | type[yaml.UnsafeLoader]) -> Any:
+    loader = loader_type(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, source, {}, set())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, source: str, counts: dict[int, int], open_nodes: set[int]) -> int:
+    """Nodes below a node with every alias written out; raises where a key is repeated or there are too many."""
+    if id(node) in counts:
+        return counts[id(node)]
+    if id(node) in open_nodes:
+        raise ValueError(f"{source}, line {node.start_mark.line + 1}: an alias leads back to what it is part of")
+    open_nodes.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        _refuse_repeated_keys(node, source)
+    total = 1 + sum(_count(child, source, counts, open_nodes) for child in _children(node))
+    if total > MOST_NODES:
+        raise ValueError(
+            f"{source}, line {node.start_mark.line + 1}: aliases multiply to more than {MOST_NODES} values"
+        )
+    open_nodes.remove(id(node))
+    counts[id(node)] = total
+    return total
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from (key, value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode, source: str) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        name, line = (key.tag, key.value), key.start_mark.line + 1
+        if name in lines:
+            raise ValueError(
+                f"{source}: key {key.value} is given twice, in lines {lines[name]} and {line}; the first would be lost"
+            )
+        lines[name] = line
