@@ -51,7 +51,7 @@ def test_alias_bombs_are_found_before_they_go_off() -> None:
 def test_other_encodings() -> None:
     assert parse_yaml("﻿A: é".encode()) == {"A": "é"}
     assert parse_yaml("A: é".encode("utf-16")) == {"A": "é"}
-    with pytest.raises(ValueError, match=r"some.yaml: not valid YAML: .*xe9"):
+    with pytest.raises(ValueError, match=r"some.yaml: not valid YAML: .*00e9"):
         parse_yaml("A: é".encode("cp1252"), "some.yaml")
 
 

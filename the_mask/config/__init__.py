@@ -60,7 +60,7 @@ def _merge_tree(cfg: CfgNode, tree: dict[str, Any], label: str) -> None:
     """Merge keys as Detectron2 merges those of a file, conversion from older versions included."""
     # The instance's attribute wins over the class's method, which would read the file in its own way. The name must be
     # that of a file that exists.
-    vars(cfg)["load_yaml_with_base"] = lambda filename, allow_unsafe=False: tree
+    cfg.__dict__["load_yaml_with_base"] = lambda filename, allow_unsafe=False: tree
     tree.setdefault("VERSION", cfg.VERSION)
     try:
         cfg.merge_from_file(__file__)
@@ -72,7 +72,7 @@ def _merge_tree(cfg: CfgNode, tree: dict[str, Any], label: str) -> None:
     except ValueError as error:
         raise ValueError(f"{label}: {_without_node(error)}") from error
     finally:
-        vars(cfg).pop("load_yaml_with_base", None)
+        cfg.__dict__.pop("load_yaml_with_base", None)
 
 
 def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
