@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Segment a video file, a folder of frames or a camera, and write the annotated video.
 
-Example:
+Examples:
+    tools/demo.py --model street-live --input drive.mp4 --output out.mp4
     tools/demo.py --config-file configs/camvid/mask2former_r18_cpu.yaml --weights output/model_best.pth \\
         --input drive.mp4 --output out.mp4 --contact-sheet out.png
 """
@@ -24,13 +25,16 @@ from the_mask.engine.logs import setup_logging
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.demo import DemoStyle, palette_from_config, run_demo
 from the_mask.inference.rendering.video_writer import VideoWriter, open_source
+from the_mask.models import model_config, model_names
 
 logger = logging.getLogger("the_mask.demo")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="YAML")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", metavar="NAME", help=f"comes with the library: {', '.join(model_names())}")
+    model.add_argument("--config-file", metavar="YAML")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
     parser.add_argument("--input", required=True, help="video file, folder of frames, URL, or camera index (0, 1, ...)")
     parser.add_argument("--output", required=True, type=Path, metavar="VIDEO", help=".mp4, .mkv, .mov or .avi")
@@ -50,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """What :func:`main` does, with errors as exceptions."""
     overrides = [*(["MODEL.WEIGHTS", args.weights] if args.weights else []), *args.opts]
-    cfg = load_config(args.config_file, overrides)
+    cfg = model_config(args.model, overrides) if args.model else load_config(args.config_file, overrides)
     style = DemoStyle(alpha=args.alpha, legend=not args.no_legend, show_input=args.show_input)
     if not 0 <= style.alpha <= 1:
         raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")

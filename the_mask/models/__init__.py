@@ -1,0 +1,108 @@
+"""Trained models that come with the library.
+
+Three files per model ``NAME``: ``NAME.safetensors`` (weights in float16), ``NAME.yaml`` (the model's whole config) and
+``NAME.md``, its card: what it was trained on and how, what it reaches, what it fails at, under which licence its data
+stand, and the digest of the weights. ``tools/pack_model.py`` writes them, ``the_mask.load(NAME)`` uses them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from the_mask.config import load_config
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model's card says.
+
+    Attributes:
+        name: of the model.
+        facts: the front matter: ``summary``, ``sha256``, ``parameters``, ``data``, ``licence``, ``metrics`` and so on.
+        text: the prose below it, Markdown.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    text: str
+
+
+def model_names() -> list[str]:
+    """Names of the models that come with the library."""
+    return sorted(path.stem for path in FOLDER.glob("*.md"))
+
+
+def read_card(name: str) -> Card:
+    """The card of a model.
+
+    Raises:
+        ValueError: no model of this name (the message has the nearest ones), or a damaged card.
+    """
+    known = model_names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        raise ValueError(f"no model {name!r} comes with the library; {hint}known: {', '.join(known) or 'none'}")
+    return parse_card(name, (FOLDER / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def parse_card(name: str, content: str) -> Card:
+    """Front matter between two lines ``---``, then prose.
+
+    Raises:
+        ValueError: another layout, or facts without the digest of the weights.
+    """
+    start, front, text = ("", "", "")
+    if content.count("---\n") >= 2:
+        start, front, text = content.split("---\n", 2)
+    facts = yaml.safe_load(front)
+    if start or not isinstance(facts, dict) or "sha256" not in facts:
+        raise ValueError(f"the card of {name} is damaged: it does not begin with facts that name a sha256")
+    return Card(name, facts, text.lstrip("\n"))
+
+
+def model_config(name: str, overrides: list[str] | None = None) -> CfgNode:
+    """The config of a model, whose ``MODEL.WEIGHTS`` is its file, checked.
+
+    Args:
+        name: one of :func:`model_names`.
+        overrides: flat list ``[KEY, VALUE, ...]`` on top.
+
+    Raises:
+        ValueError: unknown name, or weights that are not those of the card.
+        FileNotFoundError: the file is missing.
+    """
+    card = read_card(name)
+    weights = FOLDER / f"{name}.safetensors"
+    check_digest(weights, str(card.facts["sha256"]))
+    return load_config(FOLDER / f"{name}.yaml", ["MODEL.WEIGHTS", str(weights), *(overrides or [])])
+
+
+def check_digest(path: Path, expected: str) -> None:
+    """Raise unless a file has this SHA-256.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another content.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the installation is incomplete, install the package again")
+    found = digest(path)
+    if found != expected:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {found}, the card says {expected}; install the package again"
+        )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
