@@ -185,7 +185,9 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["the_mask", "the_mask.*"]),
-    package_data={"the_mask": ["py.typed", "data/categories/*.json", "models/*.safetensors", "models/*.yaml", "models/*.md"]},
+    package_data={
+        "the_mask": ["py.typed", "data/categories/*.json", "models/*.safetensors", "models/*.yaml", "models/*.md"]
+    },
     install_requires=REQUIREMENTS,
     extras_require={
         "dev": DEV_REQUIREMENTS + EXPORT_REQUIREMENTS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import the_mask.data  # noqa: F401  registers the data sets, which name the classes
+import the_mask.data
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.inference.stream import StreamingSegmentor
@@ -34,7 +34,5 @@ def load(name_or_path: str | Path, backend: str = "auto", overrides: Sequence[st
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     is_file = Path(name_or_path).suffix in (".yaml", ".yml")
-    cfg = (
-        load_config(name_or_path, overrides) if is_file else model_config(str(name_or_path), [*map(str, overrides)])
-    )
+    cfg = load_config(name_or_path, overrides) if is_file else model_config(str(name_or_path), [*map(str, overrides)])
     return StreamingSegmentor(cfg)

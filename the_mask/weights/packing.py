@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-
 import yaml
 from detectron2.config import CfgNode
 from torch import Tensor
 
 from the_mask.config import load_config
+from the_mask.data.class_names import config_classes
 from the_mask.data.files import atomic_write
-from the_mask.modeling.build import build_segmentor
 from the_mask.models import FOLDER, digest, parse_card
 from the_mask.weights.converters.files import save_state
-from the_mask.weights.loading import load_weights
+from the_mask.weights.trained import trained
 
 # What belongs to a training or a machine, not to a model.
 LEFT_OUT = ("OUTPUT_DIR", "DATALOADER", "SOLVER", "SEED", "CUDNN_BENCHMARK")
@@ -26,12 +25,12 @@ def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path
     """Write ``NAME.safetensors``, ``NAME.yaml`` and ``NAME.md`` for the model of a config.
 
     Averaged weights are taken where the checkpoint has them. Facts and prose of a card that exists stay, but for what
-    is computed here: ``sha256``, ``bytes``, ``parameters``.
+    is computed here: ``sha256``, ``bytes``, ``parameters``, ``classes``.
 
     Args:
         cfg: with ``MODEL.WEIGHTS``.
         name: lower case letters, digits and hyphens.
-        trust_pickle: of :func:`load_weights`.
+        trust_pickle: of :func:`the_mask.weights.load_weights`.
         folder: where to.
 
     Returns:
@@ -59,19 +58,22 @@ def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path
     own.MODEL.TIMM.WEIGHTS = own.MODEL.BEIT.WEIGHTS = ""
     own.MODEL.TIMM.PRETRAINED = own.MODEL.BEIT.PRETRAINED = False
     own.MODEL.DEVICE = "cpu"
-    model = build_segmentor(own)
-    load_weights(model, own.MODEL.WEIGHTS, trust_pickle=trust_pickle, strict=True)
+    model = trained(own, trust_pickle=trust_pickle)
+    classes = config_classes(own, own.DATASETS.TRAIN)
     state = {key: half(value) for key, value in model.state_dict().items() if not key.startswith("criterion.")}
-    save_state(target, state, f"the_mask model {name}")
+    save_state(target, state, f"the_mask model {name}", classes)
     own.MODEL.DEVICE, own.MODEL.WEIGHTS = "auto", ""
     content = yaml.safe_dump({"VERSION": own.VERSION, **changed_keys(own, load_config())}, sort_keys=True)
-    _write(folder / f"{name}.yaml", f"# The whole config of {name}, written by tools/pack_model.py.\n{content}")
+    header = f"# The whole config of {name}, written by tools/pack_model.py.\n"
+    atomic_write(folder / f"{name}.yaml", (header + content).encode())
     facts |= {
         "sha256": digest(target),
         "bytes": target.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "classes": list(classes or ()),
     }
-    _write(card, f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)}---\n{text}")
+    front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)
+    atomic_write(card, f"---\n{front}---\n{text}".encode())
     return target
 
 
@@ -103,7 +105,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, CfgNode):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda stream: stream.write(text.encode("utf-8")))
