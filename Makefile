@@ -1,4 +1,4 @@
-# One door to everything: make setup | demo | test | lint | bench | cuda-check
+# One door to everything: make setup | demo | test | lint | package | bench | cuda-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.the_mask_installed
 TORCH ?= torch
 KERNELS := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: setup demo test test-slow lint format bench cuda-check clean
+.PHONY: setup demo test test-slow lint format package bench cuda-check clean
 
 setup: $(STAMP)
 
@@ -32,12 +32,18 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vermin --target=3.10- --exclude long --violations --quiet the_mask tools datasets benchmarks csrc tests setup.py
 	$(BIN)/mypy the_mask tools datasets benchmarks setup.py csrc
 	cd the_mask/runtime && ../../$(BIN)/mypy --config-file ../../pyproject.toml detectron2
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# dist/: the sdist, and from it a wheel with kernels for the torch of .venv.
+package: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 bench: setup
 	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
@@ -46,4 +52,4 @@ cuda-check: setup
 	$(BIN)/python csrc/cuda_check.py
 
 clean:
-	rm -rf build *.egg-info output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info output .pytest_cache .mypy_cache .ruff_cache

