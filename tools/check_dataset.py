@@ -23,7 +23,7 @@ from the_mask.data.check import CheckReport, check_dataset
 
 
 def print_report(report: CheckReport, show: int | None) -> None:
-    """Summary table, table of problems by kind, then one line per problem."""
+    """Summary table, warnings, table of problems by kind, then one line per problem."""
     sizes = ", ".join(f"{w}x{h} ({count})" for (h, w), count in report.sizes.most_common(4))
     labelled = int(report.class_pixels.sum()) + report.ignored_pixels
     names = get_class_names(report.name)
@@ -40,6 +40,8 @@ def print_report(report: CheckReport, show: int | None) -> None:
         ("problems", len(report.problems)),
     ]
     print(tabulate(rows, headers=[report.name, ""], tablefmt="simple", disable_numparse=True))
+    for warning in report.warnings:
+        print(f"\nwarning: {warning}")
     if report.problems:
         kinds = Counter(problem.kind for problem in report.problems)
         print("\n" + tabulate(sorted(kinds.items()), headers=["problem", "count"], tablefmt="simple") + "\n")

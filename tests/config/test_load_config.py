@@ -119,3 +119,17 @@ def test_bad_overrides(overrides: list[str], message: str) -> None:
 def test_overrides_are_literals_never_code(tmp_path: Path) -> None:
     cfg = load_config(None, ["OUTPUT_DIR", "__import__('os').getcwd()"])
     assert cfg.OUTPUT_DIR == "__import__('os').getcwd()"
+
+
+@pytest.mark.parametrize("key", ["MAX_ITER", "IMS_PER_BATCH", "BASE_LR", "OPTIMIZER", "STEPS", "AMP.ENABLED"])
+def test_keys_without_a_value_are_named(write, key: str) -> None:
+    *groups, name = key.split(".")
+    lines = ["SOLVER:", *(f"  {group}:" for group in groups), f"{'  ' * (len(groups) + 1)}{name}:"]
+    with pytest.raises(ValueError, match=rf"config.yaml: keys without a value: SOLVER.{key} \(such as"):
+        load_config(write("\n".join(lines) + "\n"))
+    with pytest.raises(ValueError, match=rf"overrides: keys without a value: SOLVER.{key}"):
+        load_config(None, [f"SOLVER.{key}", "None"])
+
+
+def test_keys_that_may_be_empty_stay(write) -> None:
+    assert load_config(write("SOLVER:\n  WEIGHT_DECAY_VECTOR:\n")).SOLVER.WEIGHT_DECAY_VECTOR is None

@@ -2,8 +2,20 @@
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from the_mask.data.classes import ILLEGAL, ClassList, distinct_colors, load_class_list, make_class_list
+from the_mask.config import load_config
+from the_mask.data import register_video_tree
+from the_mask.data.class_names import check_classes
+from the_mask.data.classes import (
+    ILLEGAL,
+    ClassList,
+    as_label_table,
+    distinct_colors,
+    load_class_list,
+    make_class_list,
+)
+from the_mask.data.io import apply_label_table
 
 
 @pytest.mark.parametrize(("name", "count"), [("vspw", 124), ("camvid", 11), ("moving_shapes", 11)])
@@ -82,3 +94,62 @@ def test_colors_are_distinct_and_stable():
     assert distinct_colors(124) == load_class_list("vspw").colors
     with pytest.raises(ValueError, match="at most 1728"):
         distinct_colors(2000)
+
+
+def test_a_mapping_means_value_to_id():
+    colors = ((0, 0, 1), (0, 1, 0))
+    assert ClassList(("a", "b"), colors, {0: 1, 1: 0}).label_table == (1, 0)
+    assert as_label_table({2: 0, 255: 1})[2::253] == (0, 1)
+    assert set(as_label_table({2: 0, 255: 1})[3:255]) == {ILLEGAL}
+    assert as_label_table(np.array([1, 0], np.uint8)) == as_label_table(range(1, -1, -1)) == (1, 0)
+    tree = register_video_tree("mapped", "nowhere", "train", ["a", "b"], {0: 1, 1: 0, 7: 255})
+    assert tree.class_list.label_table == (1, 0, -1, -1, -1, -1, -1, 255)
+    assert apply_label_table(np.array([[0, 1]]), {0: 1, 1: 0}).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [0.0, 1.0],
+        {0: 0.5},
+        {"0": 0},
+        {0.0: 0},
+        [True, False],
+        {0, 1},
+        "01",
+        3,
+        {-1: 0},
+        {70000: 0},
+        np.zeros((2, 2), int),
+    ],
+)
+def test_other_tables_are_refused(table):
+    for use in (as_label_table, lambda t: register_video_tree("x", "nowhere", "train", ["a", "b"], t)):
+        with pytest.raises(ValueError, match=r"label_table.*(expected whole numbers in a list|lie in 0\.\.65535)"):
+            use(table)
+
+
+@pytest.mark.parametrize("names", [("road"), {"road": 0}, {0: "road", 1: "car"}, {"road", "car"}, [1, 2], ["a", ""], 3])
+def test_other_class_lists_are_refused(names):
+    for use in (make_class_list, lambda n: register_video_tree("x", "nowhere", "train", n)):
+        with pytest.raises(ValueError, match=r"expected a list of names, such as \[\"road\", \"car\"\]"):
+            use(names)
+
+
+@pytest.mark.parametrize("color", [(0, 0), (0, 0, 0, 0), (0, 0, 256), (0.5, 0, 0), "red"])
+def test_other_colours_are_refused(color):
+    with pytest.raises(ValueError, match="colour"):
+        make_class_list(["a"], colors=[color])
+
+
+def test_metadata_of_others_is_checked():
+    """Whoever fills the catalogue by hand may take another type."""
+    DatasetCatalog.register("by_hand", list)
+    MetadataCatalog.get("by_hand").set(stuff_classes={0: "a", 1: "b"}, label_table=[0, 1], ignore_label=255)
+    try:
+        cfg = load_config(None, ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2])
+        with pytest.raises(ValueError, match="expected a list of names"):
+            check_classes(cfg, ["by_hand"])
+    finally:
+        DatasetCatalog.remove("by_hand")
+        MetadataCatalog.remove("by_hand")

@@ -39,7 +39,7 @@ def test_records_of_a_vspw_tree(make_tree, tmp_path):
 def test_metadata(make_tree):
     metadata = MetadataCatalog.get(make_tree("tree_meta", {"v": 1}))
     assert metadata.stuff_classes == ["sky", "road", "car"] == get_class_names("tree_meta")
-    assert metadata.label_table == [255, -1, -1, -1, -1, -1, -1, 0, 1, 2]
+    assert metadata.label_table == (255, -1, -1, -1, -1, -1, -1, 0, 1, 2)
     assert (metadata.ignore_label, metadata.evaluator_type) == (255, "video_sem_seg")
     assert len(metadata.stuff_colors) == 3
     assert metadata.dataset_root.endswith("tree_meta")

@@ -4,7 +4,11 @@ import pytest
 
 from the_mask.engine.hooks import EvalHook, find_metric, flatten_results
 
-RESULTS = {"camvid_val": {"sem_seg": {"mIoU": 40, "VC8": 50.5, "IoU-sky": 3.0}}, "note": "text", "flag": True}
+RESULTS = {
+    "camvid_val": {"sem_seg": {"mIoU": 40, "VC8": 50.5, "IoU-sky": 3.0, "IoU-road/lane": 1.0}},
+    "note": "text",
+    "flag": True,
+}
 
 
 def test_flatten() -> None:
@@ -12,6 +16,7 @@ def test_flatten() -> None:
         "camvid_val/sem_seg/mIoU": 40.0,
         "camvid_val/sem_seg/VC8": 50.5,
         "camvid_val/sem_seg/IoU-sky": 3.0,
+        "camvid_val/sem_seg/IoU-road/lane": 1.0,
     }
 
 
@@ -21,7 +26,9 @@ def test_flatten() -> None:
         ("mIoU", "camvid_val/sem_seg/mIoU"),
         ("camvid_val/sem_seg/VC8", "camvid_val/sem_seg/VC8"),
         ("IoU", None),
-        ("sem_seg/mIoU", None),
+        ("sem_seg/mIoU", "camvid_val/sem_seg/mIoU"),
+        ("IoU-road/lane", "camvid_val/sem_seg/IoU-road/lane"),
+        ("seg/mIoU", None),
     ],
 )
 def test_find(metric: str, found: str | None) -> None:

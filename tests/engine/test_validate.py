@@ -101,3 +101,14 @@ def test_every_checked_key_exists(tmp_path: Path) -> None:
         node: Any = cfg
         for part in key.split("."):
             node = node[part]
+
+
+def test_warm_ups_that_never_end_are_said(tiny_shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = ("SOLVER.WARMUP_ITERS", 50, "SOLVER.MAX_ITER", 50)
+    keys += ("MODEL.THE_MASK.ROUNDS", 2, "MODEL.THE_MASK.WARMUP_ITERS", 60)
+    validate(debug_cfg(tmp_path, *keys))
+    assert "SOLVER.WARMUP_ITERS 50 is not below SOLVER.MAX_ITER 50: the rate never reaches BASE_LR" in caplog.text
+    assert "MODEL.THE_MASK.WARMUP_ITERS 60 is not below SOLVER.MAX_ITER 50" in caplog.text
+    caplog.clear()
+    validate(debug_cfg(tmp_path, "SOLVER.WARMUP_ITERS", 49, "SOLVER.MAX_ITER", 50))
+    assert "WARMUP" not in caplog.text

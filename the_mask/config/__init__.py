@@ -40,8 +40,8 @@ def load_config(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: unknown key, value of another type, odd number of overrides, invalid or unsafe YAML, a key given
-            twice, or a file of another config version.
+        ValueError: unknown or empty key, value of another type, odd number of overrides, invalid or unsafe YAML, a key
+            given twice, or a file of another config version.
     """
     cfg = get_cfg()
     add_the_mask_config(cfg)
@@ -51,6 +51,7 @@ def load_config(
         place = str(config_file) if "://" in str(config_file) else find_config(config_file)
         _merge_tree(cfg, read_config(place, allow_unsafe, allow_remote), str(place))
     _merge_overrides(cfg, list(overrides))
+    _refuse_empty(cfg, config_file)
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg
@@ -85,6 +86,19 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
             raise ValueError(f"override {key} {value}: {_explain_key(cfg, error, key)}") from error
         except ValueError as error:
             raise ValueError(f"override {key} {value}: {_without_node(error)}") from error
+
+
+def _refuse_empty(cfg: CfgNode, config_file: str | Path | None) -> None:
+    """``MAX_ITER:`` without a value is None to YAML, which yacs lets pass for every key."""
+    defaults = get_cfg()
+    add_the_mask_config(defaults)
+    wanted = dict(flat_keys(defaults))
+    empty = [key for key, value in flat_keys(cfg) if value is None and wanted.get(key) is not None]
+    if empty:
+        examples = ", ".join(f"{key} (such as {wanted[key]!r})" for key in empty)
+        raise ValueError(
+            f"{config_file or 'overrides'}: keys without a value: {examples}; leave a key out for its default"
+        )
 
 
 def _without_node(error: ValueError) -> str:

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from the_mask.data.class_names import check_classes
+from the_mask.data.class_pixels import warn_about_classes
 from the_mask.data.clips import tile_video, valid_references
 from the_mask.data.mapper import Clip, ClipMapper
 from the_mask.data.registry import Record, get_records
@@ -190,7 +191,11 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
     """
     names = list(cfg.DATASETS.TRAIN)
     check_classes(cfg, names)
-    records = [record for name in names for record in get_records(name)]
+    by_name = {name: get_records(name) for name in names}
+    if comm.is_main_process():
+        for name in names:
+            warn_about_classes(name, by_name[name])
+    records = [record for name in names for record in by_name[name]]
     dataset = TrainClips(records, ClipMapper.from_config(cfg, True, names), cfg.INPUT.CLIP.ITEM)
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from the_mask.data.class_pixels import class_warnings, count_ids
+from the_mask.data.classes import as_label_table, as_names
 from the_mask.data.io import (
-    apply_label_table,
     check_same_size,
     exif_problem,
     illegal_values,
@@ -27,11 +28,12 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass
 class FrameCheck:
-    """What one frame's files hold: (height, width) of the image, pixels per train id, problems."""
+    """What one frame's files hold: (height, width) of the image, pixels per class and per ignored value, problems."""
 
     file: str
     size: tuple[int, int] | None = None
     pixels: dict[int, int] = field(default_factory=dict)
+    ignored: Counter[int] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -47,6 +49,7 @@ class CheckReport:
         class_pixels: pixels per class, int64 [K].
         ignored_pixels: pixels that carry the ignore label.
         problems: everything found.
+        warnings: what is allowed but seldom meant: classes without a pixel, a single class.
     """
 
     name: str
@@ -58,13 +61,14 @@ class CheckReport:
     class_pixels: np.ndarray
     ignored_pixels: int
     problems: list[Problem]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         return not self.problems
 
 
-def check_frame(frame: dict[str, str | None], label_table: Sequence[int]) -> FrameCheck:
+def check_frame(frame: dict[str, str | None], label_table: Sequence[int], num_classes: int) -> FrameCheck:
     """Read one frame's image and mask and collect what is wrong with them."""
     image_path, label_path = str(frame["file_name"]), frame["sem_seg_file_name"]
     result = FrameCheck(image_path)
@@ -96,8 +100,8 @@ def check_frame(frame: dict[str, str | None], label_table: Sequence[int]) -> Fra
         text = f"label values {illegal} are not declared ({share:.1%} of the pixels)"
         result.problems.append(Problem("label value", label_path, text))
     else:
-        ids, counts = np.unique(apply_label_table(raw, label_table, label_path), return_counts=True)
-        result.pixels = dict(zip(ids.tolist(), counts.tolist()))
+        values, counts = np.unique(raw, return_counts=True)
+        result.pixels, result.ignored = count_ids(dict(zip(values.tolist(), counts.tolist())), label_table, num_classes)
     return result
 
 
@@ -146,16 +150,19 @@ def check_dataset(
         problems=problems,
     )
     sizes: dict[str, tuple[int, int]] = {}
-    for result in progress(_map(partial(check_frame, label_table=tuple(table)), chosen, jobs), len(chosen)):
+    ignored: Counter[int] = Counter()
+    check = partial(check_frame, label_table=as_label_table(table), num_classes=len(as_names(classes)))
+    for result in progress(_map(check, chosen, jobs), len(chosen)):
         report.problems += result.problems
         if result.size is not None:
             report.sizes[result.size] += 1
             sizes[result.file] = result.size
+        ignored += result.ignored
         for train_id, count in result.pixels.items():
-            if train_id == metadata.ignore_label:
-                report.ignored_pixels += count
-            else:
-                report.class_pixels[train_id] += count
+            report.class_pixels[train_id] += count
+    report.ignored_pixels = ignored.total()
+    where = "" if len(chosen) == len(frames) else f" in {len(chosen)} of {len(frames)} frames"
+    report.warnings = class_warnings(classes, report.class_pixels, ignored, where)
     report.problems += _changing_sizes(records, sizes)
     return report
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from the_mask.data.classes import as_label_table, as_names
 from the_mask.data.plugins import import_dataset_modules
 from the_mask.data.registry import require_known
 
@@ -93,6 +94,7 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             raise ValueError(
                 f"data set {name} has no stuff_classes and label_table; use register_video_tree or register_image_tree"
             )
+        classes, _ = as_names(classes), as_label_table(metadata.label_table)
         if first is None:
             first = classes
         if len(classes) != len(first):

@@ -7,9 +7,10 @@ ignore label, or :data:`ILLEGAL` for a value that must not occur. Values past it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy as np
 ExplainValues = Callable[[Collection[int], int], str]
 CATEGORIES_DIR = Path(__file__).resolve().parent / "categories"
 ILLEGAL = -1
+# Of a 16-bit mask.
+LARGEST_VALUE = 65535
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class ClassList:
     explain_values: ExplainValues | None = None
 
     def __post_init__(self) -> None:
+        # The class is frozen; what is given may be lists, arrays or a mapping.
+        object.__setattr__(self, "names", as_names(self.names))
+        object.__setattr__(self, "colors", _as_colors(self.colors))
+        object.__setattr__(self, "label_table", as_label_table(self.label_table))
         num = len(self.names)
         if not num or len(set(self.names)) != num:
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
@@ -94,11 +101,13 @@ def make_class_list(
         colors: K colours; ``None`` draws :func:`distinct_colors`.
 
     Raises:
-        ValueError: a PNG value is used twice or lies outside 0..65535.
+        ValueError: a PNG value is used twice or lies outside 0..65535, or an argument of another type.
     """
+    names = as_names(names)
     num = len(names)
     ignore_label = 255 if num <= 255 else 65535
-    raw_values = list(range(num)) if raw_values is None else list(raw_values)
+    raw_values = list(range(num)) if raw_values is None else _as_integers(raw_values, "raw_values")
+    void_values = _as_integers(void_values, "void_values")
     if len(raw_values) != num:
         raise ValueError(f"{num} classes need {num} PNG values, got {len(raw_values)}")
     used = [*raw_values, *void_values]
@@ -112,11 +121,66 @@ def make_class_list(
     for raw in void_values:
         table[raw] = ignore_label
     return ClassList(
-        names=tuple(names),
+        names=names,
         colors=tuple(distinct_colors(num) if colors is None else colors),
         label_table=tuple(table),
         ignore_label=ignore_label,
     )
+
+
+def as_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as a tuple.
+
+    Raises:
+        ValueError: no list of names: a single text would be a class per letter, a mapping or set has no order.
+    """
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+        hint = "; its values, in order, are list(classes.values())" if isinstance(names, Mapping) else ""
+        raise ValueError(f'classes {names!r}: expected a list of names, such as ["road", "car"]{hint}')
+    return tuple(names)
+
+
+def as_label_table(table: Sequence[int] | Mapping[int, int], what: str = "label_table") -> tuple[int, ...]:
+    """A label table as a tuple: index = value stored in a mask, entry = train id, ignore label or :data:`ILLEGAL`.
+
+    Args:
+        table: such a list (or array of one axis), or a mapping from value to train id; other values are then illegal.
+        what: said in errors.
+
+    Raises:
+        ValueError: something else, or entries that are no whole numbers.
+    """
+    if not isinstance(table, Mapping):
+        entries = _as_integers(table, f"{what} (a list: index = value in the mask, entry = train id; or a mapping)")
+    else:
+        values = _as_integers(list(table), f"values of the mapping {what}")
+        ids = _as_integers(list(table.values()), f"train ids of the mapping {what}")
+        if values and not 0 <= min(values) <= max(values) <= LARGEST_VALUE:
+            raise ValueError(f"{what}: values in masks lie in 0..{LARGEST_VALUE}, got {min(values)}..{max(values)}")
+        entries = [ILLEGAL] * (max(values, default=-1) + 1)
+        for value, train_id in zip(values, ids, strict=True):
+            entries[value] = train_id
+    if len(entries) > LARGEST_VALUE + 1:
+        raise ValueError(f"{what} has {len(entries)} entries; values in masks lie in 0..{LARGEST_VALUE}")
+    return tuple(entries)
+
+
+def _as_integers(values: Sequence[int], what: str) -> list[int]:
+    """A list of whole numbers; floats, truths, texts and sets are refused."""
+    is_list = isinstance(values, list | tuple | range) or (isinstance(values, np.ndarray) and values.ndim == 1)
+    if not is_list or not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
+        raise ValueError(f"{what}: expected whole numbers in a list, got {values!r}")
+    return [int(value) for value in values]
+
+
+def _as_colors(colors: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
+    result = []
+    for color in colors:
+        red, green, blue, *more = [*_as_integers(color, "colour"), -1, -1, -1][: max(len(color), 3)]
+        if more or min(red, green, blue) < 0 or max(red, green, blue) > 255:
+            raise ValueError(f"colour {color!r}: expected (red, green, blue), each 0..255")
+        result.append((red, green, blue))
+    return tuple(result)
 
 
 @lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,7 +182,7 @@ def register_image_tree(
     image_dir: str | Path,
     label_dir: str | Path | None,
     classes: ClassList | Sequence[str],
-    label_table: Sequence[int] | None = None,
+    label_table: Sequence[int] | Mapping[int, int] | None = None,
     *,
     image_suffix: str = "",
     label_suffix: str = MASK_SUFFIX,

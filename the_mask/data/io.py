@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from the_mask.data.classes import ILLEGAL, ExplainValues
+from the_mask.data.classes import ILLEGAL, ExplainValues, as_label_table
 
 # What Pillow may try on a file, whatever its name says; its many other parsers are never reached.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
@@ -189,6 +189,11 @@ def _class_ids(image: Image.Image, stored: _Stored) -> np.ndarray:
     return values // (white // (2**stored.bits - 1)) if stored.bits in (2, 4) else values
 
 
+def _checked(label_table: Sequence[int]) -> tuple[int, ...]:
+    # Those of a registered data set are tuples; others come from metadata that anybody may have filled.
+    return label_table if isinstance(label_table, tuple) else as_label_table(label_table)
+
+
 @lru_cache(maxsize=32)
 def _lookup(label_table: tuple[int, ...]) -> np.ndarray:
     """Table over all 16-bit values."""
@@ -199,7 +204,7 @@ def _lookup(label_table: tuple[int, ...]) -> np.ndarray:
 
 def illegal_values(raw: np.ndarray, label_table: Sequence[int]) -> list[int]:
     """Values of a raw mask that the table does not allow, ascending."""
-    table = _lookup(tuple(label_table))
+    table = _lookup(_checked(label_table))
     return [int(v) for v in np.unique(raw) if not 0 <= v < len(table) or table[v] == ILLEGAL]
 
 
@@ -211,7 +216,7 @@ def apply_label_table(
     Raises:
         ValueError: a value the table does not allow; names ``path`` and the values, and what ``explain`` says of them.
     """
-    table = _lookup(tuple(label_table))
+    table = _lookup(_checked(label_table))
     inside = raw.size == 0 or (int(raw.min()) >= 0 and int(raw.max()) < len(table))
     label = table[raw] if inside else None
     if label is None or (label == ILLEGAL).any():

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from the_mask.data import augmentation as aug
-from the_mask.data.classes import ExplainValues
+from the_mask.data.classes import ExplainValues, as_label_table
 from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, valid_references
 from the_mask.data.io import check_same_size, read_image, read_label
 from the_mask.data.prior_masks import read_prior_mask
@@ -84,7 +84,7 @@ class ClipMapper:
             raise ValueError("INPUT.PSEUDO_CLIP moves images; INPUT.PRIOR_MASKS holds masks of unmoved ones: use one")
         self.offsets = clip_offsets(dilations)
         self.is_train = is_train
-        self.label_tables = {name: tuple(table) for name, table in label_tables.items()}
+        self.label_tables = {name: as_label_table(table) for name, table in label_tables.items()}
         self.explain_values = dict(explain_values or {})
         self.ignore_label = ignore_label
         self.dilations = tuple(dilations)

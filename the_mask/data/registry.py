@@ -115,7 +115,7 @@ def register_tree(tree: DataTree) -> None:
         stuff_classes=list(class_list.names),
         stuff_colors=[list(color) for color in class_list.colors],
         ignore_label=class_list.ignore_label,
-        label_table=list(class_list.label_table),
+        label_table=class_list.label_table,
         explain_values=class_list.explain_values,
         evaluator_type="video_sem_seg",
         dataset_root=str(tree.root),

@@ -13,11 +13,11 @@ order is the order of the stems, numbers compared as numbers. Entries whose name
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from the_mask.data.classes import ClassList, make_class_list
+from the_mask.data.classes import ClassList, as_label_table, make_class_list
 from the_mask.data.files import read_lines, relative_name
 from the_mask.data.frame_files import files_by_stem
 from the_mask.data.registry import (
@@ -48,7 +48,7 @@ def register_video_tree(
     root: str | Path,
     split: str,
     classes: ClassList | Sequence[str],
-    label_table: Sequence[int] | None = None,
+    label_table: Sequence[int] | Mapping[int, int] | None = None,
     *,
     require_labels: bool = True,
     fix: str = "",
@@ -63,7 +63,8 @@ def register_video_tree(
         split: ``train`` means ``<root>/train.txt`` (VSPW layout) or ``<root>/train/`` (folder layout).
         classes: class names in the order of their train ids, or a ready :class:`ClassList`.
         label_table: raw PNG value -> train id, the ignore label (255, or 65535 with more than 255 classes), or -1 for
-            illegal. ``None`` with plain names means: PNG value = train id, 255 ignored.
+            illegal; a list indexed by the value, or a mapping. ``None`` with plain names means: PNG value = train id,
+            255 ignored.
         require_labels: a frame without a mask is an error; switch off for test splits and sparse labels.
         fix: sentence shown when the tree is missing.
 
@@ -76,10 +77,12 @@ def register_video_tree(
     return tree
 
 
-def as_class_list(classes: ClassList | Sequence[str], label_table: Sequence[int] | None) -> ClassList:
+def as_class_list(
+    classes: ClassList | Sequence[str], label_table: Sequence[int] | Mapping[int, int] | None
+) -> ClassList:
     """Class list of names or of a ready list, with another label table if one is given."""
     class_list = classes if isinstance(classes, ClassList) else make_class_list(classes)
-    return class_list if label_table is None else replace(class_list, label_table=tuple(label_table))
+    return class_list if label_table is None else replace(class_list, label_table=as_label_table(label_table))
 
 
 def scan_video_tree(tree: DataTree) -> TreeScan:

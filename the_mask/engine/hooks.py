@@ -66,9 +66,12 @@ def flatten_results(results: dict[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def find_metric(flat: dict[str, float], metric: str) -> tuple[str, float] | None:
-    """Full name and value of a metric given by its full name or by the part after the last slash; first match wins."""
+    """Full name and value of a metric given by its full name or by its end after a slash; the first match wins.
+
+    Names of classes may have slashes themselves: "IoU-road/lane".
+    """
     for name, value in flat.items():
-        if name == metric or name.rsplit("/", 1)[-1] == metric:
+        if name == metric or name.endswith(f"/{metric}"):
             return name, value
     return None
 

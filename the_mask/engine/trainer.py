@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from the_mask.data import build_train_loader
 from the_mask.data.class_names import config_classes
 from the_mask.engine import resume
+from the_mask.engine.batch_norm import name_single_values
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import CheckpointHook, EvalHook, ProgressHook, StopHook
@@ -198,6 +199,7 @@ class Trainer(TrainerBase):
         if comm.is_main_process() and self.checkpoints.folder.is_dir():
             remove_leftovers(self.checkpoints.folder)
         self.model.train()
+        name_single_values(self.cfg, self.model)
         self._parallel = self.model if is_sharded(self.model) else wrap_distributed(self.model, self.device)
         with self.stop.installed():
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
 from the_mask.inference.pipeline import config_problems
 from the_mask.modeling.pixel.distillation import missing_teacher
 
+logger = logging.getLogger(__name__)
 CHOICES = {
     "INPUT.CLIP.BOUNDARY": ("clamp", "repeat_current", "drop"),
     "INPUT.CLIP.ITEM": ("video", "frame"),
@@ -93,6 +95,9 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
     ]
     if problems:
         raise ValueError("the config cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    if training:
+        for warning in _seldom_meant(cfg):
+            logger.warning(warning)
     weights = cfg.MODEL.WEIGHTS
     if weights and not resuming and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
@@ -142,6 +147,19 @@ def _check_lists(cfg: CfgNode) -> Iterable[str]:
     dilations = list(cfg.INPUT.CLIP.DILATIONS)
     if not all(isinstance(offset, int) for offset in dilations) or len(set(dilations)) < len(dilations):
         yield f"INPUT.CLIP.DILATIONS {dilations}: expected different whole numbers of frames"
+
+
+def _seldom_meant(cfg: CfgNode) -> Iterable[str]:
+    most = cfg.SOLVER.MAX_ITER
+    warmup = cfg.SOLVER.WARMUP_ITERS
+    if warmup >= most:
+        yield f"SOLVER.WARMUP_ITERS {warmup} is not below SOLVER.MAX_ITER {most}: the rate never reaches BASE_LR"
+    rounds = cfg.MODEL.THE_MASK
+    if cfg.MODEL.META_ARCHITECTURE == "MaskClassifier" and rounds.ROUNDS > 1 and most <= rounds.WARMUP_ITERS:
+        yield (
+            f"MODEL.THE_MASK.WARMUP_ITERS {rounds.WARMUP_ITERS} is not below SOLVER.MAX_ITER {most}: all of the "
+            f"training has one round of matching, not {rounds.ROUNDS}"
+        )
 
 
 def _check_device(cfg: CfgNode) -> Iterable[str]:

@@ -19,6 +19,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from numpy.typing import NDArray
 
+from the_mask.data.class_pixels import class_warnings
 from the_mask.data.files import inside
 from the_mask.data.io import read_image
 from the_mask.evaluation.boundary import BoundaryIoU
@@ -322,6 +323,9 @@ class VideoSemSegEvaluator:
             class_table(iou_from_confusion(totals.confusion), self.class_names),
             summary_table(results),
         ]
+        labelled = totals.confusion.sum(axis=1)
+        if np.count_nonzero(labelled) == 1:
+            parts.append(*class_warnings(self.class_names, labelled, {}, " in the ground truth"))
         compat = totals.consistency.get("compat")
         if compat is not None and compat.skipped_videos:
             parts.append(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from the_mask.data.classes import as_label_table
 from the_mask.data.files import atomic_write
 
 
@@ -19,7 +20,7 @@ def raw_values_of_classes(label_table: Sequence[int], num_classes: int) -> list[
         ValueError: a class has no raw value.
     """
     first: dict[int, int] = {}
-    for raw, train_id in enumerate(label_table):
+    for raw, train_id in enumerate(as_label_table(label_table)):
         first.setdefault(train_id, raw)
     missing = [train_id for train_id in range(num_classes) if train_id not in first]
     if missing:
