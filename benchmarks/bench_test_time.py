@@ -28,8 +28,8 @@ from the_mask.engine import RunOptions
 from the_mask.engine.predict import run_calibration
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
 from the_mask.evaluation.frames import single_frame_clips
-from the_mask.inference import ViewRunner, normalize_scores
-from the_mask.inference.pipeline import build_scorer
+from the_mask.inference import MultiView, normalize_scores
+from the_mask.inference.compose import build_score_stream
 from the_mask.weights import trained
 from the_mask.weights.averaging import average_checkpoints
 
@@ -150,24 +150,24 @@ def overhead(args: argparse.Namespace, rounds: int = 2) -> dict[str, float]:
     cfg = load_config(args.config_file, ["MODEL.WEIGHTS", str(args.weights), *args.set])
     model = trained(cfg, datasets=[args.dataset])
     cfg.TEST.VIEWS.SCALES, cfg.TEST.VIEWS.FLIP = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], True
-    runner = ViewRunner.from_config(cfg, model, "scores")
+    stream = MultiView.from_config(cfg, model, "scores")
     image = read_image(get_records(args.dataset)[0]["frames"][0]["file_name"])
     spent = {"whole": 0.0, "forwards": 0.0}
-    real = runner.model.step
+    real = stream.model.step
 
-    def timed(pixels: torch.Tensor, state: Any) -> Any:
+    def timed(pixels: torch.Tensor, state: Any, hints: Any) -> Any:
         start = time.process_time()
-        result = real(pixels, state)
+        result = real(pixels, state, hints)
         spent["forwards"] += time.process_time() - start
         return result
 
-    runner.model.step = timed
+    stream.model.step = timed
     with torch.no_grad():
-        runner.step(image, runner.init_state())
+        stream.step(image, stream.init_state())
         spent.update(whole=0.0, forwards=0.0)
         for _ in range(rounds):
             start = time.process_time()
-            runner.step(image, runner.init_state())
+            stream.step(image, stream.init_state())
             spent["whole"] += time.process_time() - start
     return {name: seconds / rounds for name, seconds in spent.items()} | {"ratio": spent["whole"] / spent["forwards"]}
 
@@ -180,10 +180,10 @@ def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
         of them; the mean probability of the best class before and after; and the share of the pixels on which the
         members disagree that go to B.
     """
-    scorers = []
+    streams = []
     for config, weights in ((args.config_file, args.weights), (args.member_config, args.member_weights)):
         cfg = load_config(config, ["MODEL.WEIGHTS", str(weights), *args.set])
-        scorers.append(build_scorer(cfg))
+        streams.append(build_score_stream(cfg))
     classes = len(get_class_names(args.dataset))
     ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     names = ("A", "B", "A + B", "softmax(A) + B", "A + softmax(B)", "softmax(A) + softmax(B)")
@@ -195,7 +195,7 @@ def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
             continue
         image = read_image(clip["file_names"][0])
         with torch.no_grad():
-            a, b = (normalize_scores(s.step(image, s.init_state())[0], "sum-to-one") for s in scorers)
+            a, b = (normalize_scores(s.step(image, s.init_state())[0], "sum-to-one") for s in streams)
         flat_a, flat_b = a.softmax(0), b.softmax(0)
         best = [best[0] + float(a.amax(0).mean()), best[1] + float(flat_a.amax(0).mean())]
         frames += 1

@@ -37,6 +37,7 @@ from torch import nn
 from the_mask.config import load_config
 from the_mask.modeling import MaskClassifier
 from the_mask.modeling.mask.targets import build_targets
+from the_mask.modeling.stream import Ring
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vspw"
 ONE_FRAME, TEMPORAL = CONFIGS / "the_mask_r50_1f.yaml", CONFIGS / "the_mask_r50_video.yaml"
@@ -181,13 +182,13 @@ def bench_stream(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     states: dict[int, Any] = {}
     times: dict[int, list[float]] = {window: [] for window in WINDOWS}
     for window in WINDOWS:
-        model.clip_length, model.clip_stride = window, 1
+        model.ring = Ring(window)
         states[window] = model.init_state()
         for _ in range(window):
             _, states[window] = model.step(frame, states[window])
     for _ in range(args.repeats):
         for window, found in times.items():
-            model.clip_length = window
+            model.ring = Ring(window)
             start = clock()
             _, states[window] = model.step(frame, states[window])
             synchronise(model.device)

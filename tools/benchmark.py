@@ -25,7 +25,8 @@ from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.benchmark import benchmark, table
-from the_mask.inference.stream import OUTPUT_STRIDES, build_random
+from the_mask.inference.stream import build_random
+from the_mask.inference.views import OUTPUT_STRIDES
 
 
 def build_parser() -> argparse.ArgumentParser:

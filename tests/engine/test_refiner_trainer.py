@@ -7,7 +7,7 @@ import torch
 from the_mask.config import load_config
 from the_mask.data import get_records
 from the_mask.engine.refiner_trainer import CHECKPOINT, RefinerSamples, train_refiner
-from the_mask.inference.pipeline import build_finish, uses_runners
+from the_mask.inference.compose import build_steps, is_plain
 from the_mask.weights.checkpoint import read_checkpoint
 from the_mask.weights.trained import trained_refiner
 
@@ -53,8 +53,8 @@ def test_a_refiner_learns(tiny_shapes, tmp_path):
 def test_the_step_of_a_pipeline(tiny_shapes, tmp_path):
     train_refiner(config(), tmp_path)
     cfg = config("TEST.REFINER.WEIGHTS", str(tmp_path / CHECKPOINT), "TEST.REFINER.MIN_UNCERTAIN", 0.0)
-    assert uses_runners(cfg)
-    (step,) = build_finish(cfg)
+    assert not is_plain(cfg)
+    (step,) = build_steps(cfg)
     labels = torch.zeros(80, 90, dtype=torch.uint8)
     labels[20:70, 20:70] = 1
     image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
@@ -67,13 +67,13 @@ def test_the_step_of_a_pipeline(tiny_shapes, tmp_path):
 
 def test_bad_input(tiny_shapes, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        build_finish(config("TEST.REFINER.WEIGHTS", str(tmp_path / "none.pth")))
+        build_steps(config("TEST.REFINER.WEIGHTS", str(tmp_path / "none.pth")))
     with pytest.raises(ValueError, match="no labelled frames"):
         RefinerSamples([], 32)
     train_refiner(config(), tmp_path)
     weights = ["TEST.REFINER.WEIGHTS", str(tmp_path / CHECKPOINT)]
     with pytest.raises(ValueError, match=r"does not fill the whole model|another architecture"):
-        build_finish(config(*weights, "MODEL.REFINER.BLOCKS", [2, 1, 1, 1]))
+        build_steps(config(*weights, "MODEL.REFINER.BLOCKS", [2, 1, 1, 1]))
     frame = get_records("moving_shapes_train")[0]["frames"][0]
     void = [(frame["file_name"], frame["sem_seg_file_name"], [255] * 256)]
     with pytest.raises(ValueError, match="no class with a border"):

@@ -8,6 +8,7 @@ from the_mask.data import register_video_tree
 from the_mask.data.registry import get_records
 from the_mask.evaluation.calibration import fit_temperature, sample_pixels
 from the_mask.inference.merge import normalize_scores
+from the_mask.modeling.stream import NO_HINTS, Stream
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -45,18 +46,18 @@ def test_pixels_are_drawn_from_labelled_places(tmp_path):
             Image.fromarray(pixels).save(path)
     register_video_tree("calibration_toy", tmp_path, "val", ["a", "b", "c"])
 
-    class Stream:
+    class Colours(Stream):
         def init_state(self):
-            return 0
+            return self.new_state()
 
-        def step(self, frame, state):
+        def step(self, frame, state, hints=NO_HINTS):
             labels = torch.from_numpy(frame[..., 0].astype(np.int64))
-            return torch.nn.functional.one_hot(labels.clamp(max=2), 3).permute(2, 0, 1).float(), state + 1
+            return torch.nn.functional.one_hot(labels.clamp(max=2), 3).permute(2, 0, 1).float(), state
 
-    scores, labels = sample_pixels(Stream(), get_records("calibration_toy"), 255, per_frame=20)
+    scores, labels = sample_pixels(Colours(), get_records("calibration_toy"), 255, per_frame=20)
     assert scores.shape == (40, 3)
     assert (scores.argmax(1) == labels).all()
-    scores, labels = sample_pixels(Stream(), get_records("calibration_toy"), 255, per_frame=1000)
+    scores, labels = sample_pixels(Colours(), get_records("calibration_toy"), 255, per_frame=1000)
     assert len(labels) == 2 * 4 * 9
 
 

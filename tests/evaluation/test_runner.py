@@ -16,6 +16,7 @@ from the_mask.data import register_video_tree
 from the_mask.data.io import read_label, read_label_raw
 from the_mask.engine import launch
 from the_mask.evaluation import evaluate_dataset, runner, video_consistency
+from the_mask.modeling.stream import NO_HINTS, Stream
 
 NAME = "runner_toy"
 LENGTHS = {"a": 7, "b": 20}
@@ -42,7 +43,7 @@ class Oracle(nn.Module):
         return (small[0, 0] / 80).round().clamp(0, 2).to(torch.uint8)
 
 
-class Stream:
+class Remembering(Stream):
     """The streaming twin of Oracle; remembers the frames of the running video."""
 
     def __init__(self):
@@ -50,12 +51,13 @@ class Stream:
 
     def init_state(self):
         self.videos.append(0)
-        return {"seen": 0}
+        return self.new_state()
 
-    def step(self, frame, state):
+    def step(self, frame, state, hints=NO_HINTS):
         self.videos[-1] += 1
         assert state["seen"] == self.videos[-1] - 1
-        return torch.from_numpy(np.round(frame[..., 0] / 80).clip(0, 2).astype(np.uint8)), {"seen": state["seen"] + 1}
+        labels = torch.from_numpy(np.round(frame[..., 0] / 80).clip(0, 2).astype(np.uint8))
+        return labels, {**state, "seen": state["seen"] + 1}
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_tilings_and_batches_change_nothing(cfg, length, stride, batch):
 
 def test_streaming_gives_the_same_and_resets_for_each_video(cfg, monkeypatch):
     reference = evaluate_dataset(cfg, Oracle(), NAME)
-    stream = Stream()
+    stream = Remembering()
     monkeypatch.setattr(runner, "make_stream", lambda cfg, model, name: stream)
     cfg.TEST.STREAMING = True
     assert evaluate_dataset(cfg, Oracle(), NAME) == reference

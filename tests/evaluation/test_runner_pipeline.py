@@ -12,10 +12,11 @@ import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.evaluation import evaluate_dataset
-from the_mask.inference.pipeline import build_pipeline, config_problems, uses_runners
+from the_mask.inference.compose import build_stream, config_problems, is_plain
+from the_mask.modeling.stream import Hints
 from the_mask.weights import save_checkpoint
 
-NAME = "pipeline_toy"
+NAME = "stream_toy"
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml"
 
 
@@ -32,7 +33,7 @@ def tree(tmp_path_factory):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
     register_video_tree(NAME, root, "val", ["one", "two", "three"])
-    register_video_tree("pipeline_other", root, "val", ["one", "two", "four"])
+    register_video_tree("stream_other", root, "val", ["one", "two", "four"])
     return root
 
 
@@ -53,19 +54,19 @@ def figures(model, *changes):
 
 
 def test_nothing_is_wrapped_by_default(tree):
-    assert not uses_runners(config())
+    assert is_plain(config())
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_views_equal_the_pipeline_called_by_hand(tree, model, streaming, tmp_path):
+def test_views_equal_the_stream_called_by_hand(tree, model, streaming, tmp_path):
     changes = ["TEST.VIEWS.SCALES", [1.0, 1.5], "TEST.VIEWS.FLIP", True, "TEST.SAVE_PREDICTIONS", str(tmp_path)]
     result = figures(model, *changes, "TEST.STREAMING", streaming)
     assert str(result) != str(figures(model))
-    pipeline = build_pipeline(config(*changes), model)
-    state = pipeline.init_state()
+    stream = build_stream(config(*changes), model)
+    state = stream.init_state()
     for index in range(3):
         picture = np.array(Image.open(tree / "val" / "b" / "origin" / f"{index:02d}.png"))
-        labels, state = pipeline.step(picture, state, ("b", f"{index:02d}"))
+        labels, state = stream.step(picture, state, Hints(name=("b", f"{index:02d}")))
         assert (np.array(Image.open(tmp_path / "b" / f"{index:02d}.png")) == labels.numpy()).all()
 
 
@@ -102,14 +103,14 @@ def test_bad_ensembles(tree, model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scores\.json"):
         figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)])
     evaluate_dataset(
-        config("TEST.SAVE_SCORES", str(tmp_path), "DATASETS.TEST", ("pipeline_other",)), model, "pipeline_other"
+        config("TEST.SAVE_SCORES", str(tmp_path), "DATASETS.TEST", ("stream_other",)), model, "stream_other"
     )
     with pytest.raises(ValueError, match="class 2 is 'three' and 'four'"):
         figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)])
     with pytest.raises(ValueError, match="WEIGHTS has 3 numbers for 2 members"):
         figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)], "TEST.ENSEMBLE.WEIGHTS", [1, 2, 3])
     with pytest.raises(ValueError, match=r"WINDOW\.STRIDE .* without"):
-        build_pipeline(config("TEST.WINDOW.STRIDE", [4, 4]), model)
+        build_stream(config("TEST.WINDOW.STRIDE", [4, 4]), model)
 
 
 def test_voting_with_superpixels_and_with_their_files(tree, model, tmp_path):

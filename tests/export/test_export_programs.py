@@ -15,8 +15,8 @@ from the_mask.config import load_config
 from the_mask.export import export_package, image_program, package, states, stream_programs
 from the_mask.export.package import OnnxRunner, TorchRunner, example_calls, moving_frame, to_exported, write_onnx
 from the_mask.export.programs import exportable
-from the_mask.modeling import ring
 from the_mask.modeling.segmentor import Segmentor
+from the_mask.modeling.stream import NO_HINTS, Ring
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1"]
@@ -32,6 +32,7 @@ class Averaging(Segmentor):
     """A convolution on the mean of the last three frames, with the ring of MaskClassifier as state."""
 
     score_stride = 2
+    ring = Ring(3)
 
     def __init__(self):
         super().__init__(
@@ -46,15 +47,16 @@ class Averaging(Segmentor):
         yield self.conv(images).softmax(dim=1)
 
     def init_state(self):
-        return ring.empty_state()
+        return self.new_state(ring=[])
 
     @torch.no_grad()
-    def step(self, frame, state):
+    def step(self, frame, state, hints=NO_HINTS):
+        state = self.continue_state(state, frame.shape[-2:])
         images, _ = self.stack([{"frames": [frame]}])
-        state = ring.push(state, frame.shape[-2:], images, [2 * images], 3)
-        mean = torch.stack([entry["mask_features"] for entry in ring.window(state, 3, 1)]).mean(dim=0)
+        entries = self.ring.push(state["ring"], {"mask_features": images, "maps": [2 * images]})
+        mean = torch.stack([entry["mask_features"] for entry in self.ring.read(entries)]).mean(dim=0)
         scores = self.conv(mean).softmax(dim=1)
-        return self.crop_scores(scores[0], *frame.shape[-2:]), state
+        return self.crop_scores(scores[0], *frame.shape[-2:]), {**state, "ring": entries}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Videos with a mark in every frame, sources that misbehave, and a runner that only counts."""
+"""Videos with a mark in every frame, sources that misbehave, and a stream that only counts."""
 
 import io
 import threading
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from the_mask.inference.live.sources import FrameSource, TimedFrame
+from the_mask.modeling.stream import NO_HINTS, Stream
 
 STEP = 7  # brightness from one frame to the next
 
@@ -60,14 +61,15 @@ def timed(seconds, size=(8, 12)):
     return [TimedFrame(picture(i, size), s) for i, s in enumerate(seconds)]
 
 
-class CountingRunner:
-    """The state is the list of numbers of the frames seen; the output is the frame's first channel."""
+class CountingStream(Stream):
+    """The state has the list of numbers of the frames seen; the output is the frame's first channel."""
 
     def init_state(self):
-        return []
+        return self.new_state(numbers=[])
 
-    def step(self, frame, state):
-        return torch.from_numpy(frame[..., 0].copy()), [*state, number_of(frame)]
+    def step(self, frame, state, hints=NO_HINTS):
+        state = self.continue_state(state, frame.shape[:2])
+        return torch.from_numpy(frame[..., 0].copy()), {**state, "numbers": [*state["numbers"], number_of(frame)]}
 
 
 def decoder_threads():

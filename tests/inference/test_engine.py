@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from stream_cases import (
-    CountingRunner,
+    CountingStream,
     decoder_threads,
     encode,
     number_of,
@@ -23,6 +23,7 @@ from stream_cases import (
 from the_mask.inference.live import reader
 from the_mask.inference.live.many_streams import StreamEngine
 from the_mask.inference.live.sources import FrameSource, TimedFrame
+from the_mask.modeling.stream import NO_HINTS, Stream
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def no_threads_are_left():
 
 def run(source, **options):
     """Results and report of one stream."""
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         name = engine.add(source, **options)
         results = list(engine.results())
     return results, engine.reports[name]
@@ -45,7 +46,7 @@ def test_every_frame_of_a_file_and_a_folder(tmp_path):
     folder.mkdir()
     for number in range(5):
         Image.fromarray(picture(number)).save(folder / f"{number}.png")
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         names = [engine.add(video), engine.add(folder), engine.add(video)]
         found = {name: [] for name in names}
         for result in engine.results():
@@ -78,7 +79,7 @@ def test_all_waits_for_a_slow_model():
             given.append(frame)
             yield frame
 
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         engine.add(source_of(frames()), queue_size=3)
         for count, result in enumerate(engine.results()):
             time.sleep(0.002)
@@ -105,7 +106,7 @@ def test_latest_gives_the_newest_frame_and_counts_the_others():
             gate.release()
         assert waiting.wait(5)
 
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         engine.add(source_of(frames(), live=True))
         report = engine.reports["test"]
         assert engine.tick(0.01) == []
@@ -137,14 +138,14 @@ def test_timestamps_that_go_back_or_jump_make_the_state_anew():
     assert report.events[0].message == "timestamps go back from 0.400 s to 0.200 s"
 
 
-class Remembering(CountingRunner):
+class Remembering(CountingStream):
     """Keeps every state it was given."""
 
     def __init__(self):
         self.states = []
 
-    def step(self, frame, state):
-        self.states.append(state)
+    def step(self, frame, state, hints=NO_HINTS):
+        self.states.append(state["numbers"])
         return super().step(frame, state)
 
 
@@ -197,7 +198,7 @@ def test_a_source_that_breaks_off_ends_its_stream_only():
         yield from timed([0, 0.1])
         raise ValueError("video broken.mp4 cannot be read after frame 2")
 
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         engine.add(source_of(broken(), name="broken"))
         engine.add(source_of(timed([i / 10 for i in range(6)]), name="whole"))
         results = [r.stream for r in engine.results()]
@@ -210,7 +211,7 @@ def test_a_source_that_breaks_off_ends_its_stream_only():
 
 def test_zero_length_and_missing_files_are_errors_at_once(tmp_path):
     (tmp_path / "empty.mp4").touch()
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         with pytest.raises(ValueError, match=r"empty\.mp4 is empty \(0 bytes\)"):
             engine.add(tmp_path / "empty.mp4")
         with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -269,7 +270,7 @@ def test_a_local_file_that_breaks_is_not_opened_again():
 
 def test_seek(tmp_path):
     video = write_video(tmp_path / "v.mp4", 30, gop=5)
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         name = engine.add(video)
         numbers, resets = [], []
         for result in engine.results():
@@ -289,7 +290,7 @@ def test_seek(tmp_path):
 def test_closing_ends_waiting_decoders(tmp_path):
     video = write_video(tmp_path / "v.mp4", 30)
     closed = []
-    with StreamEngine(CountingRunner()) as engine:
+    with StreamEngine(CountingStream()) as engine:
         engine.add(video, queue_size=1)
         engine.add(source_of(timed([i / 10 for i in range(30)]), closed=closed))
         engine.tick()
@@ -303,7 +304,7 @@ def test_closing_ends_waiting_decoders(tmp_path):
 
 def test_leaving_by_an_error_ends_threads_too(tmp_path):
     video = write_video(tmp_path / "v.mp4", 30)
-    with pytest.raises(KeyboardInterrupt), StreamEngine(CountingRunner()) as engine:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), StreamEngine(CountingStream()) as engine:  # noqa: PT012
         engine.add(video)
         for _ in engine.results():
             raise KeyboardInterrupt
@@ -315,7 +316,7 @@ def test_a_defect_in_a_source_is_raised_where_it_can_be_seen():
         yield from timed([0])
         raise ZeroDivisionError("a defect")
 
-    with StreamEngine(CountingRunner()) as engine, pytest.raises(ZeroDivisionError, match="a defect"):  # noqa: PT012
+    with StreamEngine(CountingStream()) as engine, pytest.raises(ZeroDivisionError, match="a defect"):  # noqa: PT012
         engine.add(source_of(frames()))
         list(engine.results())
 
@@ -328,7 +329,7 @@ def test_a_decoder_that_hangs_is_named(monkeypatch):
         yield from timed([0])
         hang.wait()
 
-    engine = StreamEngine(CountingRunner())
+    engine = StreamEngine(CountingStream())
     engine.add(source_of(frames()))
     engine.tick()
     with pytest.raises(RuntimeError, match="test: the decoder does not return"):
@@ -340,7 +341,7 @@ def test_a_decoder_that_hangs_is_named(monkeypatch):
 
 def test_batches_take_turns():
     """More streams than a batch takes: all advance alike."""
-    with StreamEngine(CountingRunner(), max_batch=2, max_wait=1.0) as engine:
+    with StreamEngine(CountingStream(), max_batch=2, max_wait=1.0) as engine:
         for _ in range(5):
             engine.add(source_of(timed([i / 10 for i in range(8)])))
         counts = dict.fromkeys(engine.reports, 0)
@@ -361,7 +362,7 @@ def test_waiting_fills_batches():
 
     sizes = {}
     for wait in (0.0, 5.0):
-        with StreamEngine(CountingRunner(), max_wait=wait) as engine:
+        with StreamEngine(CountingStream(), max_wait=wait) as engine:
             engine.add(source_of(slow(), name="slow"))
             engine.add(source_of(timed([i / 10 for i in range(4)]), name="fast"))
             sizes[wait] = [len(engine.tick()) for _ in range(4)]
@@ -372,10 +373,10 @@ def test_waiting_fills_batches():
 def test_bad_arguments():
     for options in ({"max_batch": 0}, {"max_wait": -1.0}, {"max_gap": 0.0}, {"max_gap": float("nan")}):
         with pytest.raises(ValueError, match=r"expected at least 1, 0 or more, above 0"):
-            StreamEngine(CountingRunner(), **options)
+            StreamEngine(CountingStream(), **options)
     with pytest.raises(ValueError, match="asynchronous keyframes need a PropagatedSegmentor"):
-        StreamEngine(CountingRunner(), asynchronous=True)
-    with StreamEngine(CountingRunner()) as engine:
+        StreamEngine(CountingStream(), asynchronous=True)
+    with StreamEngine(CountingStream()) as engine:
         with pytest.raises(ValueError, match="mode 'newest': expected one of all, latest"):
             engine.add(source_of([]), mode="newest")
         with pytest.raises(ValueError, match="queue_size 0"):
@@ -390,11 +391,11 @@ def test_bad_arguments():
 
 
 def test_warm_up():
-    class Sizes(CountingRunner):
+    class Sizes(CountingStream):
         shapes = []  # noqa: RUF012
 
-        def step(self, frame, state):
-            self.shapes.append((frame.shape, len(state)))
+        def step(self, frame, state, hints=NO_HINTS):
+            self.shapes.append((frame.shape, len(state["numbers"])))
             return super().step(frame, state)
 
     engine = StreamEngine(Sizes())
@@ -412,15 +413,15 @@ def test_reports_are_of_constant_size():
     assert len(report.events) == reader.EVENTS_KEPT
 
 
-class LastFrame:
+class LastFrame(Stream):
     """State: the last frame; output: where the frame differs from it."""
 
     def init_state(self):
-        return {"frame": None}
+        return self.new_state(frame=None)
 
-    def step(self, frame, state):
+    def step(self, frame, state, hints=NO_HINTS):
         last = frame if state["frame"] is None else state["frame"]
-        return torch.from_numpy((frame != last).any(axis=2)), {"frame": frame}
+        return torch.from_numpy((frame != last).any(axis=2)), {**state, "frame": frame}
 
 
 def count_native_threads():

@@ -14,7 +14,6 @@ import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.inference import StreamingSegmentor
-from the_mask.modeling import ring
 from the_mask.modeling.scores import resize_scores
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -139,7 +138,7 @@ def test_state_is_bounded():
     for frame in video(12):
         _, state = model.step(frame, state)
         sizes.append(sum(t.untyped_storage().nbytes() for t in tensors(state)))
-    assert len(state["ring"]) == ring.reach(3, 2) == 5
+    assert len(state["ring"]) == model.ring.capacity == 5
     assert state["seen"] == 12
     assert sizes[4] > sizes[3]
     assert set(sizes[4:]) == {sizes[4]}
@@ -216,7 +215,7 @@ def test_bad_input_is_named():
             segmentor.step(frame, state)
     with pytest.raises(ValueError, match=r"not a state of StreamingSegmentor; make one with init_state"):
         segmentor.step(np.zeros((4, 4, 3), np.uint8), {})
-    with pytest.raises(ValueError, match=r"not a stream state; make one with init_state"):
+    with pytest.raises(ValueError, match=r"not a state of MaskClassifier; make one with init_state"):
         model.step(video(1)[0], {"frames": []})
     with pytest.raises(ValueError, match=r"output is 'masks'; expected one of labels, scores"):
         StreamingSegmentor(model, output="masks")
@@ -239,6 +238,6 @@ def test_ten_thousand_frames_leave_memory_flat():
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             # type(), not isinstance(): the latter wakes up lazy module attributes.
             counts.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
-    assert state["model"]["seen"] == 10_000
+    assert state["views"][0]["seen"] == 10_000
     assert counts[1] == counts[0]
     assert peaks[1] - peaks[0] <= 2048  # KiB

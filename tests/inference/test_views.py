@@ -12,10 +12,11 @@ from toy_segmentor import ToySegmentor
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
-from the_mask.inference import StreamingSegmentor, ViewRunner, WindowRunner
+from the_mask.inference import MultiView, SlidingWindow, StreamingSegmentor
 from the_mask.inference.views import View, make_views
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.scores import resize_scores
+from the_mask.modeling.stream import Hints
 
 
 def frame(height=30, width=44, seed=0):
@@ -42,7 +43,7 @@ def test_identity_view_equals_plain_inference(config):
     cfg, model = real(config)
     plain = {out: StreamingSegmentor(cfg, model=model, output=out) for out in ("labels", "scores")}
     for output, stream in plain.items():
-        runner = ViewRunner.from_config(cfg, model, output)
+        runner = MultiView.from_config(cfg, model, output)
         state, expected_state = runner.init_state(), stream.init_state()
         for seed in range(3):
             result, state = runner.step(frame(57, 90, seed), state)
@@ -57,7 +58,7 @@ def test_identity_view_of_clips_equals_predict():
     _, model = real("debug/the_mask_debug_video")
     frames = [torch.from_numpy(frame(64, 64, seed)).permute(2, 0, 1).contiguous() for seed in range(2)]
     clip = {"frames": frames, "height": 40, "width": 50, "file_names": []}
-    runner = ViewRunner(model, box=(64, 64), size_multiple=64)
+    runner = MultiView(model, box=(64, 64), size_multiple=64)
     expected = model.predict([clip])[0]
     for result, labels in zip(runner.predict([clip])[0], expected, strict=True):
         assert result.dtype == labels.dtype
@@ -67,10 +68,10 @@ def test_identity_view_of_clips_equals_predict():
 @pytest.mark.parametrize(("stride", "width"), [(1, 44), (1, 45), (4, 44), (4, 45)])
 def test_flip_of_a_symmetric_model_is_exact(stride, width):
     model = ToySegmentor(stride=stride)
-    plain, _ = ViewRunner(model, output="scores").step(frame(30, width), ViewRunner(model).init_state())
-    both = ViewRunner(model, make_views([1.0], True), output="scores")
+    plain, _ = MultiView(model, output="scores").step(frame(30, width), MultiView(model).init_state())
+    both = MultiView(model, make_views([1.0], True), output="scores")
     flipped, _ = both.step(frame(30, width), both.init_state())
-    only = ViewRunner(model, [View(1.0, True)], output="scores")
+    only = MultiView(model, [View(1.0, True)], output="scores")
     mirrored, _ = only.step(frame(30, width), only.init_state())
     if width % stride == 0:
         assert torch.equal(flipped, plain)
@@ -89,7 +90,7 @@ def test_flip_of_a_symmetric_model_is_exact(stride, width):
 def test_views_equal_a_loop(mean, normalization):
     model = ToySegmentor(num_classes=5, stride=4, sharpness=0.02)
     scales, box, multiple = (0.5, 1.0, 1.75), (64, 40), 8
-    runner = ViewRunner(
+    runner = MultiView(
         model,
         make_views(scales, True),
         box=box,
@@ -119,7 +120,7 @@ def test_views_of_clips_read_the_files_again(tmp_path):
     picture = frame(50, 70)
     Image.fromarray(picture).save(tmp_path / "0.png")
     model = ToySegmentor(stride=4)
-    runner = ViewRunner(model, make_views([0.5, 1.0], True), box=(64, 40), size_multiple=8, output="scores")
+    runner = MultiView(model, make_views([0.5, 1.0], True), box=(64, 40), size_multiple=8, output="scores")
     size = round_up(fit_size(50, 70, (64, 40)), 8)
     pixels = torch.from_numpy(resize_image(picture, size).transpose(2, 0, 1).copy())
     clip = {"frames": [pixels], "height": 50, "width": 70, "file_names": [str(tmp_path / "0.png")]}
@@ -129,13 +130,13 @@ def test_views_of_clips_read_the_files_again(tmp_path):
 
 def test_every_view_has_its_own_state():
     model = ToySegmentor(memory=0.5)
-    runner = ViewRunner(model, make_views([1.0, 2.0], True), output="scores")
+    runner = MultiView(model, make_views([1.0, 2.0], True), output="scores")
     state = runner.init_state()
     for seed in range(3):
         merged, state = runner.step(frame(seed=seed), state)
     alone = []
     for view in runner.views:
-        single = ViewRunner(model, [view], output="scores")
+        single = MultiView(model, [view], output="scores")
         own = single.init_state()
         for seed in range(3):
             scores, own = single.step(frame(seed=seed), own)
@@ -149,17 +150,17 @@ def test_every_view_has_its_own_state():
 def test_priors_take_the_geometry_of_the_view():
     model = ToySegmentor()
     prior = PriorMap.from_labels(torch.randint(0, 3, (1, 30, 44), generator=torch.Generator().manual_seed(3)), 3)
-    runner = ViewRunner(model, make_views([1.0], True), output="scores")
-    result, _ = runner.step(frame(), runner.init_state(), prior=prior)
+    runner = MultiView(model, make_views([1.0], True), output="scores")
+    result, _ = runner.step(frame(), runner.init_state(), Hints(prior=prior))
     pixels = torch.from_numpy(frame().transpose(2, 0, 1).copy())
-    torch.testing.assert_close(result, model.step(pixels, model.init_state(), prior)[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(result, model.step(pixels, model.init_state(), Hints(prior=prior))[0], rtol=0, atol=1e-6)
 
 
 def test_windows_inside_views():
     model = ToySegmentor(stride=4)
     views = make_views([1.0, 2.0], True)
-    plain = ViewRunner(model, views, size_multiple=8, output="scores")
-    windowed = ViewRunner(WindowRunner(model, (16, 24)), views, size_multiple=8, output="scores")
+    plain = MultiView(model, views, size_multiple=8, output="scores")
+    windowed = MultiView(SlidingWindow(model, (16, 24)), views, size_multiple=8, output="scores")
     expected, _ = plain.step(frame(32, 48), plain.init_state())
     result, _ = windowed.step(frame(32, 48), windowed.init_state())
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
@@ -168,22 +169,22 @@ def test_windows_inside_views():
 def test_scales_below_the_minimum():
     model = ToySegmentor()
     views = make_views([0.5, 1.0], False)
-    runner = ViewRunner(model, views, box=(80, 40), min_short_edge=40)
+    runner = MultiView(model, views, box=(80, 40), min_short_edge=40)
     with pytest.raises(ValueError, match=r"SCALES 0\.5 .*20x29.*minimum of 40 pixels.*PARITY"):
         runner.step(frame(), runner.init_state())
-    clamped = ViewRunner(model, views, box=(80, 40), min_short_edge=40, parity="mmseg")
+    clamped = MultiView(model, views, box=(80, 40), min_short_edge=40, parity="mmseg")
     clamped.step(frame(), clamped.init_state())
     # Both run at the size of scale 1: the short edge is the box's 40.
     assert model.sizes == [(40, 59)] * 2
     model.size_divisibility = 32
     with pytest.raises(ValueError, match="minimum of 32"):
-        ViewRunner(model, [View(0.1)]).step(frame(64, 64), ViewRunner(model, [View(0.1)]).init_state())
+        MultiView(model, [View(0.1)]).step(frame(64, 64), MultiView(model, [View(0.1)]).init_state())
 
 
 def test_mmseg_parity_is_a_second_softmax():
     model = ToySegmentor()
-    runner = ViewRunner(model, parity="mmseg", output="scores")
-    plain = ViewRunner(model, output="scores")
+    runner = MultiView(model, parity="mmseg", output="scores")
+    plain = MultiView(model, output="scores")
     torch.testing.assert_close(
         runner.step(frame(), runner.init_state())[0], plain.step(frame(), plain.init_state())[0].softmax(0)
     )
@@ -202,13 +203,13 @@ def test_one_score_map_and_one_view_at_a_time():
             return super().scores(pixels)
 
     model = Counting()
-    runner = ViewRunner(model, make_views([1.0, 1.25, 1.5, 1.75], True), output="scores")
+    runner = MultiView(model, make_views([1.0, 1.25, 1.5, 1.75], True), output="scores")
     gc.collect()
     before = sum(type(o) is torch.Tensor and o.numel() >= 3 * 64 * 64 for o in gc.get_objects())
     state = runner.init_state()
     # States of a memoryless model: drop them, so that only the runner's own tensors count.
     model.step_result = None
-    runner.model.step = lambda pixels, state: (model.scores(pixels), {})
+    runner.model.step = lambda pixels, state, hints: (model.scores(pixels), {})
     runner.step(frame(64, 64), state)
     # The frame's pixels, and from the second view on the sum.
     assert max(model.alive) - before <= 3
@@ -227,16 +228,16 @@ def test_one_score_map_and_one_view_at_a_time():
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        ViewRunner(ToySegmentor(), **options)
+        MultiView(ToySegmentor(), **options)
     with pytest.raises(ValueError, match="SCALES"):
         make_views([1.0, 0.0], False)
 
 
 def test_foreign_states_and_frames():
-    runner = ViewRunner(ToySegmentor(), make_views([1.0], True))
+    runner = MultiView(ToySegmentor(), make_views([1.0], True))
     with pytest.raises(ValueError, match="not a state"):
         runner.step(frame(), {})
     with pytest.raises(ValueError, match="1 views, but there are 2"):
-        runner.step(frame(), ViewRunner(ToySegmentor()).init_state())
+        runner.step(frame(), MultiView(ToySegmentor()).init_state())
     with pytest.raises(ValueError, match="uint8 RGB"):
         runner.step(frame().astype(np.float32), runner.init_state())

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_segmentor import ToySegmentor
 
-from the_mask.inference.window import WindowRunner, window_starts
+from the_mask.inference.window import SlidingWindow, window_starts
 from the_mask.modeling.pixel.context.prior_map import PriorMap
+from the_mask.modeling.stream import Hints
 
 
 def image(height, width, seed=0):
@@ -39,7 +40,7 @@ def test_windows_equal_the_whole_image_of_a_translation_invariant_model(stride, 
     model = ToySegmentor(stride=stride).eval()
     frame = image(*size)
     whole, _ = model.step(frame, model.init_state())
-    runner = WindowRunner(model, (16, 24), (8, 16), pad)
+    runner = SlidingWindow(model, (16, 24), (8, 16), pad)
     scores, _ = runner.step(frame, runner.init_state())
     (clip,) = runner.score_maps([{"frames": [frame, frame.flip(-1)]}])
     assert scores.dtype == torch.float32
@@ -51,7 +52,7 @@ def test_windows_equal_the_whole_image_of_a_translation_invariant_model(stride, 
 def test_a_single_window_is_the_plain_model():
     model = ToySegmentor(stride=4).eval()
     frame = image(30, 40)
-    runner = WindowRunner(model, (64, 64), None, pad=False)
+    runner = SlidingWindow(model, (64, 64), None, pad=False)
     assert torch.equal(runner.step(frame, runner.init_state())[0], model.step(frame, model.init_state())[0])
     assert model.sizes == [(30, 40)] * 2
 
@@ -66,7 +67,7 @@ def test_overlaps_are_averaged():
             self.calls += 1
             return torch.full((3, *frame.shape[-2:]), float(self.calls))
 
-    runner = WindowRunner(Position().eval(), (4, 4), (2, 3))
+    runner = SlidingWindow(Position().eval(), (4, 4), (2, 3))
     scores, _ = runner.step(image(7, 8), runner.init_state())
     for y in range(7):
         for x in range(8):
@@ -77,7 +78,7 @@ def test_overlaps_are_averaged():
 def test_every_window_is_a_stream_of_its_own():
     model = ToySegmentor(memory=0.5).eval()
     frames = [image(20, 20, seed) for seed in range(3)]
-    runner = WindowRunner(model, (12, 12), (8, 8))
+    runner = SlidingWindow(model, (12, 12), (8, 8))
     state, plain = runner.init_state(), model.init_state()
     for frame in frames:
         scores, state = runner.step(frame, state)
@@ -94,14 +95,14 @@ def test_priors_are_cropped_with_the_window():
     frame = image(20, 20)
     labels = torch.randint(0, 3, (1, 20, 20), generator=torch.Generator().manual_seed(1))
     prior = PriorMap.from_labels(labels, 3)
-    runner = WindowRunner(model, (12, 12), (8, 8))
-    scores, _ = runner.step(frame, runner.init_state(), prior=prior)
-    torch.testing.assert_close(scores, model.step(frame, model.init_state(), prior)[0], rtol=0, atol=1e-6)
+    runner = SlidingWindow(model, (12, 12), (8, 8))
+    scores, _ = runner.step(frame, runner.init_state(), Hints(prior=prior))
+    torch.testing.assert_close(scores, model.step(frame, model.init_state(), Hints(prior=prior))[0], rtol=0, atol=1e-6)
 
 
 def test_padding_of_small_inputs():
     model = ToySegmentor(stride=4).eval()
-    runner = WindowRunner(model, (32, 32), None, pad=True)
+    runner = SlidingWindow(model, (32, 32), None, pad=True)
     scores, _ = runner.step(image(10, 40), runner.init_state())
     assert set(model.sizes) == {(32, 32)}
     assert scores.shape == (3, 3, 10)
@@ -120,4 +121,4 @@ def test_padding_of_small_inputs():
 )
 def test_bad_windows(size, stride, message):
     with pytest.raises(ValueError, match=message):
-        WindowRunner(ToySegmentor(), size, stride)
+        SlidingWindow(ToySegmentor(), size, stride)

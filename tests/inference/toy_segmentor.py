@@ -1,12 +1,14 @@
-"""A segmentor of a few lines for the tests of the runners."""
+"""A segmentor of a few lines for the tests of the streams."""
 
 import math
 
 import torch
 from torch.nn import functional as F
 
+from the_mask.modeling.stream import NO_HINTS, Stream
 
-class ToySegmentor:
+
+class ToySegmentor(Stream):
     """Mean colours of cells through a fixed linear layer and a softmax; its memory is the running mean of past scores.
 
     Translation invariant by whole cells and mirror symmetric, so windows and flips must change nothing.
@@ -41,15 +43,16 @@ class ToySegmentor:
         return (torch.einsum("kc,chw->khw", self.weight, cells).softmax(dim=0) * 1024).round() / 1024
 
     def init_state(self):
-        return {"mean": None}
+        return self.new_state(mean=None)
 
-    def step(self, frame, state, prior=None):
+    def step(self, frame, state, hints=NO_HINTS):
+        state = self.continue_state(state, frame.shape[-2:])
         scores = self.scores(frame)
-        if prior is not None:
-            scores = scores + prior.soften().resize(*scores.shape[-2:]).probabilities[0]
+        if hints.prior is not None:
+            scores = scores + hints.prior.soften().resize(*scores.shape[-2:]).probabilities[0]
         if state["mean"] is not None:
             scores = (1 - self.memory) * scores + self.memory * state["mean"]
-        return scores, {"mean": scores}
+        return scores, {**state, "mean": scores}
 
     def score_maps(self, clips):
         return [torch.stack([self.scores(frame) for frame in clip["frames"]]) for clip in clips]

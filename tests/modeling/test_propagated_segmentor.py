@@ -18,6 +18,7 @@ from the_mask.modeling.propagation.propagators import Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache
 from the_mask.modeling.propagation.training import distillation_loss, draw_distance, segmentation_loss, unroll
 from the_mask.modeling.segmentor import Segmentor
+from the_mask.modeling.stream import NO_HINTS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 
@@ -40,11 +41,11 @@ class ColourSegmentor(Segmentor):
         return (self.gain * F.avg_pool2d(images, 2, ceil_mode=True) + 0.1).unflatten(0, (-1, num_frames))
 
     def init_state(self):
-        return {"seen": 0}
+        return self.new_state()
 
-    def step(self, frame, state):
+    def step(self, frame, state, hints=NO_HINTS):
         scores = self.score_maps([{"frames": [frame]}])[0]
-        return self.crop_scores(scores[0], *frame.shape[-2:]), {"seen": state["seen"] + 1}
+        return self.crop_scores(scores[0], *frame.shape[-2:]), {**state, "seen": state["seen"] + 1}
 
 
 def wrap(propagator=None, max_gap=3, segmentor=None, measure=None, gate=None, **options):

@@ -17,7 +17,7 @@ from the_mask.engine import Trainer
 from the_mask.engine.predict import run_calibration, run_prediction
 from the_mask.engine.run import RunOptions, evaluate_only
 from the_mask.inference import StreamingSegmentor
-from the_mask.inference.pipeline import build_pipeline
+from the_mask.inference.compose import build_stream
 from the_mask.modeling import build as model_build
 from the_mask.modeling.build import build_segmentor, trained_model
 from the_mask.weights import trained
@@ -55,7 +55,7 @@ USES: dict[str, Callable[[CfgNode, Path], Any]] = {
     "trained": lambda cfg, folder: trained(cfg),
     "evaluation": lambda cfg, folder: evaluate_only(cfg),
     "stream": lambda cfg, folder: StreamingSegmentor(cfg),
-    "pipeline": lambda cfg, folder: build_pipeline(cfg),
+    "compose": lambda cfg, folder: build_stream(cfg),
     "prediction": lambda cfg, folder: run_prediction(options(cfg, folder), "shapes_reordered", folder / "out"),
     "calibration": lambda cfg, folder: run_calibration(options(cfg, folder), "shapes_reordered"),
     "teacher": lambda cfg, folder: trained_model(cfg, weights=cfg.MODEL.WEIGHTS, datasets=["shapes_reordered"]),

@@ -13,7 +13,7 @@ from the_mask.engine.run import RunOptions
 from the_mask.engine.setup import setup
 from the_mask.evaluation.calibration import Calibration, fit_temperature, sample_pixels
 from the_mask.evaluation.submission import predict_dataset
-from the_mask.inference.pipeline import build_scorer
+from the_mask.inference.compose import build_score_stream
 from the_mask.weights.trained import trained
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def run_calibration(options: RunOptions, dataset_name: str, per_frame: int = 500
     cfg = options.load()
     setup(cfg)
     check_classes(cfg, [dataset_name])
-    scorer = build_scorer(cfg, trained(cfg, datasets=[dataset_name], trust_pickle=options.trust_pickle))
+    stream = build_score_stream(cfg, trained(cfg, datasets=[dataset_name], trust_pickle=options.trust_pickle))
     records = get_records(dataset_name)
     records = records[:max_videos] if max_videos else records
-    return fit_temperature(*sample_pixels(scorer, records, MetadataCatalog.get(dataset_name).ignore_label, per_frame))
+    return fit_temperature(*sample_pixels(stream, records, MetadataCatalog.get(dataset_name).ignore_label, per_frame))

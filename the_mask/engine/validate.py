@@ -17,7 +17,7 @@ from the_mask.data.class_names import config_classes
 from the_mask.engine.layer_decay import MODES as DECAY_MODES
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
-from the_mask.inference.pipeline import config_problems
+from the_mask.inference.compose import config_problems
 from the_mask.modeling.pixel.distillation import missing_teacher
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from scipy.optimize import minimize_scalar
 from the_mask.data.io import read_image
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.frames import single_frame_clips
-from the_mask.inference.ensemble import step_named
 from the_mask.inference.merge import LEAST_SCORE
+from the_mask.modeling.stream import Hints, Stream
 
 LIMITS = (0.02, 50.0)
 
@@ -58,7 +57,7 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -
 
 
 def sample_pixels(
-    stream: Any, records: Sequence[Record], ignore_label: int, per_frame: int = 500, seed: int = 0
+    stream: Stream, records: Sequence[Record], ignore_label: int, per_frame: int = 500, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Scores [N, K] and labels [N] of random labelled pixels of every labelled frame.
 
@@ -76,7 +75,7 @@ def sample_pixels(
             state = stream.init_state()
         image = read_image(clip["file_names"][0])
         with torch.no_grad():
-            maps, state = step_named(stream, image, state, (clip["video_id"], clip["frame_ids"][0]))
+            maps, state = stream.step(image, state, Hints(name=(clip["video_id"], clip["frame_ids"][0])))
         if clip["labels"][0] is None:
             continue
         truth = np.asarray(clip["labels"][0]).reshape(-1)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -28,9 +28,8 @@ from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.keyframe import evaluate_keyframes
 from the_mask.evaluation.temporal_consistency import raft_flow
-from the_mask.inference import StreamingSegmentor
-from the_mask.inference.ensemble import step_named
-from the_mask.inference.pipeline import Pipeline, build_pipeline, must_stream, uses_runners
+from the_mask.inference.compose import build_stream, is_plain, must_stream
+from the_mask.modeling.stream import Hints, Stream
 
 logger = logging.getLogger(__name__)
 Clip = dict[str, Any]
@@ -38,22 +37,13 @@ Predicted = tuple[list[Clip], list[list[Any]]]
 LOG_SECONDS = 10.0
 
 
-class FrameSegmentor(Protocol):
-    """What a stream needs, as :class:`StreamingSegmentor` has it."""
-
-    def init_state(self) -> Any: ...
-
-    def step(self, frame: Any, state: Any) -> tuple[Any, Any]: ...
-
-
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> OrderedDict[str, dict[str, float]]:
     """Predict every frame of a test set and score it; a collective call when there are several processes.
 
     Clips come from ``build_test_loader``; with ``cfg.TEST.STREAMING`` each video is fed frame by frame through
-    ``StreamingSegmentor`` instead. With keys such as ``TEST.VIEWS`` the model runs inside
-    :class:`~the_mask.inference.pipeline.Pipeline`, either way; ensembles and stages always stream. Memory does not grow
-    with the data set. The model is switched to eval mode and every module's mode is restored afterwards, also after an
-    error.
+    a stream instead. With keys such as ``TEST.VIEWS`` the model runs inside what :func:`build_stream` makes of it,
+    either way; ensembles and stages always stream. Memory does not grow with the data set. The model is switched to
+    eval mode and every module's mode is restored afterwards, also after an error.
 
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST.*``.
@@ -78,7 +68,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
         if must_stream(cfg):
             predicted = stream_videos(make_stream(cfg, plain, dataset_name), [records[i] for i in shard], meter)
         else:
-            predictor = _pipeline(cfg, plain, dataset_name) if uses_runners(cfg) else plain
+            predictor = plain if is_plain(cfg) else make_stream(cfg, plain, dataset_name)
             predicted = tile_videos(cfg, predictor, dataset_name, meter)
         for clips, maps in predicted:
             evaluator.process(clips, maps)
@@ -121,16 +111,12 @@ def tile_videos(cfg: CfgNode, model: Any, dataset_name: str, meter: ProgressMete
         yield clips, maps
 
 
-def make_stream(cfg: CfgNode, model: nn.Module, dataset_name: str) -> FrameSegmentor:
-    """The streaming runner of a model, with the test geometry and the test-time runners of ``cfg``."""
-    return _pipeline(cfg, model, dataset_name) if uses_runners(cfg) else StreamingSegmentor(cfg, model=model)
+def make_stream(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Stream:
+    """The stream that ``cfg`` makes of a model, with a data set's classes."""
+    return build_stream(cfg, model, MetadataCatalog.get(dataset_name).stuff_classes)
 
 
-def _pipeline(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Pipeline:
-    return build_pipeline(cfg, model, MetadataCatalog.get(dataset_name).stuff_classes)
-
-
-def stream_videos(segmentor: FrameSegmentor, records: Sequence[Record], meter: ProgressMeter) -> Iterator[Predicted]:
+def stream_videos(stream: Stream, records: Sequence[Record], meter: ProgressMeter) -> Iterator[Predicted]:
     """Videos frame by frame, each from a fresh state, as clips of one frame with their label maps.
 
     Raises:
@@ -139,13 +125,14 @@ def stream_videos(segmentor: FrameSegmentor, records: Sequence[Record], meter: P
     state: Any = None
     for clip in single_frame_clips(records):
         if clip["is_first"]:
-            state = segmentor.init_state()
+            state = stream.init_state()
         file_name, labels = clip["file_names"][0], clip["labels"][0]
         image = read_image(file_name)
         if labels is not None:
             check_same_size(image, labels, file_name, clip["mask_file_name"])
         with meter.model_time():
-            label_map, state = step_named(segmentor, image, state, (clip["video_id"], clip["frame_ids"][0]))
+            name = (clip["video_id"], clip["frame_ids"][0])
+            label_map, state = stream.step(image, state, Hints(name=name))
         yield [clip], [[label_map]]
 
 

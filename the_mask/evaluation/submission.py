@@ -22,7 +22,7 @@ from the_mask.evaluation.claims import claim_folder, make_claim
 from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
 from the_mask.evaluation.metrics import as_label_array
 from the_mask.evaluation.runner import ProgressMeter, evaluation_mode, make_stream, stream_videos, unwrap
-from the_mask.inference.pipeline import build_pipeline, must_stream, uses_runners
+from the_mask.inference.compose import build_stream, is_plain, must_stream
 from the_mask.inference.saved_scores import score_path
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _predictions(
         return
     mapper = ClipMapper.from_config(cfg, False, [dataset_name])
     classes = MetadataCatalog.get(dataset_name).stuff_classes
-    predictor = build_pipeline(cfg, model, classes) if uses_runners(cfg) else model
+    predictor = model if is_plain(cfg) else build_stream(cfg, model, classes)
     for record in _unlabelled(records):
         tiling = tile_video(len(record["frames"]), cfg.TEST.CLIP_LENGTH, cfg.TEST.CLIP_STRIDE)
         for number, indices in enumerate(tiling):

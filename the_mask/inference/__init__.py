@@ -1,17 +1,17 @@
-"""Inference: runners that wrap a segmentor."""
+"""Inference: what makes streams of a segmentor."""
 
 from the_mask.inference.live.many_streams import StreamEngine
 from the_mask.inference.merge import merge_scores, normalize_scores
 from the_mask.inference.stream import StreamingSegmentor
-from the_mask.inference.views import View, ViewRunner, make_views
-from the_mask.inference.window import WindowRunner
+from the_mask.inference.views import MultiView, View, make_views
+from the_mask.inference.window import SlidingWindow
 
 __all__ = [
+    "MultiView",
+    "SlidingWindow",
     "StreamEngine",
     "StreamingSegmentor",
     "View",
-    "ViewRunner",
-    "WindowRunner",
     "make_views",
     "merge_scores",
     "normalize_scores",

@@ -87,7 +87,7 @@ def measure_model(segmentor: StreamingSegmentor, frames: Sequence[Frame], count:
         if number >= warm_up:
             for name, start, stop in zip(times, marks, marks[1:]):
                 times[name].append(stop - start)
-            keys.append(state.get("keyframe"))
+            keys.append(segmentor.model.is_keyframe(state))
     return {
         "model": by_kind(times["model"], keys),
         "prepare": latencies(times["prepare"]),

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from the_mask.inference.merge import normalize_scores
 from the_mask.inference.refine import LONG_EDGE, global_step, normalised, resize, working_size
+from the_mask.modeling.stream import FrameName
 
 logger = logging.getLogger(__name__)
-FrameName = tuple[str, str]
 LEAST_AREA = 32 * 32
 JOIN_RADIUS = 10
 MARGIN_OF_BOX = 0.125

@@ -18,8 +18,8 @@ from pycocotools import mask as coco
 
 from the_mask.data.files import atomic_write, inside
 from the_mask.inference.superpixels import slic
+from the_mask.modeling.stream import FrameName
 
-FrameName = tuple[str, str]
 RunLengths = dict[str, Any]
 PROVIDERS = ("", "files", "sam", "sam2", "superpixels")
 # Settings of the released SSA: 64 x 64 points, one layer of crops with half of them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from the_mask.data.class_names import describe_difference, same_classes
 from the_mask.data.files import atomic_write, inside, read_json, write_json
+from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamState
 
-FrameName = tuple[str, str]
 INDEX = "scores.json"
 FORMAT = 1
 # Scores hold few distinct bits after fp16; the fastest level is within some percent of the slowest.
@@ -68,8 +68,8 @@ class ScoreWriter:
         return path
 
 
-class SavedScores:
-    """Plays scores from a folder, with the interface of a stream; it needs each frame's name.
+class SavedScores(Stream):
+    """A stream that plays scores from a folder; it needs each frame's name.
 
     Args:
         folder: written by :class:`ScoreWriter`.
@@ -78,33 +78,34 @@ class SavedScores:
         FileNotFoundError: no such folder, or it has no index.
     """
 
-    uses_names = True
-
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.class_names = read_index(self.folder)
+        self.num_classes = len(self.class_names)
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
+    def looks_back(self) -> bool:
+        """Every file is read by itself."""
+        return False
 
-    def init_state(self) -> dict[str, Any]:
+    def init_state(self) -> StreamState:
         """Nothing needs to be remembered."""
-        return {}
+        return self.new_state()
 
     def step(
-        self, frame: np.ndarray | Tensor, state: dict[str, Any], name: FrameName | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Scores [K, H, W] float32 of the frame called ``name``, (video, frame).
+        self, frame: np.ndarray | Tensor, state: StreamState, hints: Hints = NO_HINTS
+    ) -> tuple[Tensor, StreamState]:
+        """Scores [K, H, W] float32 of the frame, found by its name.
 
         Raises:
             FileNotFoundError: no file for this frame.
             ValueError: no name; an unreadable file, or one of another size or number of classes.
         """
-        if name is None:
+        if hints.name is None:
             raise ValueError(f"saved scores ({self.folder}) are found by video and frame, but the frame has no name")
-        return self.read(name, (frame.shape[0], frame.shape[1])), state
+        size = (frame.shape[0], frame.shape[1])
+        state = self.continue_state(state, size)
+        return self.read(hints.name, size), {**state, "seen": state["seen"] + 1}
 
     def read(self, name: FrameName, size: tuple[int, int]) -> Tensor:
         """As :meth:`step`, for a frame of ``size`` (H, W)."""

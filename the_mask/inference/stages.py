@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from the_mask.data.prior_masks import read_prior_mask
 from the_mask.inference.merge import score_labels
-from the_mask.inference.views import OUTPUTS, FrameName, ViewRunner
+from the_mask.inference.views import MultiView
 from the_mask.modeling.pixel.context.prior_map import PriorMap
+from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamState
 
-StreamState = dict[str, Any]
 FRAMES = ("same_frame", "previous_frame")
 
 
@@ -48,52 +48,46 @@ class MaskFolder:
         return torch.from_numpy(read_prior_mask(self.folder, *name, size, self.label_table).astype(np.int32))
 
 
-class StageRunner:
-    """A stream of several passes per frame: stage 0 as the model does by itself, stage k with stage k-1's masks.
+class MultiStage(Stream):
+    """Scores of several passes per frame: stage 0 as the model does by itself, stage k with stage k-1's masks.
 
     Costs ``count`` + 1 passes (``count`` with stored masks). The masks of one frame are kept, as small integers, and
     every stage's own memory of features.
 
     Args:
-        scorer: a ``ViewRunner`` with output "scores" around a model that reads a prior.
+        stream: a :class:`MultiView` with output "scores" around a model that reads a prior.
         count: stages after stage 0.
         frame: whose mask of the stage before is the prior: "same_frame", or "previous_frame" (the first frame of a
             video then has none, and the model does by itself).
         masks: stored masks of stage 0.
         ignore_label: of stored masks.
-        output: "labels" or "scores".
 
     Raises:
         ValueError: count below 1, or unknown names.
     """
 
-    uses_names = True
-
     def __init__(
         self,
-        scorer: ViewRunner,
+        stream: MultiView,
         count: int = 1,
         frame: str = "same_frame",
         masks: MaskFolder | None = None,
         ignore_label: int = 255,
-        output: str = "labels",
     ) -> None:
         if count < 1:
-            raise ValueError(f"TEST.STAGES.COUNT {count}: expected at least 1 (0 leaves the runner out)")
+            raise ValueError(f"TEST.STAGES.COUNT {count}: expected at least 1 (0 leaves stages out)")
         if frame not in FRAMES:
             raise ValueError(f"TEST.STAGES.FRAME {frame!r}: expected one of {', '.join(FRAMES)}")
-        if output not in OUTPUTS:
-            raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
-        self.scorer = scorer
+        self.stream = stream
+        self.num_classes = stream.num_classes
         self.count = count
         self.frame = frame
         self.masks = masks
         self.ignore_label = ignore_label
-        self.output = output
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, scorer: ViewRunner, model: nn.Module) -> StageRunner:
-        """Runner with the keys of ``TEST.STAGES``.
+    def from_config(cls, cfg: CfgNode, stream: MultiView, model: nn.Module) -> MultiStage:
+        """With the keys of ``TEST.STAGES``.
 
         Raises:
             ValueError: a model that reads no prior, or stored masks for several data sets.
@@ -110,47 +104,49 @@ class StageRunner:
                 raise ValueError(f"TEST.STAGES.MASKS are of one known data set, but DATASETS.TEST is {names}")
             masks = MaskFolder(stages.MASKS, MetadataCatalog.get(names[0]).label_table)
         ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        return cls(scorer, stages.COUNT, stages.FRAME, masks, ignore_label, output="scores")
+        return cls(stream, stages.COUNT, stages.FRAME, masks, ignore_label)
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.scorer.num_classes
+    def passes(self) -> int:
+        """Passes of the model per frame."""
+        return self.count + (self.masks is None)
 
     def init_state(self) -> StreamState:
-        """State before a video: the scorer's of every pass, and the last frame's masks of stages 0 .. count-1."""
-        passes = self.count + (self.masks is None)
-        return {"passes": [self.scorer.init_state() for _ in range(passes)], "masks": []}
+        """State before a video: the stream's of every pass, and the last frame's masks of stages 0 .. count-1."""
+        return self.new_state(passes=[self.stream.init_state() for _ in range(self.passes)], masks=[])
+
+    def check_state(self, state: StreamState) -> None:
+        """See :class:`Stream`; the number of passes must be that of this object, too."""
+        super().check_state(state)
+        if len(state["passes"]) != self.passes:
+            raise ValueError(f"a state of {len(state['passes'])} passes, but there are {self.passes}")
 
     def step(
-        self, frame: np.ndarray | Tensor, state: StreamState, name: FrameName | None = None
+        self, frame: np.ndarray | Tensor, state: StreamState, hints: Hints = NO_HINTS
     ) -> tuple[Tensor, StreamState]:
-        """Segment the next frame, uint8 RGB [H, W, 3], called ``name`` (video, frame).
+        """Segment the next frame, uint8 RGB [H, W, 3]; stored masks are found by its name.
 
         Returns:
-            labels [H, W] on the CPU, or scores [K, H, W] float32 of the last stage; and the new state.
+            scores [K, H, W] float32 of the last stage, and the new state.
 
         Raises:
-            ValueError: a foreign state; also what the scorer and stored masks raise.
+            ValueError: a foreign state; also what the stream and stored masks raise.
         """
-        passes = self.count + (self.masks is None)
-        if not isinstance(state, dict) or len(state.get("passes", ())) != passes:
-            raise ValueError("not a state of this StageRunner; make one with init_state()")
-        before = [mask for mask in state["masks"] if tuple(mask.shape) == tuple(frame.shape[:2])]
-        states = list(state["passes"])
+        size = (frame.shape[0], frame.shape[1])
+        state = self.continue_state(state, size)
+        inner = list(state["passes"])
         if self.masks is not None:
-            current = [self.masks.read(name, (frame.shape[0], frame.shape[1]))]
+            current = [self.masks.read(hints.name, size)]
         else:
-            scores, states[0] = self.scorer.step(frame, states[0])
+            scores, inner[0] = self.stream.step(frame, inner[0], hints)
             current = [score_labels(scores)]
         for stage in range(1, self.count + 1):
-            given = current if self.frame == "same_frame" else before
+            given = current if self.frame == "same_frame" else state["masks"]
             prior = self._prior(given[stage - 1]) if given else None
             index = stage - (self.masks is not None)
-            scores, states[index] = self.scorer.step(frame, states[index], prior=prior)
+            scores, inner[index] = self.stream.step(frame, inner[index], replace(hints, prior=prior))
             current.append(score_labels(scores))
-        result = current[-1] if self.output == "labels" else scores
-        return result, {"passes": states, "masks": current[:-1]}
+        return scores, {**state, "seen": state["seen"] + 1, "passes": inner, "masks": current[:-1]}
 
     def _prior(self, labels: Tensor) -> PriorMap:
         return PriorMap.from_labels(labels[None], self.num_classes, self.ignore_label)

@@ -1,12 +1,13 @@
 """Views of a frame (scales, each also mirrored) and the mean of their scores: test-time augmentation.
 
-Axes: T frames of a clip, K classes, H W size of the source frame.
+One plain view is plain streaming. Axes: T frames of a clip, K classes, H W size of the source frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from torch import Tensor
 from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.data.io import read_image
 from the_mask.inference.merge import PARITIES, ScoreMean, check_merge, normalize_scores, score_labels
-from the_mask.modeling.scores import resize_scores
+from the_mask.modeling.scores import label_map, resize_scores
+from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
 
 Clip = Mapping[str, Any]
-StreamState = dict[str, Any]
-FrameName = tuple[str, str]
+# (network inputs, the model's states, hints) -> (scores, the model's new states), as ``Stream.step_many``.
+Advance = Callable[[list[Tensor], list[StreamState], Sequence[Hints]], tuple[list[Tensor], list[StreamState]]]
 ROWS_PER_TILE = 64
 OUTPUTS = ("labels", "scores")
+OUTPUT_STRIDES = (1, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -45,27 +48,27 @@ def make_views(scales: Sequence[float], flip: bool) -> list[View]:
     return [View(float(scale), mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
 
-class ViewRunner:
-    """Averages a segmentor's scores over views; a stream (``init_state``, ``step``), and a predictor of clips.
+class MultiView(Stream):
+    """Averages a segmentor's scores over views of a frame; also predicts clips.
 
-    Each view is a stream of its own, with its own state (memories, priors). One view is in work at a time: beside its
-    forward pass this holds the sum, one float32 map of the frame's size (for clips: T of them).
+    Each view is a stream of its own, with its own state (memories, priors), in the state's ``views``. One view is in
+    work at a time: beside its forward pass this holds the sum, one float32 map of the result's size (for clips: T of
+    them). A single plain view needs no sum: its label maps are made row by row, without a score map of that size.
 
     Args:
-        model: a segmentor, or a :class:`~the_mask.inference.window.WindowRunner`. It is put in eval mode.
+        model: a segmentor, or a :class:`~the_mask.inference.window.SlidingWindow`. It is put in eval mode.
         views: see :func:`make_views`.
         box: (long edge, short edge) that a frame of scale 1 fits in, as ``INPUT.TEST``; 0 does not limit.
         size_multiple: sides are then stretched up to a multiple of this.
-        min_short_edge: shortest edge (pixels) of a view; 0 is the model's ``size_divisibility``.
+        min_short_edge: shortest edge (pixels) of a view; 0 is the model's ``size_divisibility`` for scaled views.
         normalization, temperature, mean: how scores of views are merged, see :mod:`the_mask.inference.merge`.
         parity: "mmseg": views below ``min_short_edge`` are clamped to it, and every view passes a softmax.
         output: "labels" or "scores".
+        output_stride: 1 gives results at the size of the frame, 4 and 8 at a quarter and an eighth of it.
 
     Raises:
         ValueError: unknown names, or no views.
     """
-
-    uses_names = True
 
     def __init__(
         self,
@@ -80,15 +83,16 @@ class ViewRunner:
         mean: str = "arithmetic",
         parity: str = "",
         output: str = "labels",
+        output_stride: int = 1,
     ) -> None:
         check_merge(normalization, mean, "TEST.VIEWS")
         if parity not in PARITIES:
             raise ValueError(f"TEST.VIEWS.PARITY {parity!r}: expected one of {', '.join(map(repr, PARITIES))}")
-        if output not in OUTPUTS:
-            raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
+        check_output(output, output_stride)
         if not views:
-            raise ValueError("a ViewRunner needs at least one view")
+            raise ValueError("MultiView needs at least one view")
         self.model = model.eval()
+        self.num_classes: int = model.num_classes
         self.views = list(views)
         self.box = box
         self.size_multiple = size_multiple
@@ -98,12 +102,16 @@ class ViewRunner:
         self.temperature = temperature
         self.mean = mean
         self.output = output
+        self.output_stride = output_stride
+        # Nothing to merge.
+        self.is_single = len(self.views) == 1 and not self.views[0].flip
+        self.is_single &= self.normalization == "none" and mean == "arithmetic"
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: Any, output: str = "labels") -> ViewRunner:
-        """Runner with the keys of ``TEST.VIEWS`` and ``INPUT.TEST``."""
+    def from_config(cls, cfg: CfgNode, model: Any, output: str = "labels") -> MultiView:
+        """With the keys of ``TEST.VIEWS`` and ``INPUT.TEST``."""
         views = cfg.TEST.VIEWS
-        return cls(
+        return MultiView(
             model,
             make_views(views.SCALES, views.FLIP),
             box=(cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE),
@@ -117,18 +125,28 @@ class ViewRunner:
         )
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.model.num_classes
+    def looks_back(self) -> bool:
+        """The model's."""
+        return self.model.looks_back
 
-    def view_size(self, height: int, width: int, scale: float) -> tuple[int, int]:
-        """Network input size of a frame at a scale.
+    @property
+    def keyframe_interval(self) -> int:
+        """The model's."""
+        return self.model.keyframe_interval
+
+    def is_keyframe(self, state: StreamState) -> bool | None:
+        """The model's answer for the first view."""
+        return self.model.is_keyframe(state["views"][0])
+
+    def network_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+        """Network input size of a frame at a scale, as in the clip mapper: fitted, then both sides rounded up.
 
         Raises:
             ValueError: shorter than the minimum (without parity).
         """
         size = fit_size(height, width, self.box, scale)
-        least = self.min_short_edge or self.model.size_divisibility
+        # An unscaled frame is padded as it is everywhere.
+        least = self.min_short_edge or (self.model.size_divisibility if scale != 1 or self.parity else 1)
         if min(size) < least:
             if self.parity != "mmseg":
                 raise ValueError(
@@ -139,51 +157,103 @@ class ViewRunner:
             size = fit_size(height, width, (0, least))
         return round_up(size, self.size_multiple)
 
+    def prepare(self, frame: np.ndarray | Tensor, view: View = View()) -> Tensor:
+        """Resize a uint8 RGB frame [H, W, 3] to the network size: uint8 [3, h, w].
+
+        Raises:
+            ValueError: not such a frame.
+        """
+        image = as_image(frame)
+        pixels = resize_image(image, self.network_size(image.shape[0], image.shape[1], view.scale))
+        found = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return found.flip(-1) if view.flip else found
+
+    def finish(self, scores: Tensor, network_size: tuple[int, int], frame_size: tuple[int, int]) -> Tensor:
+        """Turn the scores of a single view into what :meth:`step` returns; labels never have all classes at once.
+
+        Args:
+            scores: [K, h, w] at the model's ``score_stride``.
+            network_size, frame_size: (height, width) of the prepared and of the source frame.
+        """
+        function = label_map if self.output == "labels" else resize_scores
+        return function(scores, network_size, self._result_size(frame_size), self.model.score_stride)
+
     def init_state(self) -> StreamState:
-        """State before a video: size of its frames, ``resets``, and the model's own state per view."""
-        return {"size": [], "resets": 0, "views": [self.model.init_state() for _ in self.views]}
+        """State before a video."""
+        return self.new_state(views=[self.model.init_state() for _ in self.views])
+
+    def check_state(self, state: StreamState) -> None:
+        """See :class:`Stream`; the number of views must be that of this object, too."""
+        super().check_state(state)
+        if len(state["views"]) != len(self.views):
+            raise ValueError(f"a state of {len(state['views'])} views, but there are {len(self.views)}")
 
     def step(
-        self, frame: np.ndarray | Tensor, state: StreamState, name: FrameName | None = None, prior: Any = None
+        self, frame: np.ndarray | Tensor, state: StreamState, hints: Hints = NO_HINTS
     ) -> tuple[Tensor, StreamState]:
         """Segment the next frame.
 
         Args:
-            frame: uint8 RGB [H, W, 3]. Another size than the last one's starts the stream anew.
+            frame: uint8 RGB [H, W, 3]. A frame of another size than the last one starts the stream anew, which is
+                counted in ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
-            name: not used here.
-            prior: a ``PriorMap`` of one frame, or None; it is resized and mirrored like the frame.
+            hints: a prior is resized and mirrored like the frame.
 
         Returns:
-            labels [H, W] on the CPU, or scores [K, H, W] float32 on the model's device; and the new state.
+            labels: uint8 (int32 with more than 255 classes) [H, W] on the CPU; or scores: [K, H, W] float32 on the
+            model's device; with an ``output_stride`` s [ceil(H/s), ceil(W/s)]; and the new state.
 
         Raises:
-            ValueError: not a uint8 RGB frame, a foreign state, or a scale below the minimum.
+            ValueError: not a uint8 RGB frame, a foreign state, a scale below the minimum, or scores that are not
+                finite.
         """
         image = as_image(frame)
-        if not isinstance(state, dict) or set(state) != {"size", "resets", "views"}:
-            raise ValueError("not a state of ViewRunner; make one with init_state()")
-        if len(state["views"]) != len(self.views):
-            raise ValueError(f"a state of {len(state['views'])} views, but there are {len(self.views)}")
-        height, width = image.shape[:2]
-        changed = bool(state["size"]) and state["size"] != [height, width]
-        old = [self.model.init_state() for _ in self.views] if changed else state["views"]
-        total = ScoreMean(self.mean)
-        states = []
-        for view, view_state in zip(self.views, old, strict=True):
-            size = self.view_size(height, width, view.scale)
-            pixels = _pixels(image, size, view.flip)
-            extra = {}
-            if prior is not None:
-                moved = prior.resize(*size)
-                extra["prior"] = moved.flip() if view.flip else moved
-            scores, view_state = self.model.step(pixels, view_state, **extra)
-            states.append(view_state)
-            self._add(total, scores, view, size, (height, width))
-            del scores
+        frame_size = (image.shape[0], image.shape[1])
+        state = self.continue_state(state, frame_size)
+        total, inner = ScoreMean(self.mean), []
+        for view, view_state in zip(self.views, state["views"], strict=True):
+            pixels = self.prepare(image, view)
+            size = (pixels.shape[1], pixels.shape[2])
+            scores, view_state = self.model.step(pixels, view_state, _view_hints(hints, view, size))
+            inner.append(view_state)
+            if not self.is_single:
+                self._add(total, scores, view, size, self._result_size(frame_size))
+                del scores
+        state = {**state, "seen": state["seen"] + 1, "views": inner}
+        if self.is_single:
+            return self.finish(scores, size, frame_size), state
         merged = total.result()
-        state = {"size": [height, width], "resets": state["resets"] + changed, "views": states}
         return (score_labels(merged) if self.output == "labels" else merged), state
+
+    def step_many(
+        self,
+        frames: Sequence[np.ndarray | Tensor],
+        states: Sequence[StreamState],
+        hints: Sequence[Hints] | None = None,
+        advance: Advance | None = None,
+    ) -> tuple[list[Tensor], list[StreamState]]:
+        """As :meth:`step` for several streams; those of a single view go through the model together.
+
+        Args:
+            frames, states, hints: see :meth:`step`.
+            advance: runs the model; its ``step_many`` by default. Only for a single view.
+        """
+        if not self.is_single:
+            assert advance is None, "several views are not advanced by others"
+            return super().step_many(frames, states, hints)
+        hints = [NO_HINTS] * len(frames) if hints is None else hints
+        (view,) = self.views
+        images = [as_image(frame) for frame in frames]
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        states = [self.continue_state(state, size) for state, size in zip(states, sizes, strict=True)]
+        pixels = [self.prepare(image, view) for image in images]
+        networks = [(x.shape[1], x.shape[2]) for x in pixels]
+        inner_hints = [_view_hints(hint, view, size) for hint, size in zip(hints, networks, strict=True)]
+        scores, inner = (advance or self.model.step_many)(pixels, [s["views"][0] for s in states], inner_hints)
+        outputs = [self.finish(*arguments) for arguments in zip(scores, networks, sizes, strict=True)]
+        return outputs, [
+            {**state, "seen": state["seen"] + 1, "views": [own]} for state, own in zip(states, inner, strict=True)
+        ]
 
     def clip_scores(self, clip: Clip) -> list[Tensor]:
         """Scores [K, height, width] of the frames of a test clip.
@@ -194,12 +264,12 @@ class ViewRunner:
         totals = [ScoreMean(self.mean) for _ in clip["frames"]]
         images: list[np.ndarray] | None = None
         for view in self.views:
-            size = self.view_size(height, width, view.scale)
+            size = self.network_size(height, width, view.scale)
             if size == tuple(clip["frames"][0].shape[-2:]):
                 frames = [frame.flip(-1) if view.flip else frame for frame in clip["frames"]]
             else:
                 images = images or [read_image(name) for name in clip["file_names"]]
-                frames = [_pixels(image, size, view.flip) for image in images]
+                frames = [self.prepare(image, view) for image in images]
             (scores,) = self.model.score_maps([{**clip, "frames": frames}])
             for total, frame_scores in zip(totals, scores, strict=True):
                 self._add(total, frame_scores, view, size, (height, width))
@@ -210,22 +280,34 @@ class ViewRunner:
         """Label maps [height, width] of the frames of test clips."""
         return [[score_labels(scores) for scores in self.clip_scores(clip)] for clip in clips]
 
+    def _result_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (math.ceil(side / self.output_stride) for side in frame_size)
+        return height, width
+
     def _add(
-        self, total: ScoreMean, scores: Tensor, view: View, size: tuple[int, int], frame_size: tuple[int, int]
+        self, total: ScoreMean, scores: Tensor, view: View, size: tuple[int, int], result_size: tuple[int, int]
     ) -> None:
-        """Resize a view's scores to the frame, turn them back, normalise, and add them, rows at a time."""
+        """Resize a view's scores to the result, turn them back, normalise, and add them, rows at a time."""
         stride = self.model.score_stride
         # Turned back on the cells where these end with the frame: then a mirror-symmetric model gives the same bits.
         on_cells = view.flip and size[1] % stride == 0
         if on_cells:
             scores = scores.flip(-1)
-        height, width = frame_size
+        height, width = result_size
         total.start(scores.shape[0], height, width, scores.device)
         for rows in tiles(height):
-            part = resize_scores(scores, size, frame_size, stride, rows)
+            part = resize_scores(scores, size, result_size, stride, rows)
             if view.flip and not on_cells:
                 part = part.flip(-1)
             total.add_rows(rows, normalize_scores(part, self.normalization, self.temperature))
+
+
+def check_output(output: str, output_stride: int) -> None:
+    """Raise a ValueError for unknown values."""
+    if output not in OUTPUTS:
+        raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride is {output_stride}; expected one of {', '.join(map(str, OUTPUT_STRIDES))}")
 
 
 def tiles(height: int, rows: int = ROWS_PER_TILE) -> Iterable[slice]:
@@ -241,7 +323,9 @@ def as_image(frame: np.ndarray | Tensor) -> np.ndarray:
     return image
 
 
-def _pixels(image: np.ndarray, size: tuple[int, int], flip: bool) -> Tensor:
-    """uint8 [3, h, w] of a resized and perhaps mirrored frame."""
-    pixels = torch.from_numpy(np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1)))
-    return pixels.flip(-1) if flip else pixels
+def _view_hints(hints: Hints, view: View, size: tuple[int, int]) -> Hints:
+    """Hints for a view at its network size."""
+    if hints.prior is None:
+        return hints
+    prior = hints.prior.resize(*size)
+    return replace(hints, prior=prior.flip() if view.flip else prior)

@@ -15,9 +15,9 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from the_mask.inference.mask_generators import MaskGenerator
+from the_mask.modeling.stream import FrameName
 
 RunLengths = Mapping[str, Any]
-FrameName = tuple[str, str]
 
 
 def vote_masks(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
+
 Clip = Mapping[str, Any]
-StreamState = dict[str, Any]
 Box = tuple[int, int, int, int]
 
 
@@ -30,7 +32,16 @@ def window_starts(length: int, window: int, stride: int, cell: int) -> list[int]
     return [*range(0, last, step), last]
 
 
-class WindowRunner:
+def check_window(size: Sequence[int], stride: Sequence[int]) -> None:
+    """Raise a ValueError unless both are two positive numbers and the stride leaves no gaps."""
+    for name, pair in (("SIZE", size), ("STRIDE", stride)):
+        if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+            raise ValueError(f"TEST.WINDOW.{name} {list(pair)}: expected [height, width], two whole numbers > 0")
+    if stride[0] > size[0] or stride[1] > size[1]:
+        raise ValueError(f"TEST.WINDOW.STRIDE {list(stride)} is larger than the window {list(size)} and leaves gaps")
+
+
+class SlidingWindow(Stream):
     """Wraps a segmentor; looks like one to what wraps it in turn (``step``, ``score_maps``, ``score_stride``).
 
     Scores of overlapping windows are averaged in float32 at score size: beside one window's forward pass this holds one
@@ -48,20 +59,17 @@ class WindowRunner:
 
     def __init__(self, model: Any, size: Sequence[int], stride: Sequence[int] | None = None, pad: bool = True) -> None:
         stride = list(stride) if stride else [max(side * 2 // 3, 1) for side in size]
-        for name, pair in (("SIZE", size), ("STRIDE", stride)):
-            if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-                raise ValueError(f"TEST.WINDOW.{name} {list(pair)}: expected [height, width], two whole numbers > 0")
-        if stride[0] > size[0] or stride[1] > size[1]:
-            raise ValueError(f"TEST.WINDOW.STRIDE {stride} is larger than the window {list(size)} and leaves gaps")
+        check_window(size, stride)
         self.model = model
+        self.num_classes: int = model.num_classes
         self.size = (size[0], size[1])
         self.stride = (stride[0], stride[1])
         self.pad = pad
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.model.num_classes
+    def looks_back(self) -> bool:
+        """The model's."""
+        return self.model.looks_back
 
     @property
     def score_stride(self) -> int:
@@ -78,7 +86,7 @@ class WindowRunner:
         """Where the scores are."""
         return self.model.device
 
-    def eval(self) -> WindowRunner:
+    def eval(self) -> SlidingWindow:
         """Put the model in eval mode."""
         self.model.eval()
         return self
@@ -93,35 +101,33 @@ class WindowRunner:
         ]
 
     def init_state(self) -> StreamState:
-        """State before a stream: the input's size, and a state per window once it is known."""
-        return {"size": [], "windows": []}
+        """State before a stream: a state per window, once the input's size is known."""
+        return self.new_state(windows=[])
 
-    def step(self, frame: Tensor, state: StreamState, prior: Any = None) -> tuple[Tensor, StreamState]:
-        """Segment the next frame, [3, H, W]; a new size starts anew. ``prior``: of the frame's size, cropped likewise.
+    def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
+        """Segment the next frame, [3, H, W]; a prior is cropped like it.
 
         Returns:
             scores [K, ceil(H/stride), ceil(W/stride)] float32, and the new state.
         """
         height, width = frame.shape[-2:]
+        state = self.continue_state(state, (height, width))
         boxes = self.boxes(height, width)
-        if state["size"] != [height, width]:
-            state = {"size": [height, width], "windows": [self.model.init_state() for _ in boxes]}
-        states: list[Any] = []
+        before = state["windows"] or [self.model.init_state() for _ in boxes]
+        after: list[StreamState] = []
 
         def windows() -> Iterator[Tensor]:
-            for box, window_state in zip(boxes, state["windows"], strict=True):
-                top, left, bottom, right = box
-                pixels = self._padded(frame[:, top:bottom, left:right])
-                extra = {}
-                if prior is not None:
-                    part = prior.crop(top, left, bottom - top, right - left)
-                    extra["prior"] = part.pad(*pixels.shape[-2:])
-                scores, window_state = self.model.step(pixels, window_state, **extra)
-                states.append(window_state)
+            for (top, left, bottom, right), window_state in zip(boxes, before, strict=True):
+                pixels, own = self._padded(frame[:, top:bottom, left:right]), hints
+                if hints.prior is not None:
+                    part = hints.prior.crop(top, left, bottom - top, right - left)
+                    own = replace(hints, prior=part.pad(*pixels.shape[-2:]))
+                scores, window_state = self.model.step(pixels, window_state, own)
+                after.append(window_state)
                 yield scores
 
         scores = self._average(windows(), boxes, height, width)
-        return scores, {"size": [height, width], "windows": states}
+        return scores, {**state, "seen": state["seen"] + 1, "windows": after}
 
     def score_maps(self, clips: Sequence[Clip]) -> list[Tensor]:
         """Scores of whole clips, [T, K, ceil(H/stride), ceil(W/stride)] each: all frames cropped by the same window."""

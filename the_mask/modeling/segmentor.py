@@ -19,15 +19,16 @@ from typing_extensions import Self
 from the_mask.data.clips import clip_name
 from the_mask.modeling.freezing import eval_frozen
 from the_mask.modeling.scores import label_map, resize_scores
+from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
 
 Clip = Mapping[str, Any]
-StreamState = dict[str, Any]
 
 
-class Segmentor(nn.Module):
+class Segmentor(nn.Module, Stream):
     """Base of the meta-architectures: stacking, grouping, resizing and checks, around what a subclass computes.
 
-    A subclass gives :meth:`losses`, :meth:`group_scores`, :meth:`init_state`, :meth:`step` and :attr:`score_stride`.
+    A subclass gives :meth:`losses`, :meth:`group_scores`, :meth:`init_state`, :meth:`step` and :attr:`score_stride`,
+    and :attr:`looks_back` where scores do not depend on the frames before.
 
     Attributes:
         num_classes: K.
@@ -84,17 +85,18 @@ class Segmentor(nn.Module):
 
     @abstractmethod
     def init_state(self) -> StreamState:
-        """State of a stream before its first frame: a plain dict of tensors, numbers and lists."""
+        """State of a stream before its first frame."""
         raise NotImplementedError
 
     @abstractmethod
-    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+    def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
         """Segment the newest frame of a stream.
 
         Args:
             frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
                 ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
+            hints: what is known about the frame.
 
         Returns:
             scores [K, ceil(H/stride), ceil(W/stride)], and the new state.
@@ -111,6 +113,16 @@ class Segmentor(nn.Module):
         """Take notice that the optimiser has made a step; the trainer calls it once per iteration."""
 
     # What all share.
+
+    def step_many(
+        self, frames: Sequence[Tensor], states: Sequence[StreamState], hints: Sequence[Hints] | None = None
+    ) -> tuple[list[Tensor], list[StreamState]]:
+        """As :meth:`step` for several streams; a segmentor that does not look back takes them in one batch per size."""
+        if self.looks_back or any(hint.prior is not None for hint in hints or ()):
+            return super().step_many(frames, states, hints)
+        states = [self.continue_state(state, frame.shape[-2:]) for frame, state in zip(frames, states, strict=True)]
+        scores = self.score_maps([{"frames": [frame]} for frame in frames])
+        return [one[0] for one in scores], [{**state, "seen": state["seen"] + 1} for state in states]
 
     @property
     def device(self) -> torch.device:
@@ -194,6 +206,12 @@ class Segmentor(nn.Module):
         """Cut what lies wholly in the padding: [..., h, w] -> [..., ceil(height/stride), ceil(width/stride)]."""
         stride = self.score_stride
         return scores[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+
+
+def refuse_prior(hints: Hints) -> None:
+    """Raise a ValueError if a prior is given; for models that read none."""
+    if hints.prior is not None:
+        raise ValueError("a prior was given, but no block of the model reads one (class_memory would)")
 
 
 def frame_size(clip: Clip) -> tuple[int, int]:

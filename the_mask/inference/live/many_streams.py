@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from the_mask.inference.live.batching import BackgroundKeyframes, Batcher, Done, Job
 from the_mask.inference.live.reader import Arrival, OpenSource, StreamReader, StreamReport
 from the_mask.inference.live.sources import FrameSource, OnProblem, TimedFrame, open_source
-from the_mask.inference.live.steppers import Done, Job, make_backend
+from the_mask.modeling.stream import Hints, Stream, StreamState
 
 Source = str | Path | int | FrameSource | OpenSource
 
@@ -35,7 +36,7 @@ class StreamResult(NamedTuple):
         stream: its name.
         number: frames of this stream segmented before.
         frame: image and time.
-        output: labels or scores, as the runner gives them.
+        output: labels or scores, as the engine's stream gives them.
         keyframe: whether it rests on a new keyframe; None if the model has none.
         reset: why the state was made anew before this frame; "" if it was not.
         latency: seconds from decoded to segmented.
@@ -56,7 +57,7 @@ class _Stream:
 
     reader: StreamReader
     report: StreamReport
-    state: Any
+    state: StreamState
     phase: int
     since_reset: int = 0
     seconds: float | None = None
@@ -79,7 +80,7 @@ class StreamEngine:
 
     def __init__(
         self,
-        runner: Any,
+        stream: Stream,
         *,
         max_batch: int = 8,
         max_wait: float = 0.0,
@@ -90,12 +91,12 @@ class StreamEngine:
     ) -> None:
         """
         Args:
-            runner: a ``StreamingSegmentor`` or any other runner with ``init_state()`` and ``step(frame, state)``.
+            stream: a ``StreamingSegmentor`` or any other :class:`~the_mask.modeling.stream.Stream` of pictures.
             max_batch: streams that are advanced together at most.
             max_wait: seconds that frames wait for those of other streams to share a batch.
             max_gap: seconds between timestamps from which on a stream is no longer continuous.
             stagger: spread the keyframes of many streams over the policy's interval.
-            asynchronous: compute keyframes beside; see ``PropagationBackend``.
+            asynchronous: compute keyframes in a background thread; see ``BackgroundKeyframes``.
             warm_up: (height, width) of frames to expect; see :meth:`warm_up`.
 
         Raises:
@@ -106,7 +107,8 @@ class StreamEngine:
                 f"max_batch {max_batch}, max_wait {max_wait} s, max_gap {max_gap} s: expected at least 1, 0 or more, "
                 "above 0"
             )
-        self.backend = make_backend(runner, asynchronous)
+        self.stream = stream
+        self.batcher = BackgroundKeyframes(stream) if asynchronous else Batcher(stream)
         self.max_batch, self.max_wait, self.max_gap, self.stagger = max_batch, max_wait, max_gap, stagger
         self.reports: dict[str, StreamReport] = {}
         self.ready = False
@@ -120,11 +122,11 @@ class StreamEngine:
     def warm_up(self, sizes: Sequence[tuple[int, int]], frames: int = 2) -> None:
         """Segment black frames, so that the first real ones are not slow; the first is a keyframe, the others not."""
         for height, width in sizes:
-            state = self.backend.init_state()
+            state = self.stream.init_state()
             for _ in range(frames):
                 image = np.zeros((height, width, 3), dtype=np.uint8)
-                state = self.backend.step([Job("warm up", image, state)])[0].state
-            self.backend.forget("warm up")
+                state = self.batcher.step([Job("warm up", image, state)])[0].state
+            self.batcher.forget("warm up")
         self.ready = True
 
     def add(
@@ -171,9 +173,9 @@ class StreamEngine:
         )
         self.reports[unique] = report
         # Stream by stream one frame later, so that about as many keyframes fall on every tick.
-        phase = self._added % self.backend.interval if self.stagger and self.backend.interval else 0
+        phase = self._added % self.stream.keyframe_interval if self.stagger and self.stream.keyframe_interval else 0
         self._added += 1
-        self._streams[unique] = _Stream(reader, report, self.backend.init_state(), phase)
+        self._streams[unique] = _Stream(reader, report, self.stream.init_state(), phase)
         return unique
 
     def fps(self, name: str) -> Fraction:
@@ -200,7 +202,7 @@ class StreamEngine:
         """
         stream = self._stream(name)
         del self._streams[name]
-        self.backend.forget(name)
+        self.batcher.forget(name)
         stream.reader.close()
         stream.report.ended = True
         return stream.report
@@ -226,8 +228,8 @@ class StreamEngine:
         for stream, arrival in taken:
             resets.append(self._apply_rules(stream, arrival))
             request = stream.phase > 0 and stream.since_reset == stream.phase
-            jobs.append(Job(stream.report.name, arrival.frame.image, stream.state, request))
-        done = self.backend.step(jobs)
+            jobs.append(Job(stream.report.name, arrival.frame.image, stream.state, Hints(keyframe=request)))
+        done = self.batcher.step(jobs)
         now = time.perf_counter()
         return [
             self._result(stream, arrival, result, reset, now)
@@ -246,7 +248,7 @@ class StreamEngine:
                 self.remove(name)
             except RuntimeError as error:
                 errors.append(str(error))
-        self.backend.close()
+        self.batcher.close()
         if errors:
             raise RuntimeError("; ".join(errors))
 
@@ -305,8 +307,8 @@ class StreamEngine:
         elif before and size != before:
             kind, message = "resolution", f"frames change from {before[0]}x{before[1]} to {size[0]}x{size[1]} pixels"
         if kind:
-            stream.state, stream.since_reset = self.backend.init_state(), 0
-            self.backend.forget(stream.report.name)
+            stream.state, stream.since_reset = self.stream.init_state(), 0
+            self.batcher.forget(stream.report.name)
             with self._wake:
                 stream.report.resets[kind] += 1
                 if message:

@@ -30,7 +30,8 @@ from the_mask.modeling.mask.mask_classifier import MERGE_PLACES
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets, clip_name
 from the_mask.modeling.scores import semantic_scores
-from the_mask.modeling.segmentor import Clip, Segmentor, StreamState, check_finite
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 if TYPE_CHECKING:
     # It imports timm, which takes more than a second.
@@ -273,14 +274,13 @@ class EncoderSegmentor(Segmentor):
     def init_state(self) -> StreamState:
         """State of a stream before its first frame.
 
-        Beside the size and the counts of :class:`Segmentor`: ``queries`` [Q, D] of the next frame, ``class_sum``
+        Besides what all states have: ``queries`` [Q, D] of the next frame, ``class_sum``
         [Q, K + 1] of the class logits so far, and ``count`` of the frames in it; none of them without propagation.
         """
-        state: StreamState = {"size": [], "seen": 0, "resets": 0}
-        return state | {name: value[0] for name, value in self._fresh(1).items()} if self.propagates else state
+        return self.new_state(**{name: value[0] for name, value in self._fresh(1).items()})
 
     @torch.no_grad()
-    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+    def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
         """Segment the newest frame of a stream; see :class:`Segmentor`.
 
         The result is that of :meth:`score_maps` for this frame of a clip that began where the stream did.
@@ -288,6 +288,7 @@ class EncoderSegmentor(Segmentor):
         Raises:
             ValueError: class logits of whole videos are asked for, or scores are not finite.
         """
+        refuse_prior(hints)
         ((scores, _, _, state),) = self._advance([frame], [state])
         return scores, state
 
@@ -309,9 +310,11 @@ class EncoderSegmentor(Segmentor):
 
     @torch.no_grad()
     def step_many(
-        self, frames: Sequence[Tensor], states: Sequence[StreamState]
+        self, frames: Sequence[Tensor], states: Sequence[StreamState], hints: Sequence[Hints] | None = None
     ) -> tuple[list[Tensor], list[StreamState]]:
         """Advance several streams by one frame each, in one batch per size; results as of :meth:`step`."""
+        for hint in hints or ():
+            refuse_prior(hint)
         done = self._advance(frames, states)
         return [scores for scores, *_ in done], [state for *_, state in done]
 
@@ -323,7 +326,7 @@ class EncoderSegmentor(Segmentor):
                 "TEST.CLASS_LOGITS whole-video needs the whole video at once: set TEST.STREAMING False and "
                 "TEST.CLIP_LENGTH to at least the longest video, or TEST.CLASS_LOGITS causal-mean for streams"
             )
-        found = [self._found(state, frame) for state, frame in zip(states, frames, strict=True)]
+        found = [self.continue_state(state, frame.shape[-2:]) for state, frame in zip(states, frames, strict=True)]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, frame in enumerate(frames):
             groups.setdefault(tuple(frame.shape[-2:]), []).append(index)
@@ -341,18 +344,6 @@ class EncoderSegmentor(Segmentor):
                 classes = logits[row].float().softmax(dim=-1)[:, :-1]
                 done[index] = (scores, classes, self.crop_scores(masks[row].float(), height, width), state)
         return [done[index] for index in range(len(frames))]
-
-    def _found(self, state: StreamState, frame: Tensor) -> StreamState:
-        """The state in which a frame finds its stream: anew, if frames had another size."""
-        wanted = {"size", "seen", "resets", *(("queries", "class_sum", "count") if self.propagates else ())}
-        if not isinstance(state, dict) or set(state) != wanted:
-            raise ValueError(
-                f"not a state of EncoderSegmentor; make one with init_state(), a dict with {sorted(wanted)}"
-            )
-        size = list(frame.shape[-2:])
-        if state["size"] and list(state["size"]) != size:
-            state = {**self.init_state(), "resets": state["resets"] + 1}
-        return {**state, "size": size}
 
     def _fresh(self, count: int) -> dict[str, Tensor]:
         """What ``count`` streams carry before their first frame, stacked."""

@@ -14,15 +14,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor
 
-from the_mask.modeling import ring
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.head import MaskClassificationHead
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets
-from the_mask.modeling.ring import StreamState
 from the_mask.modeling.scores import clip_scores, query_maps
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.stream import NO_HINTS, Hints, Ring, StreamState
 
 MERGE_PLACES = ("mask", "input")
 
@@ -76,8 +75,7 @@ class MaskClassifier(Segmentor):
         self.deep_supervision = deep_supervision
         self.clip_score_weight = clip_score_weight
         self.merge_at = merge_at
-        self.clip_length = clip_length
-        self.clip_stride = clip_stride
+        self.ring = Ring(clip_length, clip_stride)
         freeze_except(self, trainable)
         self.train()
 
@@ -126,26 +124,27 @@ class MaskClassifier(Segmentor):
         for row in range(len(images) // num_frames):
             yield clip_scores(outputs, row, self.clip_score_weight, enlarge=self._enlarge)
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether clips are longer than one frame."""
+        return self.ring.frames > 1
+
     def init_state(self) -> StreamState:
-        """Return the state of a stream before its first frame; see :mod:`the_mask.modeling.ring`."""
-        return ring.empty_state()
+        """State before the first frame.
+
+        Its ``ring`` has ``{"mask_features": [1,C,h,w], "maps": [[1,C_l,h_l,w_l], ...]}`` per kept frame, oldest first.
+        """
+        return self.new_state(ring=[])
 
     @torch.no_grad()
-    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
-        """Segment the newest frame of a stream, with the frames before it as context.
+    def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
+        """Segment the newest frame of a stream, with the frames before it as context; see :class:`Segmentor`.
 
         The window is the last ``clip_length`` frames, ``clip_stride`` apart, or as many as were seen. Backbone and
         pixel decoder run once per frame, on the new one; the rest comes from the state. The result is that of
         :meth:`score_maps` for the last frame of the same window.
-
-        Args:
-            frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
-                ``state["resets"]``.
-            state: of :meth:`init_state` or the last step; not changed.
-
-        Returns:
-            scores [K, ceil(H/stride), ceil(W/stride)], and the new state.
         """
+        refuse_prior(hints)
         outputs, state = self._advance(frame, state)
         return self._frame_scores(outputs, frame, state), state
 
@@ -177,16 +176,15 @@ class MaskClassifier(Segmentor):
 
     def _advance(self, frame: Tensor, state: StreamState) -> tuple[Predictions, StreamState]:
         """Predictions for the newest frame of a stream, and the new state."""
+        state = self.continue_state(state, frame.shape[-2:])
         images, _ = self.stack([{"frames": [frame]}])
-        height, width = frame.shape[-2:]
         mask_features, maps = self.sem_seg_head.pixel_decoder(self.backbone(images))
-        capacity = ring.reach(self.clip_length, self.clip_stride)
-        state = ring.push(state, (height, width), mask_features, maps, capacity)
-        kept = ring.window(state, self.clip_length, self.clip_stride)
+        entries = self.ring.push(state["ring"], {"mask_features": mask_features, "maps": list(maps)})
+        kept = self.ring.read(entries)
         outputs = self.sem_seg_head.predictor(
             [torch.cat(level) for level in zip(*(entry["maps"] for entry in kept), strict=True)],
             torch.cat([entry["mask_features"] for entry in kept]),
             len(kept),
             last_frame_only=True,
         )
-        return outputs, state
+        return outputs, {**state, "seen": state["seen"] + 1, "ring": entries}

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from the_mask.data.clips import clip_name
 from the_mask.modeling.freezing import freeze_except
-from the_mask.modeling.pixel.context.frame_bank import FrameBank
 from the_mask.modeling.pixel.context.prior_providers import PriorProvider, build_prior_provider
 from the_mask.modeling.pixel.context.types import (
     PAD_POLICIES,
@@ -33,7 +32,8 @@ from the_mask.modeling.pixel.context.types import (
 from the_mask.modeling.pixel.heads.base import PixelHead
 from the_mask.modeling.pixel.heads.fcn import build_aux_heads
 from the_mask.modeling.pixel.pixel_loss import HardPixels, pixel_loss
-from the_mask.modeling.segmentor import Clip, Segmentor, StreamState, check_finite
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.stream import NO_HINTS, Hints, Ring, StreamState
 
 DEFAULT_AUX_WEIGHT = 0.4
 
@@ -102,7 +102,7 @@ class ClipSegmentor(Segmentor):
         self.fold_time = fold_time
         self.memory_grad = memory_grad
         self.pad = pad
-        self.bank = FrameBank(sem_seg_head.memory_levels, sem_seg_head.memory_length, memory_stride, pad)
+        self.ring = Ring(sem_seg_head.memory_length, memory_stride, newest=memory_stride)
         freeze_except(self, trainable)
         self.train()
 
@@ -134,6 +134,11 @@ class ClipSegmentor(Segmentor):
     def score_stride(self) -> int:
         """Input pixels per cell of the score maps."""
         return self.sem_seg_head.stride
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the head has a memory or reads a prior."""
+        return self.memory_length > 0 or self.sem_seg_head.uses_prior
 
     @property
     def memory_length(self) -> int:
@@ -203,12 +208,13 @@ class ClipSegmentor(Segmentor):
         memory = None
         if length:
             memory = ClipFeatures(tuple(past), batch.valid[:, batch.valid.shape[1] - length :])
-            memory = fill_missing(memory, self.pad, {level: current[level] for level in self.bank.levels})
+            levels = self.sem_seg_head.memory_levels
+            memory = fill_missing(memory, self.pad, {level: current[level] for level in levels})
         return current, self.sem_seg_head(current, memory, prior)
 
     def _clip_features(self, images: Tensor) -> tuple[FrameFeatures, Sequence[FrameFeatures]]:
         """Backbone features of the last of some frames [B, T+1, 3, H, W], and memory levels of the frames before."""
-        frames, levels = images.shape[1], self.bank.levels
+        frames, levels = images.shape[1], self.sem_seg_head.memory_levels
         past: list[FrameFeatures] = []
         if self.fold_time and self.memory_grad:
             folded = self.backbone(images.flatten(0, 1))
@@ -239,22 +245,21 @@ class ClipSegmentor(Segmentor):
         yield from torch.stack(scores, dim=1)
 
     def init_state(self) -> StreamState:
-        """Return the state of a stream before its first frame.
+        """State before the first frame.
 
-        ``{"size": [H, W] ([] before the first), "seen", "resets", "memory": {"frames": ring of FrameBank, "prior":
-        what the prior provider keeps}}``.
+        Its ``memory`` has the ring's ``frames``, ``{level: [1, C, h, w]}`` each, and the prior provider's ``prior``.
         """
-        return {"size": [], "seen": 0, "resets": 0, "memory": _empty_memory()}
+        return self.new_state(memory=_empty_memory())
 
     @torch.no_grad()
-    def step(self, frame: Tensor, state: StreamState, prior: PriorMap | None = None) -> tuple[Tensor, StreamState]:
+    def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
         """Segment the newest frame of a stream: one backbone pass, the rest comes from the state.
 
         Args:
             frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
                 ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
-            prior: one map of the frame's size, instead of the prior provider's.
+            hints: their prior, one map of the frame's size, stands in for the prior provider's.
 
         Returns:
             probabilities [K, ceil(H/stride), ceil(W/stride)], and the new state.
@@ -263,26 +268,19 @@ class ClipSegmentor(Segmentor):
             ValueError: a foreign state, a prior that does not fit or that the head does not read, or scores that are
                 not finite.
         """
-        if not isinstance(state, dict) or set(state) != {"size", "seen", "resets", "memory"}:
-            raise ValueError("not a stream state of ClipSegmentor; make one with init_state()")
-        images, _ = self.stack([{"frames": [frame]}])
         height, width = frame.shape[-2:]
-        changed = bool(state["size"]) and list(state["size"]) != [height, width]
-        if prior is not None:
-            if not self.sem_seg_head.uses_prior:
-                raise ValueError("a prior was given, but no block of the model reads one (class_memory would)")
+        state = self.continue_state(state, (height, width))
+        images, _ = self.stack([{"frames": [frame]}])
+        prior = hints.prior
+        if not self.sem_seg_head.uses_prior:
+            refuse_prior(hints)
+        elif prior is not None:
             prior = prior.require(1, (height, width), self.num_classes).pad(images.shape[-2], images.shape[-1])
             prior = prior.to(self.device)
-        scores, memory = self._advance(images, _empty_memory() if changed else state["memory"], prior)
-        state = {
-            "size": [height, width],
-            "seen": 1 if changed else state["seen"] + 1,
-            "resets": state["resets"] + changed,
-            "memory": memory,
-        }
+        scores, memory = self._advance(images, state["memory"], prior)
         scores = self.crop_scores(scores[0], height, width)
-        check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
-        return scores, state
+        check_finite(scores, f"frame {state['seen']} of a stream", ())
+        return scores, {**state, "seen": state["seen"] + 1, "memory": memory}
 
     def _advance(
         self, images: Tensor, memory: dict[str, Any], prior: PriorMap | None = None
@@ -291,12 +289,31 @@ class ClipSegmentor(Segmentor):
         features = self.backbone(images)
         if prior is None and self.sem_seg_head.uses_prior:
             prior = self.prior_provider.for_frame(memory["prior"])
-        output = self.sem_seg_head(features, self.bank.read(memory["frames"], features), prior)
+        # Backbone levels only: whatever depends on a frame's slot is computed anew as the frame ages.
+        current = {level: features[level] for level in self.sem_seg_head.memory_levels}
+        output = self.sem_seg_head(features, self._memory(memory["frames"], current), prior)
         scores = output.logits.float().softmax(dim=1)
         return scores, {
-            "frames": self.bank.push(memory["frames"], features),
+            "frames": self.ring.push(memory["frames"], {level: x.detach() for level, x in current.items()}),
             "prior": self.prior_provider.after_frame(memory["prior"], scores),
         }
+
+    def _memory(self, kept: Sequence[FrameFeatures], current: FrameFeatures) -> ClipFeatures | None:
+        """The T frames before the current one; None for T = 0. What the stream's start lacks is filled by PAD."""
+        if not self.memory_length:
+            return None
+        found = self.ring.read(kept)
+        missing = self.memory_length - len(found)
+        # As long as a slot is missing, the oldest entry is the stream's first frame.
+        repeats_first = bool(kept) and self.pad in ("repeat_first", "drop")
+        fill = kept[0] if kept and self.pad != "repeat_current" else current
+        valid = torch.tensor(
+            [slot >= missing or repeats_first for slot in range(self.memory_length)],
+            device=next(iter(current.values())).device,
+        )
+        batch = next(iter(current.values())).shape[0]
+        memory = ClipFeatures((*[fill] * missing, *found), valid.expand(batch, -1))
+        return fill_missing(memory, self.pad, current)
 
 
 def stack_labels(

@@ -13,7 +13,7 @@ from torch import Tensor
 from the_mask.config import load_config
 from the_mask.modeling.build import trained_model
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
-from the_mask.modeling.pixel.context.types import FrameFeatures, HeadOutput, PriorMap, TrainBatch
+from the_mask.modeling.pixel.context.types import FrameFeatures, HeadOutput, TrainBatch
 from the_mask.modeling.pixel.distillation import (
     check_distillation,
     content_mask,
@@ -21,7 +21,8 @@ from the_mask.modeling.pixel.distillation import (
     pair_distillation,
     pixel_distillation,
 )
-from the_mask.modeling.segmentor import Clip, Segmentor, StreamState, frame_size
+from the_mask.modeling.segmentor import Clip, Segmentor, frame_size
+from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 NAME = "DistilledSegmentor"
 
@@ -111,6 +112,11 @@ class DistilledSegmentor(Segmentor):
         """The student's."""
         return self.student.score_stride
 
+    @property
+    def looks_back(self) -> bool:
+        """The student's."""
+        return self.student.looks_back
+
     def losses(self, clips: list[Clip]) -> dict[str, Tensor]:  # type: ignore[override]
         """The student's losses, ``loss_distill_pixel`` and ``loss_distill_pair``."""
         student = self.student
@@ -160,9 +166,13 @@ class DistilledSegmentor(Segmentor):
         """See :class:`Segmentor`."""
         return self.student.init_state()
 
-    def step(self, frame: Tensor, state: StreamState, prior: PriorMap | None = None) -> tuple[Tensor, StreamState]:
+    def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
         """See :class:`ClipSegmentor`."""
-        return self.student.step(frame, state, prior)
+        return self.student.step(frame, state, hints)
+
+    def check_state(self, state: StreamState) -> None:
+        """See :class:`Stream`."""
+        self.student.check_state(state)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """The student's, under its own names."""

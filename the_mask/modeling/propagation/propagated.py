@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from the_mask.data.clips import clip_name
-from the_mask.modeling.mask.mask_classifier import MaskClassifier
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor, stack_labels
 from the_mask.modeling.propagation import geometry, stream_state, training
 from the_mask.modeling.propagation.build import build_propagator
@@ -25,9 +26,29 @@ from the_mask.modeling.propagation.options import check_options
 from the_mask.modeling.propagation.policies import Gate, Measure, build_policy, decide
 from the_mask.modeling.propagation.propagators import Propagated, Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
-from the_mask.modeling.segmentor import Clip, Segmentor, StreamState, check_finite
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 LEAST_LOG_PROBABILITY = -10.0
+
+
+@dataclass
+class _Turn:
+    """One stream's next frame, on its way through :meth:`PropagatedSegmentor.step_many`.
+
+    Attributes:
+        frame: [3, H, W]; ``small``: [3, h, w].
+        state: of the stream before the frame.
+        reason: why it has to be a keyframe; "" if it need not be one.
+        carried: the state if it is propagated, and what the propagator said of it (``detail``).
+    """
+
+    frame: Tensor
+    small: Tensor
+    state: StreamState
+    reason: str
+    carried: StreamState | None = None
+    detail: Propagated | None = None
 
 
 @META_ARCH_REGISTRY.register()
@@ -85,7 +106,7 @@ class PropagatedSegmentor(Segmentor):
                 "MODEL.KEYFRAME.CARRY queries needs a segmentor with queries (MaskClassifier, MASK_FORMER.MERGE_AT "
                 "mask) and a propagator that carries masks (copy, warp, or gsvnet with VARIANT agnostic)"
             )
-        if released and (not isinstance(segmentor, ClipSegmentor) or looks_back(segmentor)):
+        if released and (not isinstance(segmentor, ClipSegmentor) or segmentor.looks_back):
             raise ValueError(
                 "MODEL.KEYFRAME.RELEASED needs the raw logits of a ClipSegmentor with an image head, not "
                 f"{type(segmentor).__name__}"
@@ -144,23 +165,36 @@ class PropagatedSegmentor(Segmentor):
 
     # Streams.
 
+    @property
+    def keyframe_interval(self) -> int:
+        """The policy's largest gap."""
+        return self.gate.max_gap
+
+    def is_keyframe(self, state: StreamState) -> bool:
+        """See :class:`~the_mask.modeling.stream.Stream`."""
+        return bool(state["keyframe"])
+
     def init_state(self) -> StreamState:
         """State of a stream before its first frame; see :mod:`the_mask.modeling.propagation.stream_state`."""
-        return stream_state.empty_state(self.segmentor.init_state())
+        return self.new_state(**stream_state.new_content(self.segmentor.init_state()))
 
     def request_keyframe(self, state: StreamState) -> StreamState:
         """The same state, whose next frame will be a keyframe (after a gap or a seek)."""
-        stream_state.check_state(state)
+        self.check_state(state)
         return {**state, "requested": True}
 
-    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+    def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
         """Segment the next frame of a stream; ``state["keyframe"]`` of the result says how."""
-        scores, states = self.step_many([frame], [state])
+        scores, states = self.step_many([frame], [state], [hints])
         return scores[0], states[0]
 
     @torch.no_grad()
     def step_many(
-        self, frames: Sequence[Tensor], states: Sequence[StreamState], defer: bool = False
+        self,
+        frames: Sequence[Tensor],
+        states: Sequence[StreamState],
+        hints: Sequence[Hints] | None = None,
+        defer: bool = False,
     ) -> tuple[list[Tensor], list[StreamState]]:
         """Advance several streams by one frame each: one batch of keyframes, one of propagated frames per size.
 
@@ -169,6 +203,7 @@ class PropagatedSegmentor(Segmentor):
         Args:
             frames: [3, H, W], RGB 0..255, one per stream.
             states: of :meth:`init_state` or the last step; not changed.
+            hints: which frames are to be keyframes.
             defer: propagate all the same where the policy asks for a keyframe, and tell so by ``state["requested"]``.
 
         Returns:
@@ -177,49 +212,47 @@ class PropagatedSegmentor(Segmentor):
         Raises:
             ValueError: a foreign state, a frame that is no RGB image, or scores that are not finite.
         """
-        ready, reasons = [], []
-        for frame, state in zip(frames, states, strict=True):
-            stream_state.check_state(state)
-            if frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
-                raise ValueError(f"a frame is RGB [3, H, W], got shape {list(frame.shape)}")
-            ready.append(stream_state.resized(state, (frame.shape[1], frame.shape[2]), self.segmentor.init_state()))
-            reasons.append(stream_state.forced_reason(ready[-1]))
-        smalls = self.small_frames(frames)
-        propagated: list[StreamState | None] = [None] * len(ready)
-        open_streams = [i for i, reason in enumerate(reasons) if not reason]
-        if open_streams and not self.measure.needs:
-            self._judge(open_streams, smalls, ready, reasons, [None] * len(ready))
-            open_streams = [i for i in open_streams if defer or not reasons[i]]
-        if open_streams:
-            results = self._propagate([smalls[i] for i in open_streams], [ready[i] for i in open_streams])
-            details: list[Propagated | None] = [None] * len(ready)
-            for i, (state, detail) in zip(open_streams, results, strict=True):
-                propagated[i], details[i] = state, detail
-            if self.measure.needs:
-                self._judge(open_streams, smalls, ready, reasons, details)
-        keys = [i for i, reason in enumerate(reasons) if reason and not (defer and propagated[i] is not None)]
-        fresh = self.key_step([frames[i] for i in keys], [ready[i] for i in keys], [reasons[i] for i in keys])
-        done = dict(zip(keys, fresh, strict=True))
-        for i, carried in enumerate(propagated):
-            if carried is not None and i not in done:
-                done[i] = {**carried, "policy": ready[i]["policy"], "requested": bool(reasons[i])}
-        ordered = [done[i] for i in range(len(ready))]
-        return [self.output(state) for state in ordered], ordered
+        hints = [NO_HINTS] * len(frames) if hints is None else hints
+        turns = [self._turn(*arguments) for arguments in zip(frames, states, hints, strict=True)]
+        free = [turn for turn in turns if not turn.reason]
+        if not self.measure.needs:
+            self._judge(free)
+            free = [turn for turn in free if defer or not turn.reason]
+        self._carry(free)
+        if self.measure.needs:
+            self._judge(free)
+        keys = [turn for turn in turns if turn.reason and not (defer and turn.carried is not None)]
+        fresh = iter(self._key(keys))
+        after = []
+        for turn in turns:
+            if turn.carried is None or (turn.reason and not defer):
+                after.append(next(fresh))
+            else:
+                after.append({**turn.carried, "policy": turn.state["policy"], "requested": bool(turn.reason)})
+        return [self.output(state) for state in after], after
 
-    def _judge(
-        self,
-        members: Sequence[int],
-        smalls: Sequence[Tensor],
-        states: list[StreamState],
-        reasons: list[str],
-        details: Sequence[Propagated | None],
-    ) -> None:
-        """Ask the policy about some streams; fills in ``reasons`` and the policies' states."""
-        for i in members:
-            value = self.measure(smalls[i][None], states[i]["frame"][None], details[i])
-            verdict, policy = decide(self.gate, states[i]["policy"], float(value), states[i]["since_key"] + 1)
-            states[i] = {**states[i], "policy": policy}
-            reasons[i] = self.policy_name if verdict == "measure" else verdict
+    def _turn(self, frame: Tensor, state: StreamState, hints: Hints) -> _Turn:
+        if frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
+            raise ValueError(f"a frame is RGB [3, H, W], got shape {list(frame.shape)}")
+        refuse_prior(hints)
+        state = self.continue_state(state, (frame.shape[1], frame.shape[2]))
+        reason = "first" if not state["seen"] else "requested" if state["requested"] or hints.keyframe else ""
+        return _Turn(frame, self.small_frames([frame])[0], state, reason)
+
+    def _judge(self, turns: Sequence[_Turn]) -> None:
+        """Ask the policy about some frames: sets ``reason`` and the policy's part of ``state``."""
+        for turn in turns:
+            state = turn.state
+            value = self.measure(turn.small[None], state["frame"][None], turn.detail)
+            verdict, policy = decide(self.gate, state["policy"], float(value), state["since_key"] + 1)
+            turn.state = {**state, "policy": policy}
+            turn.reason = self.policy_name if verdict == "measure" else verdict
+
+    def _carry(self, turns: Sequence[_Turn]) -> None:
+        """Propagate some frames: sets ``carried`` and ``detail``."""
+        results = self._propagate([turn.small for turn in turns], [turn.state for turn in turns])
+        for turn, (state, detail) in zip(turns, results, strict=True):
+            turn.carried, turn.detail = state, detail
 
     def small_frames(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Frames [3, H, W] of any dtype -> small RGB frames [3, h, w], float 0..255, on the model's device."""
@@ -242,22 +275,22 @@ class PropagatedSegmentor(Segmentor):
             ValueError: scores that are not finite.
         """
         reasons = ["requested"] * len(frames) if reasons is None else reasons
-        if not looks_back(self.segmentor) and self.carry == "classes":
-            maps = self._key_maps(frames)
-            inner = [state["segmentor"] for state in states]
-            queries: list[tuple[Tensor, Tensor] | None] = [None] * len(frames)
-        else:
-            maps, inner, queries = [], [], []
-            for frame, state in zip(frames, states, strict=True):
-                scores, own, carried = self._key_in_stream(frame, state["segmentor"])
-                maps.append(scores)
-                inner.append(own)
-                queries.append(carried)
-        smalls = self.small_frames(frames)
-        return [
-            stream_state.after_key(state, (frame.shape[1], frame.shape[2]), small, *rest)
-            for state, frame, small, *rest in zip(states, frames, smalls, maps, inner, reasons, queries, strict=True)
-        ]
+        turns = [self._turn(frame, state, NO_HINTS) for frame, state in zip(frames, states, strict=True)]
+        return self._key([replace(turn, reason=reason) for turn, reason in zip(turns, reasons, strict=True)])
+
+    def _key(self, turns: Sequence[_Turn]) -> list[StreamState]:
+        """States after keyframes."""
+        if not self.segmentor.looks_back and self.carry == "classes":
+            maps = self._key_maps([turn.frame for turn in turns])
+            return [
+                stream_state.after_key(turn.state, turn.small, scores, turn.state["segmentor"], turn.reason)
+                for turn, scores in zip(turns, maps, strict=True)
+            ]
+        after = []
+        for turn in turns:
+            scores, inner, queries = self._key_in_stream(turn.frame, turn.state["segmentor"])
+            after.append(stream_state.after_key(turn.state, turn.small, scores, inner, turn.reason, queries))
+        return after
 
     @torch.no_grad()
     def propagate(self, smalls: Sequence[Tensor], states: Sequence[StreamState]) -> list[StreamState]:
@@ -417,13 +450,6 @@ class PropagatedSegmentor(Segmentor):
 def log_probabilities(probabilities: Tensor) -> Tensor:
     """Logarithm of probabilities, not below -10, float32."""
     return probabilities.float().clamp(min=1e-30).log().clamp(min=LEAST_LOG_PROBABILITY)
-
-
-def looks_back(segmentor: Segmentor) -> bool:
-    """Whether a segmentor's result on a stream depends on the frames before."""
-    if isinstance(segmentor, ClipSegmentor):
-        return segmentor.memory_length > 0 or segmentor.sem_seg_head.uses_prior
-    return not isinstance(segmentor, MaskClassifier) or segmentor.clip_length > 1
 
 
 def _build_segmentor(cfg: CfgNode) -> Segmentor:

@@ -1,7 +1,6 @@
-"""What a propagated stream remembers: a plain dict of constant size that ``torch.save`` can write.
+"""What a propagated stream keeps in its state, of constant size.
 
-    {"size": [H, W] of the frames ([] before the first), "seen": frames since the last reset, "resets": size changes,
-     "since_key": frames since the last keyframe, "keyframe": whether the last frame was one, "reason": why ("first",
+    {"since_key": frames since the last keyframe, "keyframe": whether the last frame was one, "reason": why ("first",
      "requested", "gap" or the policy's name; "" for a propagated frame), "requested": make the next frame a keyframe,
      "scores": [K, h, w] carried scores, "frame": [3, h, w] small RGB frame 0..255,
      "queries": [Q, h, w] mask logits, "query_classes": [Q, K] class scores of the queries (both empty without queries),
@@ -18,17 +17,13 @@ import torch
 from torch import Tensor
 
 from the_mask.modeling.propagation.policies import new_policy_state
+from the_mask.modeling.stream import StreamState
 
-StreamState = dict[str, Any]
 
-
-def empty_state(segmentor_state: StreamState) -> StreamState:
-    """State before the first frame."""
+def new_content(segmentor_state: StreamState) -> dict[str, Any]:
+    """What a propagated stream keeps before its first frame."""
     nothing = torch.empty(0)
     return {
-        "size": [],
-        "seen": 0,
-        "resets": 0,
         "since_key": 0,
         "keyframe": False,
         "reason": "",
@@ -42,31 +37,8 @@ def empty_state(segmentor_state: StreamState) -> StreamState:
     }
 
 
-def check_state(state: Any) -> None:
-    """Raise a ValueError unless ``state`` has the keys of this module."""
-    if not isinstance(state, dict) or set(state) != set(empty_state({})):
-        raise ValueError(
-            f"not a state of PropagatedSegmentor; make one with init_state(), with {sorted(empty_state({}))}"
-        )
-
-
-def resized(state: StreamState, size: tuple[int, int], segmentor_state: StreamState) -> StreamState:
-    """The state for a frame of ``size``: the same, or an empty one if frames had another size, which is counted."""
-    if not state["size"] or list(state["size"]) == list(size):
-        return state
-    return {**empty_state(segmentor_state), "resets": state["resets"] + 1}
-
-
-def forced_reason(state: StreamState) -> str:
-    """Why the next frame has to be a keyframe whatever the policy says; "" if it need not."""
-    if not state["seen"]:
-        return "first"
-    return "requested" if state["requested"] else ""
-
-
 def after_key(
     state: StreamState,
-    size: tuple[int, int],
     frame: Tensor,
     scores: Tensor,
     segmentor_state: StreamState,
@@ -78,7 +50,6 @@ def after_key(
     classes, masks = queries or (nothing, nothing)
     return {
         **state,
-        "size": list(size),
         "seen": state["seen"] + 1,
         "since_key": 0,
         "keyframe": True,

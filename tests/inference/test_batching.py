@@ -11,10 +11,10 @@ from stream_cases import decoder_threads, source_of
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.inference import StreamingSegmentor
-from the_mask.inference.live import steppers
+from the_mask.inference.live import batching
+from the_mask.inference.live.batching import BackgroundKeyframes, Batcher, Job
 from the_mask.inference.live.many_streams import StreamEngine
 from the_mask.inference.live.sources import TimedFrame
-from the_mask.inference.live.steppers import Backend, ImageBackend, Job, PropagationBackend, make_backend
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 SIZES = [(64, 96), (48, 64), (64, 96)]
@@ -39,22 +39,22 @@ def video(count, size=(64, 96), seed=0):
     return frames
 
 
-def one_by_one(runner, frames):
+def one_by_one(stream, frames):
     """Outputs and states of a stream alone."""
-    state, outputs, states = runner.init_state(), [], []
+    state, outputs, states = stream.init_state(), [], []
     for frame in frames:
-        output, state = runner.step(frame, state)
+        output, state = stream.step(frame, state)
         outputs.append(output)
         states.append(state)
     return outputs, states
 
 
-def together(backend, videos):
+def together(batcher, videos):
     """Outputs per stream when all advance at once."""
-    states = [backend.init_state() for _ in videos]
+    states = [batcher.stream.init_state() for _ in videos]
     outputs = [[] for _ in videos]
     for frames in zip(*videos):
-        done = backend.step([Job(str(i), f, s) for i, (f, s) in enumerate(zip(frames, states))])
+        done = batcher.step([Job(str(i), f, s) for i, (f, s) in enumerate(zip(frames, states))])
         states = [result.state for result in done]
         for stream, result in enumerate(done):
             outputs[stream].append(result.output)
@@ -62,35 +62,37 @@ def together(backend, videos):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("gsvnet_debug", PropagationBackend), ("swiftnet_debug", ImageBackend), ("the_mask_debug_video", Backend)],
+    ("name", "batches"),
+    [("gsvnet_debug", [3, 1, 3, 1]), ("swiftnet_debug", [2, 1] * 5), ("the_mask_debug_video", [1] * 15)],
 )
-def test_a_batch_gives_what_each_stream_gives_alone(name, kind):
-    runner = segmentor(name, output="scores", output_stride=4)
-    backend = make_backend(runner)
-    assert type(backend) is kind
+def test_a_batch_gives_what_each_stream_gives_alone(name, batches):
+    stream = segmentor(name, output="scores", output_stride=4)
+    batcher = Batcher(stream)
+    sizes = []
+    model = getattr(stream.model, "segmentor", stream.model)
+    model.backbone.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
     videos = [video(5, size, seed) for seed, size in enumerate(SIZES)]
-    for frames, found in zip(videos, together(backend, videos)):
-        expected, _ = one_by_one(runner, frames)
+    for frames, found in zip(videos, together(batcher, videos)):
+        expected, _ = one_by_one(stream, frames)
         for right, result in zip(expected, found, strict=True):
             torch.testing.assert_close(result, right, atol=1e-5, rtol=1e-4)
 
 
 def test_keyframes_go_in_one_batch_and_the_others_in_another(monkeypatch):
-    runner = propagated(3)
+    stream = propagated(3)
     keys, carried = [], []
-    runner.model.segmentor.backbone.register_forward_pre_hook(lambda _, x: keys.append(len(x[0])))
-    runner.model.propagator.register_forward_pre_hook(lambda _, x: carried.append(len(x[0])))
-    together(make_backend(runner), [video(4, seed=i) for i in range(4)])
+    stream.model.segmentor.backbone.register_forward_pre_hook(lambda _, x: keys.append(len(x[0])))
+    stream.model.propagator.register_forward_pre_hook(lambda _, x: carried.append(len(x[0])))
+    together(Batcher(stream), [video(4, seed=i) for i in range(4)])
     assert keys == [4, 4]
     assert carried == [4, 4]
 
 
 def test_keyframes_of_many_streams_are_spread():
-    runner = propagated(3)
+    stream = propagated(3)
     per_tick = {}
     for stagger in (False, True):
-        with StreamEngine(runner, stagger=stagger, max_wait=5.0) as engine:
+        with StreamEngine(stream, stagger=stagger, max_wait=5.0) as engine:
             for i in range(3):
                 engine.add(source_of(video(12, seed=i), name=str(i)))
             per_tick[stagger] = [sum(bool(r.keyframe) for r in engine.tick()) for _ in range(12)]
@@ -101,16 +103,16 @@ def test_keyframes_of_many_streams_are_spread():
 
 def test_the_state_stays_the_segmentors_own():
     """A stream may change between engine and plain steps."""
-    runner, frames = propagated(3), video(4)
-    backend = make_backend(runner)
-    state = backend.init_state()
+    stream, frames = propagated(3), video(4)
+    batcher = Batcher(stream)
+    state = batcher.stream.init_state()
     for frame in frames[:2]:
-        state = backend.step([Job("a", frame, state)])[0].state
-    expected, states = one_by_one(runner, frames)
-    output, after = runner.step(frames[2], state)
+        state = batcher.step([Job("a", frame, state)])[0].state
+    expected, states = one_by_one(stream, frames)
+    output, after = stream.step(frames[2], state)
     assert torch.equal(output, expected[2])
     assert after["size"] == states[2]["size"] == [64, 96]
-    assert after["model"]["since_key"] == states[2]["model"]["since_key"] == 2
+    assert after["views"][0]["since_key"] == states[2]["views"][0]["since_key"] == 2
 
 
 class LateExecutor:
@@ -145,18 +147,18 @@ class LateExecutor:
 
 def test_a_keyframe_beside_takes_over_when_it_is_done():
     """Late by two frames: until then the old keyframe is carried on, from then on the result is as if in time."""
-    runner, frames = propagated(4, output="scores"), video(9)
-    runner.model.gate = type(runner.model.gate)(float("inf"), max_gap=4)
-    backend = make_backend(runner, asynchronous=True)
-    backend.executor.shutdown()
-    backend.executor = LateExecutor(1)
-    in_time, _ = one_by_one(runner, frames)
-    never, state = [], runner.init_state()
+    stream, frames = propagated(4, output="scores"), video(9)
+    stream.model.gate = type(stream.model.gate)(float("inf"), max_gap=4)
+    batcher = BackgroundKeyframes(stream)
+    batcher.executor.shutdown()
+    batcher.executor = LateExecutor(1)
+    in_time, _ = one_by_one(stream, frames)
+    never, state = [], stream.init_state()
     unlimited = propagated(100, output="scores")
     never, _ = one_by_one(unlimited, frames)
-    state, found, keys = backend.init_state(), [], []
+    state, found, keys = batcher.stream.init_state(), [], []
     for frame in frames:
-        (done,) = backend.step([Job("a", frame, state)])
+        (done,) = batcher.step([Job("a", frame, state)])
         state = done.state
         found.append(done.output)
         keys.append(done.keyframe)
@@ -167,28 +169,28 @@ def test_a_keyframe_beside_takes_over_when_it_is_done():
     for number in (4, 5):
         torch.testing.assert_close(found[number], never[number])
         assert not torch.allclose(found[number], in_time[number], atol=1e-3)
-    backend.close()
+    batcher.close()
 
 
 def test_a_keyframe_that_is_too_late_is_waited_for():
-    runner, frames = propagated(3), video(8)
-    backend = make_backend(runner, asynchronous=True)
-    backend.executor.shutdown()
-    backend.executor = LateExecutor(99)
-    state, keys = backend.init_state(), []
+    stream, frames = propagated(3), video(8)
+    batcher = BackgroundKeyframes(stream)
+    batcher.executor.shutdown()
+    batcher.executor = LateExecutor(99)
+    state, keys = batcher.stream.init_state(), []
     for frame in frames:
-        (done,) = backend.step([Job("a", frame, state)])
+        (done,) = batcher.step([Job("a", frame, state)])
         state = done.state
         keys.append(done.keyframe)
-        assert all(len(pending.smalls) <= 3 for pending in backend.pending.values())
+        assert all(len(pending.smalls) <= 3 for pending in batcher.pending.values())
     assert keys == [True, False, False, False, False, False, True, False]
-    backend.close()
+    batcher.close()
 
 
 def test_asynchronous_streams_end_with_their_thread():
-    runner = propagated(2)
+    stream = propagated(2)
     resets = [0.0, 0.1, 0.2, 0.3, 0.0, 0.1, 0.2, 0.3]
-    with StreamEngine(runner, asynchronous=True) as engine:
+    with StreamEngine(stream, asynchronous=True) as engine:
         for i in range(2):
             frames = [TimedFrame(image, seconds) for image, seconds in zip(video(8, seed=i), resets)]
             engine.add(source_of(frames, name=str(i)))
@@ -199,14 +201,14 @@ def test_asynchronous_streams_end_with_their_thread():
         assert own[0].keyframe
         assert own[4].reset == "seek"
         assert own[4].keyframe
-    assert not engine.backend.pending
+    assert not engine.batcher.pending
     assert decoder_threads() == []
 
 
 def test_output_strides():
     frames = video(2, (50, 70))
     full, quarter, eighth = (segmentor("swiftnet_debug", output="scores", output_stride=stride) for stride in (1, 4, 8))
-    outputs = [one_by_one(runner, frames)[0][1] for runner in (full, quarter, eighth)]
+    outputs = [one_by_one(stream, frames)[0][1] for stream in (full, quarter, eighth)]
     classes = outputs[0].shape[0]
     assert [tuple(x.shape) for x in outputs] == [(classes, 50, 70), (classes, 13, 18), (classes, 7, 9)]
     labels = one_by_one(segmentor("swiftnet_debug", output_stride=8), frames)[0][1]
@@ -215,27 +217,27 @@ def test_output_strides():
         segmentor("swiftnet_debug", output_stride=2)
 
 
-def test_backends_limit():
-    assert PropagationBackend(propagated(5)).limit == 5
-    runner = segmentor("gsvnet_debug", "MODEL.KEYFRAME.POLICY", "scene_cut")
-    backend = PropagationBackend(runner)
-    assert (backend.interval, backend.limit) == (0, steppers.MAX_BEHIND)
+def test_batchers_limit():
+    assert BackgroundKeyframes(propagated(5)).limit == 5
+    stream = segmentor("gsvnet_debug", "MODEL.KEYFRAME.POLICY", "scene_cut")
+    batcher = BackgroundKeyframes(stream)
+    assert (stream.keyframe_interval, batcher.limit) == (0, batching.MAX_BEHIND)
 
 
 @pytest.mark.slow
 def test_ten_thousand_propagated_frames_keep_a_state_of_constant_size():
     """Also with keyframes beside; memory in use is flat from the first thousand on."""
-    runner = segmentor(
+    stream = segmentor(
         "gsvnet_debug", "INPUT.TEST.LONG_EDGE", "64", "INPUT.TEST.SHORT_EDGE", "32", "MODEL.KEYFRAME.INTERVAL", "4"
     )
-    backend = make_backend(runner, asynchronous=True)
+    batcher = BackgroundKeyframes(stream)
     frames = video(8, (32, 64))
-    state = backend.init_state()
+    state = batcher.stream.init_state()
     sizes, resident = set(), []
     for number in range(10_000):
-        (done,) = backend.step([Job("a", frames[number % 8], state)])
+        (done,) = batcher.step([Job("a", frames[number % 8], state)])
         state = done.state
-        model = state["model"]
+        model = state["views"][0]
         sizes.add(sum(model[key].untyped_storage().nbytes() for key in ("scores", "frame", "queries")))
         if number in (1_000, 9_999):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -243,4 +245,4 @@ def test_ten_thousand_propagated_frames_keep_a_state_of_constant_size():
     assert model["seen"] == 10_000
     assert len(sizes) == 1
     assert resident[1] - resident[0] < 8192, "KiB"
-    backend.close()
+    batcher.close()

@@ -1,4 +1,4 @@
-"""The test-time pipeline of a config: window -> views -> stream -> stages -> ensemble -> finish, outermost last."""
+"""The stream of a config: window -> views -> stages -> ensemble -> post-processing, outermost last."""
 
 from __future__ import annotations
 
@@ -13,64 +13,73 @@ from the_mask.config import load_config
 from the_mask.data.class_names import config_classes
 from the_mask.data.io import read_image
 from the_mask.inference.class_refine import ClassRefinement
-from the_mask.inference.ensemble import EnsembleRunner, Member, step_named
+from the_mask.inference.ensemble import Ensemble, Member
 from the_mask.inference.mask_generators import PROVIDERS, build_mask_generator
 from the_mask.inference.merge import PARITIES, check_merge, score_labels
 from the_mask.inference.saved_scores import SavedScores, ScoreWriter
-from the_mask.inference.stages import StageRunner
+from the_mask.inference.stages import MultiStage
 from the_mask.inference.stream import StreamingSegmentor
-from the_mask.inference.views import FrameName, ViewRunner, make_views
+from the_mask.inference.views import MultiView, make_views
 from the_mask.inference.voting import MaskVoting
-from the_mask.inference.window import WindowRunner
+from the_mask.inference.window import SlidingWindow, check_window
+from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamState
 from the_mask.weights.trained import trained_refiner
 
 Clip = Mapping[str, Any]
-StreamState = dict[str, Any]
 # (frame uint8 [H, W, 3], labels [H, W], scores [K, H, W], name) -> labels [H, W]; labels are on the CPU.
-FinishStep = Callable[[np.ndarray, Tensor, Tensor, FrameName | None], Tensor]
+LabelStep = Callable[[np.ndarray, Tensor, Tensor, FrameName | None], Tensor]
 
 
-class Pipeline:
-    """Scores of a runner, saved if wanted, then turned into labels by refinement and voting.
+class PostProcess(Stream):
+    """Scores of a stream, saved if wanted, then turned into labels by refinement and voting.
 
-    A stream (``init_state``, ``step``), and a predictor of test clips where its scorer is one.
+    Its states are those of the stream. It predicts test clips where the stream does.
 
     Args:
-        scorer: a stream with output "scores".
-        finish: steps from labels to labels, in order.
+        stream: with output "scores".
+        steps: from labels to labels, in order.
         writer: where scores are saved, before the steps.
     """
 
-    uses_names = True
-
-    def __init__(self, scorer: Any, finish: Sequence[FinishStep] = (), writer: ScoreWriter | None = None) -> None:
-        self.scorer = scorer
-        self.finish = list(finish)
+    def __init__(self, stream: Stream, steps: Sequence[LabelStep] = (), writer: ScoreWriter | None = None) -> None:
+        self.stream = stream
+        self.num_classes = stream.num_classes
+        self.steps = list(steps)
         self.writer = writer
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.scorer.num_classes
+    def looks_back(self) -> bool:
+        """The stream's."""
+        return self.stream.looks_back
+
+    @property
+    def keyframe_interval(self) -> int:
+        """The stream's."""
+        return self.stream.keyframe_interval
+
+    def is_keyframe(self, state: StreamState) -> bool | None:
+        """The stream's answer."""
+        return self.stream.is_keyframe(state)
 
     def init_state(self) -> StreamState:
-        """State before a video."""
-        return self.scorer.init_state()
+        """The stream's."""
+        return self.stream.init_state()
 
     def step(
-        self, frame: np.ndarray | Tensor, state: StreamState, name: FrameName | None = None
+        self, frame: np.ndarray | Tensor, state: StreamState, hints: Hints = NO_HINTS
     ) -> tuple[Tensor, StreamState]:
-        """Labels [H, W] of the next frame, uint8 RGB [H, W, 3], called ``name`` (video, frame)."""
-        scores, state = step_named(self.scorer, frame, state, name)
-        return self._finish(lambda: np.asarray(frame), scores, name), state
+        """Labels [H, W] of the next frame, uint8 RGB [H, W, 3]; files are named after it."""
+        scores, state = self.stream.step(frame, state, hints)
+        return self._finish(lambda: np.asarray(frame), scores, hints.name), state
 
     def predict(self, clips: Sequence[Clip]) -> list[list[Tensor]]:
         """Label maps [height, width] of the frames of test clips."""
+        assert isinstance(self.stream, MultiView), "must_stream() tells what predicts no clips"
         return [
             [
                 self._finish(lambda file=file: read_image(file), scores, (clip["video_id"], frame_id))  # type: ignore[misc]
                 for scores, frame_id, file in zip(
-                    self.scorer.clip_scores(clip), clip["frame_ids"], clip["file_names"], strict=True
+                    self.stream.clip_scores(clip), clip["frame_ids"], clip["file_names"], strict=True
                 )
             ]
             for clip in clips
@@ -82,18 +91,18 @@ class Pipeline:
                 raise ValueError("TEST.SAVE_SCORES names files after video and frame, but the frame has no name")
             self.writer.write(name, scores)
         labels = score_labels(scores)
-        picture = image() if self.finish else None
-        for step in self.finish:
+        picture = image() if self.steps else None
+        for step in self.steps:
             assert picture is not None
             labels = step(picture, labels, scores, name)
         return labels
 
 
-def uses_runners(cfg: CfgNode) -> bool:
-    """Whether a config asks for anything beyond the plain model."""
+def is_plain(cfg: CfgNode) -> bool:
+    """Whether a config asks for nothing beyond its model."""
     test = cfg.TEST
     views = test.VIEWS
-    return bool(
+    return not (
         test.WINDOW.SIZE
         or list(views.SCALES) != [1.0]
         or views.FLIP
@@ -108,13 +117,13 @@ def uses_runners(cfg: CfgNode) -> bool:
 
 
 def config_problems(cfg: CfgNode) -> Iterator[str]:
-    """What is wrong with the ``TEST.*`` keys of the runners, as far as it shows without a model or data."""
+    """What is wrong with the ``TEST.*`` keys of streams, as far as it shows without a model or data."""
     views, window, ensemble, voting = cfg.TEST.VIEWS, cfg.TEST.WINDOW, cfg.TEST.ENSEMBLE, cfg.TEST.VOTING
     checks: list[Callable[[], object]] = [
         lambda: make_views(views.SCALES, views.FLIP),
         lambda: check_merge(views.NORMALIZE, views.MEAN, "TEST.VIEWS"),
         lambda: check_merge(ensemble.NORMALIZE, ensemble.MEAN, "TEST.ENSEMBLE"),
-        lambda: WindowRunner(None, list(window.SIZE), list(window.STRIDE)) if window.SIZE else None,
+        lambda: check_window(window.SIZE, window.STRIDE or window.SIZE) if window.SIZE else None,
     ]
     for check in checks:
         try:
@@ -136,10 +145,10 @@ def is_ensemble(cfg: CfgNode) -> bool:
     return bool(cfg.TEST.ENSEMBLE.CONFIGS or cfg.TEST.ENSEMBLE.SCORES)
 
 
-def build_pipeline(
+def build_stream(
     cfg: CfgNode, model: nn.Module | None = None, class_names: Sequence[str] | None = None, trust_pickle: bool = False
-) -> Pipeline:
-    """The runners of a config around a model.
+) -> MultiView | PostProcess:
+    """The stream of label maps that a config asks for; it also predicts test clips, unless :func:`must_stream`.
 
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST``.
@@ -152,16 +161,16 @@ def build_pipeline(
         FileNotFoundError: a config, weights file or folder of scores is missing.
     """
     class_names = class_names if class_names is not None else config_classes(cfg)
-    if is_ensemble(cfg):
-        scorer: Any = build_ensemble(cfg, model, class_names, trust_pickle)
-    else:
-        scorer = build_scorer(cfg, model, trust_pickle)
-    writer = None
+    writer, steps = None, build_steps(cfg, trust_pickle)
     if cfg.TEST.SAVE_SCORES:
         if class_names is None:
             raise ValueError("TEST.SAVE_SCORES writes the names of the classes, but no data set gives them")
         writer = ScoreWriter(cfg.TEST.SAVE_SCORES, class_names)
-    return Pipeline(scorer, build_finish(cfg, trust_pickle), writer)
+    if is_ensemble(cfg):
+        return PostProcess(build_ensemble(cfg, model, class_names, trust_pickle), steps, writer)
+    if cfg.TEST.STAGES.COUNT or steps or writer is not None:
+        return PostProcess(build_score_stream(cfg, model, trust_pickle), steps, writer)
+    return _build_views(cfg, model, trust_pickle, "labels")
 
 
 def must_stream(cfg: CfgNode) -> bool:
@@ -169,22 +178,30 @@ def must_stream(cfg: CfgNode) -> bool:
     return bool(cfg.TEST.STREAMING or is_ensemble(cfg) or cfg.TEST.STAGES.COUNT)
 
 
-def build_scorer(cfg: CfgNode, model: nn.Module | None = None, trust_pickle: bool = False) -> ViewRunner | StageRunner:
+def build_score_stream(
+    cfg: CfgNode, model: nn.Module | None = None, trust_pickle: bool = False
+) -> MultiView | MultiStage:
     """Stages around views around windows around a config's segmentor, with output "scores"."""
-    plain: Any = StreamingSegmentor(cfg, trust_pickle=trust_pickle).model if model is None else model
-    segmentor = plain
+    views = _build_views(cfg, model, trust_pickle, "scores")
+    if not cfg.TEST.STAGES.COUNT:
+        return views
+    plain = views.model.model if isinstance(views.model, SlidingWindow) else views.model
+    return MultiStage.from_config(cfg, views, plain)
+
+
+def _build_views(cfg: CfgNode, model: nn.Module | None, trust_pickle: bool, output: str) -> MultiView:
+    segmentor: Any = StreamingSegmentor(cfg, trust_pickle=trust_pickle).model if model is None else model
     window = cfg.TEST.WINDOW
     if window.SIZE:
-        segmentor = WindowRunner(segmentor, list(window.SIZE), list(window.STRIDE), window.PAD)
+        segmentor = SlidingWindow(segmentor, list(window.SIZE), list(window.STRIDE), window.PAD)
     elif window.STRIDE:
         raise ValueError(f"TEST.WINDOW.STRIDE {list(window.STRIDE)} without TEST.WINDOW.SIZE")
-    views = ViewRunner.from_config(cfg, segmentor, output="scores")
-    return StageRunner.from_config(cfg, views, plain) if cfg.TEST.STAGES.COUNT else views
+    return MultiView.from_config(cfg, segmentor, output)
 
 
 def build_ensemble(
     cfg: CfgNode, model: nn.Module | None, class_names: Sequence[str] | None, trust_pickle: bool = False
-) -> EnsembleRunner:
+) -> Ensemble:
     """The members of ``TEST.ENSEMBLE``: the config's own model, further configs, folders of scores."""
     node = cfg.TEST.ENSEMBLE
     if len(node.CONFIGS) != len(node.CHECKPOINTS):
@@ -195,12 +212,13 @@ def build_ensemble(
     count = own + len(node.CONFIGS) + len(node.SCORES)
     weights = _per_member(node.WEIGHTS, "WEIGHTS", count)
     temperatures = _per_member(node.TEMPERATURES, "TEMPERATURES", count)
-    streams: list[tuple[Any, str, Sequence[str] | None]] = []
+    streams: list[tuple[Stream, str, Sequence[str] | None]] = []
     if own:
-        streams.append((build_scorer(cfg, model, trust_pickle), "the config's own model", class_names))
+        streams.append((build_score_stream(cfg, model, trust_pickle), "the config's own model", class_names))
     for file, checkpoint in zip(node.CONFIGS, node.CHECKPOINTS, strict=True):
         member = load_config(file, ["MODEL.WEIGHTS", str(checkpoint), "MODEL.DEVICE", cfg.MODEL.DEVICE])
-        streams.append((build_scorer(member, None, trust_pickle), f"{file} ({checkpoint})", config_classes(member)))
+        stream = build_score_stream(member, None, trust_pickle)
+        streams.append((stream, f"{file} ({checkpoint})", config_classes(member)))
     for folder in node.SCORES:
         saved = SavedScores(folder)
         streams.append((saved, str(folder), saved.class_names))
@@ -208,12 +226,12 @@ def build_ensemble(
         Member(stream, name, classes, weight, temperature)
         for (stream, name, classes), weight, temperature in zip(streams, weights, temperatures, strict=True)
     ]
-    return EnsembleRunner(members, node.NORMALIZE, node.MEAN, output="scores")
+    return Ensemble(members, node.NORMALIZE, node.MEAN)
 
 
-def build_finish(cfg: CfgNode, trust_pickle: bool = False) -> list[FinishStep]:
+def build_steps(cfg: CfgNode, trust_pickle: bool = False) -> list[LabelStep]:
     """Refinement, then voting, as far as the config asks for them."""
-    steps: list[FinishStep] = []
+    steps: list[LabelStep] = []
     if cfg.TEST.REFINER.WEIGHTS:
         steps.append(ClassRefinement.from_config(cfg, trained_refiner(cfg, trust_pickle)))
     voting = cfg.TEST.VOTING
