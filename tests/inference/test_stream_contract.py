@@ -31,6 +31,17 @@ def model(name, *options):
     return build_model(load_config(CONFIGS / f"{name}.yaml", [*SMALL, *options])).eval()
 
 
+def encoder(*options):
+    """A tiny encoder-only model."""
+    pytest.importorskip("timm")
+    tiny = {"NAME": "vit_tiny_patch16_224", "IMG_SIZE": 64, "WIDTH": 48, "DEPTH": 2, "HEADS": 4}
+    changes = [x for key, value in tiny.items() for x in (f"MODEL.VIT.{key}", value)]
+    changes += ["MODEL.META_ARCHITECTURE", "EncoderSegmentor", "MODEL.BACKBONE.NAME", "build_vit_backbone"]
+    changes += ["MODEL.ENCODER.NUM_BLOCKS", 1, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 6, "MODEL.DEVICE", "cpu"]
+    torch.manual_seed(0)
+    return build_model(load_config(None, [*changes, *options])).eval()
+
+
 def filled(model):
     """With something in the class memory, as after training."""
     for module in model.modules():
@@ -65,8 +76,8 @@ SEGMENTORS = {
     "prior": lambda _: filled(model("debug/decoderA_debug")),
     "distilled": lambda _: distilled("debug/swiftnet_debug"),
     "distilled memory": lambda _: distilled("camvid/tmanet_r18_T2_cpu"),
-    "encoder": lambda _: tiny_segmentor("dinov2"),
-    "encoder queries": lambda _: tiny_segmentor("dinov2", *VIDEO),
+    "encoder": lambda _: encoder(),
+    "encoder queries": lambda _: encoder("MODEL.ENCODER.PROPAGATE", True, "MODEL.ENCODER.MASKED_ATTENTION", False),
     "window": lambda _: SlidingWindow(ToySegmentor(stride=4, memory=0.5).eval(), (48, 48)),
 }
 PICTURES = {

@@ -69,7 +69,8 @@ def sample_pixels(
         seed: of the choice.
     """
     rng = np.random.default_rng(seed)
-    scores, labels, state = [], [], None
+    scores, labels = [], []
+    state = stream.init_state()
     for clip in single_frame_clips(records):
         if clip["is_first"]:
             state = stream.init_state()

@@ -127,8 +127,8 @@ class BackgroundKeyframes(Batcher):
         def advance(
             pixels: list[Tensor], states: list[StreamState], hints: Sequence[Hints]
         ) -> tuple[list[Tensor], list[StreamState]]:
-            for job, *rest in zip(jobs, pixels, states, hints, strict=True):
-                turns.append(_Turn(job.stream, *rest, self.pending.get(job.stream)))
+            for job, x, state, hint in zip(jobs, pixels, states, hints, strict=True):
+                turns.append(_Turn(job.stream, x, state, hint, self.pending.get(job.stream)))
             self._start([turn for turn in turns if turn.pending is None])
             self._go_on([turn for turn in turns if turn.scores is None])
             return [turn.scores for turn in turns if turn.scores is not None], [turn.state for turn in turns]
@@ -139,7 +139,7 @@ class BackgroundKeyframes(Batcher):
             self.pending.pop(turn.name, None)
             if turn.pending is not None:
                 self.pending[turn.name] = turn.pending
-        return [Done(*result, turn.keyframe) for *result, turn in zip(outputs, after, turns, strict=True)]
+        return [Done(output, state, turn.keyframe) for output, state, turn in zip(outputs, after, turns, strict=True)]
 
     def forget(self, name: str) -> None:
         pending = self.pending.pop(name, None)
