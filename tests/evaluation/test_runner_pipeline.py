@@ -105,7 +105,7 @@ def test_bad_ensembles(tree, model, tmp_path):
     evaluate_dataset(
         config("TEST.SAVE_SCORES", str(tmp_path), "DATASETS.TEST", ("stream_other",)), model, "stream_other"
     )
-    with pytest.raises(ValueError, match="class 2 is 'three' and 'four'"):
+    with pytest.raises(ValueError, match="2 is 'four', in the config's own model 'three'"):
         figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)])
     with pytest.raises(ValueError, match="WEIGHTS has 3 numbers for 2 members"):
         figures(model, "TEST.ENSEMBLE.SCORES", [str(tmp_path)], "TEST.ENSEMBLE.WEIGHTS", [1, 2, 3])
