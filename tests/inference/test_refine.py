@@ -1,5 +1,6 @@
 """Global and local steps, splitting, reassembly, and refinement as a step of a pipeline."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_the_local_step_against_a_loop():
 def label_map():
     labels = np.zeros((200, 260), dtype=np.uint8)
     labels[20:90, 20:100] = 1
-    labels[20:90, 112:180] = 1  # 12 pixels further: joined with the first
+    labels[20:90, 108:180] = 1  # a gap of 8 pixels: joined with the first
     labels[130:190, 200:255] = 1  # apart
     labels[150:160, 20:30] = 2  # too small
     return labels
@@ -101,13 +102,44 @@ def test_splitting():
     pieces = list(split_classes(label_map()))
     assert [piece.label for piece in pieces] == [0, 1, 1]
     near, far = pieces[1:]
-    assert near.mask.sum() == 70 * 80 + 70 * 68
-    assert far.mask.sum() == 60 * 55
+    # The released disk is not symmetric, and loses the first row and column of a component.
+    assert near.mask.sum() == 69 * 79 + 69 * 72
+    assert far.mask.sum() == 59 * 54
     # Boxes grow by an eighth on every side and stop at the frame.
-    assert near.box == (20 - 9, 20 - 20, 90 + 9, 180 + 20)
-    assert far.box == (130 - 8, 200 - 7, 190 + 8, 260)
+    assert near.box == (21 - 9, 21 - 20, 90 + 9, 180 + 20)
+    assert far.box == (131 - 7, 201 - 7, 190 + 7, 260)
     for piece in pieces:
         assert ((label_map()[piece.slices] == piece.label) >= piece.mask).all()
+
+
+def naive_morphology(mask, pick):
+    """Maximum or minimum over the released disk (offsets -5 to 4, at most 5 from the centre) inside the picture."""
+    result = np.empty_like(mask)
+    for y, x in np.ndindex(mask.shape):
+        values = [
+            mask[y + dy, x + dx]
+            for dy in range(-5, 5)
+            for dx in range(-5, 5)
+            if dy * dy + dx * dx <= 25 and 0 <= y + dy < mask.shape[0] and 0 <= x + dx < mask.shape[1]
+        ]
+        result[y, x] = pick(values)
+    return result
+
+
+@pytest.mark.parametrize(("gap", "pieces"), [(8, 1), (9, 1), (10, 2), (19, 2)])
+def test_parts_join_over_the_gaps_of_the_release(gap, pieces):
+    labels = np.zeros((40, 92 + gap), dtype=np.uint8)
+    labels[2:, :40] = labels[2:, 40 + gap : 80 + gap] = 1
+    found = [piece for piece in split_classes(labels, least_area=100) if piece.label == 1]
+    assert len(found) == pieces
+    grown = naive_morphology(labels, max)
+    count, components = cv2.connectedComponents(grown, connectivity=8)
+    assert count == pieces + 1
+    for number, piece in enumerate(found, start=1):
+        kept = naive_morphology((components == number).astype(np.uint8), min) & labels
+        whole = np.zeros_like(labels)
+        whole[piece.slices] = piece.mask
+        np.testing.assert_array_equal(whole, kept)
 
 
 def test_reassembly_against_a_loop():
@@ -155,7 +187,7 @@ def test_only_uncertain_components_are_refined():
     # Blur the scores around the far component alone.
     scores[:, 115:200, 185:] = certain(labels, sharp=0.3)[:, 115:200, 185:]
     pieces = step.uncertain_pieces(labels, scores)
-    assert [piece.box for piece in pieces] == [(122, 193, 198, 260)]
+    assert [piece.box for piece in pieces] == [(124, 194, 197, 260)]
     assert uncertain_share(pieces[0], np.zeros(labels.shape), 0.5) == 1
     step(image, torch.from_numpy(labels), scores, None)
     assert len(network.calls) == 1

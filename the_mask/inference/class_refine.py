@@ -25,7 +25,8 @@ from the_mask.modeling.stream import FrameName
 
 logger = logging.getLogger(__name__)
 LEAST_AREA = 32 * 32
-JOIN_RADIUS = 10
+# Side of the disk that joins parts of a class; its radius is half of it (released code).
+JOIN_SIDE = 10
 MARGIN_OF_BOX = 0.125
 LEAST_EDGE = 224
 START_CONFIDENCE = 0.5
@@ -53,22 +54,21 @@ class Piece:
 def split_classes(labels: NDArray[np.integer], least_area: int = LEAST_AREA) -> Iterator[Piece]:
     """Components of the classes of a label map [H, W], in ascending order of class and position.
 
-    Per class with more than ``least_area`` pixels: dilate by a disk of 10 pixels so that close parts stay together,
-    take 8-connected components, erode them back, drop those of at most ``least_area`` pixels, and keep the class's own
-    pixels of the rest. Boxes are larger than the component by an eighth of its size on every side.
+    Per class with more than ``least_area`` pixels: dilate by a disk of 10x10 pixels so that parts with a gap of at most
+    9 pixels stay together, take 8-connected components, erode them back, drop those of at most ``least_area`` pixels,
+    and keep the class's own pixels of the rest. Boxes are larger than the component by an eighth of its size on every
+    side.
     """
     height, width = labels.shape
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * JOIN_RADIUS + 1, 2 * JOIN_RADIUS + 1))
+    disk = join_disk()
     for label in np.unique(labels):
         own = labels == label
         if own.sum() <= least_area:
             continue
-        # A frame of background, so that the erosion does not eat at the picture's border.
-        padded = np.pad(own.astype(np.uint8), 2 * JOIN_RADIUS)
-        count, components = cv2.connectedComponents(cv2.dilate(padded, disk), connectivity=8)
+        count, components = cv2.connectedComponents(cv2.dilate(own.astype(np.uint8), disk), connectivity=8)
         for number in range(1, count):
-            eroded = cv2.erode((components == number).astype(np.uint8), disk)
-            mask = eroded[2 * JOIN_RADIUS : -2 * JOIN_RADIUS, 2 * JOIN_RADIUS : -2 * JOIN_RADIUS].astype(bool)
+            # What lies outside of the picture neither grows nor shrinks anything.
+            mask = cv2.erode((components == number).astype(np.uint8), disk).astype(bool)
             if mask.sum() <= least_area:
                 continue
             mask &= own
@@ -79,6 +79,15 @@ def split_classes(labels: NDArray[np.integer], least_area: int = LEAST_AREA) -> 
             top, left = max(int(rows[0]) - down, 0), max(int(columns[0]) - across, 0)
             bottom, right = min(int(rows[-1]) + 1 + down, height), min(int(columns[-1]) + 1 + across, width)
             yield Piece(int(label), (top, left, bottom, right), mask[top:bottom, left:right])
+
+
+def join_disk() -> NDArray[np.uint8]:
+    """The disk that joins parts: 1 within half the side of its centre, which is right and below of the middle.
+
+    So a component loses its first row and column by the erosion, as in the release.
+    """
+    places = np.arange(JOIN_SIDE) - JOIN_SIDE // 2
+    return (places[:, None] ** 2 + places**2 <= (JOIN_SIDE // 2) ** 2).astype(np.uint8)
 
 
 def uncertain_share(piece: Piece, margin: NDArray[np.floating], threshold: float) -> float:
