@@ -119,6 +119,17 @@ def test_report_survives_a_missing_detectron2(monkeypatch: pytest.MonkeyPatch) -
     assert "ms_deform_attn" in report
 
 
+def test_a_file_that_hides_detectron2_is_named(tmp_path: Path) -> None:
+    """``python -m the_mask.env`` in a folder with the user's own detectron2.py, which comes first on the path."""
+    (tmp_path / "detectron2.py").write_text("")
+    code = "from the_mask.env import environment_report; print(environment_report())"
+    report = run(code, tmp_path, path=[tmp_path])
+    assert re.search(
+        r"^detectron2 +not available: ImportError: .*detectron2.py hides the package", report, re.MULTILINE
+    )
+    assert "torch" in report
+
+
 def test_module_runs_as_a_command(tmp_path: Path) -> None:
     code = "import runpy; runpy.run_module('the_mask.env', run_name='__main__')"
     report = run(code, tmp_path)

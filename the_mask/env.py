@@ -39,7 +39,7 @@ def detectron2_flavour() -> str:
     """Return ``"embedded"`` or ``"real"``: whose ``detectron2`` this process imports.
 
     Raises:
-        ImportError: there is none; only with ``THE_MASK_D2=real``.
+        ImportError: there is none (only with ``THE_MASK_D2=real``), or a file ``detectron2.py`` hides it.
     """
     return "embedded" if hasattr(_detectron2(), "__the_mask_embedded__") else "real"
 
@@ -74,7 +74,10 @@ def environment_report() -> str:
 
 def _detectron2() -> ModuleType:
     # Here and not at the top: with THE_MASK_D2=real there may be none, and the report has to say so.
-    return importlib.import_module("detectron2")
+    module = importlib.import_module("detectron2")
+    if not hasattr(module, "__path__"):
+        raise ImportError(f"{getattr(module, '__file__', 'a module')} hides the package detectron2: rename or move it")
+    return module
 
 
 def _detectron2_fact() -> str:

@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """What :func:`main` does, with errors as exceptions."""
     height, _, width = args.size.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"--size {args.size}: expected HEIGHTxWIDTH in pixels, e.g. 480x853")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ValueError(f"--size {args.size}: expected HEIGHTxWIDTH in pixels, at least 1x1, e.g. 480x853")
     overrides = ["MODEL.DEVICE", "cpu", *(["MODEL.WEIGHTS", args.weights] if args.weights else []), *args.opts]
     cfg = load_config(args.config_file, overrides)
     segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)

@@ -13,7 +13,15 @@ from torch import nn
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.export import export_package, image_program, package, states, stream_programs
-from the_mask.export.package import OnnxRunner, TorchRunner, example_calls, moving_frame, to_exported, write_onnx
+from the_mask.export.package import (
+    OnnxRunner,
+    TorchRunner,
+    example_calls,
+    moving_frame,
+    to_exported,
+    write_onnx,
+    write_torch,
+)
 from the_mask.export.programs import exportable
 from the_mask.modeling.segmentor import Segmentor
 from the_mask.modeling.stream import NO_HINTS, Ring
@@ -147,6 +155,20 @@ def test_mask_classifier_to_onnx(tmp_path):
 
 
 @pytest.mark.slow
+def test_swiftnet_of_any_size(tmp_path):
+    """Its pooling grid follows the aspect ratio, PSP's windows the size."""
+    model = build("debug/swiftnet_debug")
+    program = image_program(model, (64, 96), dynamic=True)
+    files = [(write_torch(program, tmp_path), TorchRunner), (write_onnx(program, tmp_path), OnnxRunner)]
+    runners = [runner(path) for path, runner in files]
+    for size in ((64, 96), (96, 64), (224, 352)):
+        frame = moving_frame(size, 1)
+        (expected,) = model.score_maps([{"frames": [frame]}])
+        for runner in runners:
+            (found,) = runner(frame)
+            torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-3)
+
+
 def test_mask_classifier_of_any_size(tmp_path):
     """Also where scores are summed in several chunks outside exported programs (more than 65,536 cells)."""
     model = build("debug/mask2former_debug")
@@ -284,3 +306,12 @@ def test_onnx_of_whole_models(name, size, kinds, tmp_path):
     manifest = export_package(model, tmp_path, size, kinds=kinds, formats=["onnx"], tolerance=1e-2)
     for program in manifest["programs"].values():
         assert program["files"]["onnx"]["same_labels"] > 0.99
+
+
+def test_sizes_of_the_command(capsys):
+    spec = importlib.util.spec_from_file_location("export_tool", ROOT / "tools" / "export.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    for size in ("0x96", "96x0", "96", "axb"):
+        assert tool.main(["--config-file", "x.yaml", "--size", size, "--output", "x"]) != 0
+        assert f"--size {size}: expected HEIGHTxWIDTH" in capsys.readouterr().err

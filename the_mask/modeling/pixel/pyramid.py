@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from the_mask.modeling.pixel.layers import ConvNorm, resize_to
+from the_mask.modeling.pixel.pooling import AdaptiveAverage
 
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -25,7 +26,7 @@ class PyramidPooling(nn.Module):
         super().__init__()
         self.out_channels = channels + len(sizes) * width
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvNorm(channels, width, 1, norm)) for size in sizes
+            nn.Sequential(AdaptiveAverage(size), ConvNorm(channels, width, 1, norm)) for size in sizes
         )
 
     def pool(self, x: Tensor) -> Tensor:

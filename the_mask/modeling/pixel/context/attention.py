@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from the_mask.modeling.pixel.context.types import all_valid
+from the_mask.modeling.pixel.pooling import adaptive_average
 
 POOLS = ("cube", "clipped", "plane")
 
@@ -98,7 +99,7 @@ def pooled_slots(frames: Tensor, valid: Tensor, sizes: Sequence[int], mode: str)
     anchors, marks = [], []
     for size, bins in zip(sizes, time_bins(sizes, slots, mode), strict=True):
         # Bins are boxes, so the mean over a box is the mean over time of the means over space.
-        cells = F.adaptive_avg_pool2d(frames.flatten(0, 1), size).unflatten(0, (batch, slots))
+        cells = adaptive_average(frames.flatten(0, 1), size, size).unflatten(0, (batch, slots))
         inside = (bins.to(valid.device)[None] & valid[:, None]).to(cells.dtype)
         weights = inside / inside.sum(dim=2, keepdim=True).clamp(min=1)
         anchors.append(torch.einsum("bst,btcij->bcsij", weights, cells).flatten(2))
@@ -109,4 +110,4 @@ def pooled_slots(frames: Tensor, valid: Tensor, sizes: Sequence[int], mode: str)
 
 def pooled_frame(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Pyramid of average-pooled anchors of one frame: [B, C, h, w] -> [B, C, S]."""
-    return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(2) for size in sizes], dim=2)
+    return torch.cat([adaptive_average(x, size, size).flatten(2) for size in sizes], dim=2)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from the_mask.modeling.backbones.swiftnet_resnet18 import make_norm
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_stride, require_levels
+from the_mask.modeling.pixel.pooling import adaptive_average, square_columns
 
 WIDTH = 128
 POOLED_WIDTH = 42
@@ -69,11 +70,9 @@ class SpatialPyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.spp["spp_bn"](x)
         height, width = x.shape[-2:]
-        # jit tracing, which fvcore counts operations by, makes tensors of sizes.
-        aspect = float(width / height)
         parts = [x]
         for number, rows in enumerate(POOLED_ROWS):
-            pooled = F.adaptive_avg_pool2d(x, (rows, max(1, round(aspect * rows))))
+            pooled = adaptive_average(x, rows, square_columns(rows, height, width))
             parts.append(_resize(self.spp[f"spp{number}"](pooled), x.shape[-2:]))
         return self.spp["spp_fuse"](torch.cat(parts, dim=1))
 
