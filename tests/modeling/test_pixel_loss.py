@@ -67,3 +67,20 @@ def test_loss_is_in_float32_under_autocast():
 def test_bad_ohem_options(bad):
     with pytest.raises(ValueError, match=r"MODEL.CLIP_SEGMENTOR.OHEM"):
         HardPixels(**bad)
+
+
+def test_class_weights_are_those_of_torch():
+    """The weighted mean of torch, ignored pixels left out; with OHEM the same over the pixels that it keeps."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 5, 6), torch.randint(4, (2, 5, 6))
+    labels[0, :2] = 255
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.0])
+    expected = F.cross_entropy(logits, labels, weights, ignore_index=255)
+    torch.testing.assert_close(pixel_loss(logits, labels, 255, class_weights=weights), expected)
+    hard = HardPixels(0.2, 3)
+    kept = hard(F.cross_entropy(logits, labels, ignore_index=255, reduction="none"), labels != 255)
+    assert 0 < kept.sum() < (labels != 255).sum()
+    expected = F.cross_entropy(logits, labels.where(kept, 255), weights, ignore_index=255)
+    torch.testing.assert_close(pixel_loss(logits, labels, 255, hard, weights), expected)
+    nothing = pixel_loss(logits, torch.full_like(labels, 255), 255, class_weights=weights)
+    assert nothing == 0

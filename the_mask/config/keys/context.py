@@ -28,6 +28,8 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP_SEGMENTOR.OHEM.ENABLED = False
     cfg.MODEL.CLIP_SEGMENTOR.OHEM.THRESHOLD = 0.7
     cfg.MODEL.CLIP_SEGMENTOR.OHEM.MIN_KEPT = 100000
+    # Weight of each class in the cross-entropies; [] weighs all alike.
+    cfg.MODEL.CLIP_SEGMENTOR.CLASS_WEIGHTS = []
 
     # Backbone levels with an FCN head of their own while training, e.g. ["res4"].
     cfg.MODEL.AUX_HEADS = []

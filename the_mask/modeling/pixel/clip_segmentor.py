@@ -62,6 +62,7 @@ class ClipSegmentor(Segmentor):
         size_divisibility: int = 32,
         aux_weight: float = DEFAULT_AUX_WEIGHT,
         hard_pixels: HardPixels | None = None,
+        class_weights: Sequence[float] = (),
         fold_time: bool = True,
         memory_grad: bool = True,
         pad: str = "repeat_first",
@@ -99,6 +100,14 @@ class ClipSegmentor(Segmentor):
         self.prior_provider = prior_provider or PriorProvider()
         self.aux_weight = aux_weight
         self.hard_pixels = hard_pixels
+        if class_weights and (len(class_weights) != num_classes or min(class_weights) < 0):
+            raise ValueError(
+                f"MODEL.CLIP_SEGMENTOR.CLASS_WEIGHTS {list(class_weights)}: expected {num_classes} numbers >= 0, one per "
+                "class, or none"
+            )
+        weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
         self.fold_time = fold_time
         self.memory_grad = memory_grad
         self.pad = pad
@@ -122,6 +131,7 @@ class ClipSegmentor(Segmentor):
             "size_divisibility": options.SIZE_DIVISIBILITY,
             "aux_weight": options.AUX_WEIGHT,
             "hard_pixels": HardPixels(ohem.THRESHOLD, ohem.MIN_KEPT) if ohem.ENABLED else None,
+            "class_weights": options.CLASS_WEIGHTS,
             "fold_time": options.FOLD_TIME,
             "memory_grad": options.MEMORY_GRAD,
             "pad": options.PAD,
@@ -156,13 +166,14 @@ class ClipSegmentor(Segmentor):
 
     def output_losses(self, batch: TrainBatch, features: FrameFeatures, output: HeadOutput) -> dict[str, Tensor]:
         """The losses of what :meth:`clip_output` returned; in training, stateful blocks take note of the labels."""
-        losses = {"loss_ce": pixel_loss(output.logits, batch.labels, self.ignore_label, self.hard_pixels)}
+        rule = (batch.labels, self.ignore_label)
+        losses = {"loss_ce": pixel_loss(output.logits, *rule, self.hard_pixels, self.class_weights)}
         for name, logits in output.aux.items():
             weight = output.aux_weights.get(name, DEFAULT_AUX_WEIGHT)
-            losses[f"loss_ce_{name}"] = weight * pixel_loss(logits, batch.labels, self.ignore_label)
+            losses[f"loss_ce_{name}"] = weight * pixel_loss(logits, *rule, None, self.class_weights)
         for level, head in self.auxiliary_heads.items():
             logits = head(features).logits
-            losses[f"loss_ce_aux_{level}"] = self.aux_weight * pixel_loss(logits, batch.labels, self.ignore_label)
+            losses[f"loss_ce_aux_{level}"] = self.aux_weight * pixel_loss(logits, *rule, None, self.class_weights)
         if self.training:
             losses.update(self.sem_seg_head.extra_losses(self.iteration))
             with torch.no_grad():

@@ -47,14 +47,21 @@ class HardPixels:
         return valid & ((torch.exp(-losses) < self.threshold) | (losses >= bar))
 
 
-def pixel_loss(logits: Tensor, labels: Tensor, ignore_label: int, sampler: HardPixels | None = None) -> Tensor:
-    """Mean cross-entropy of logits enlarged bilinearly to label size.
+def pixel_loss(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_label: int,
+    sampler: HardPixels | None = None,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Mean (with ``class_weights``: weighted mean) cross-entropy of logits enlarged bilinearly to label size.
 
     Args:
         logits: [B, K, h, w].
         labels: int64 [B, H, W]; pixels of ``ignore_label`` do not count.
         ignore_label: not a class.
         sampler: keeps the hard pixels only.
+        class_weights: [K], weight of a pixel by its label; does not decide which pixels are hard.
 
     Returns:
         A scalar in float32; 0 (with a graph) when no pixel counts.
@@ -65,4 +72,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, ignore_label: int, sampler: HardP
     kept = labels != ignore_label
     if sampler is not None:
         kept = sampler(losses.detach(), kept)
-    return (losses * kept).sum() / kept.sum().clamp(min=1)
+    if class_weights is None:
+        return (losses * kept).sum() / kept.sum().clamp(min=1)
+    weights = class_weights[labels.where(kept, 0)] * kept
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
