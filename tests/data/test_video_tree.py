@@ -140,6 +140,9 @@ def test_camvid_by_sequence(tmp_path):
             one, rest = get_records(f"camvid_{held_out}"), get_records(f"camvid_train_without_{held_out}")
             assert [r["video_id"] for r in one] == [held_out]
             assert {r["video_id"]: len(r["frames"]) for r in one + rest} == lengths
+        single = get_records("camvid_train_frames")
+        assert [len(r["frames"]) for r in single] == [1] * sum(lengths.values())
+        assert len({r["video_id"] for r in single}) == len(single)
         shutil.rmtree(tmp_path / "camvid" / "train" / "0006R0")
         register_all(tmp_path)
         with pytest.raises(ValueError, match="camvid_0006R0 needs sequence 0006R0"):

@@ -40,16 +40,31 @@ class SequenceTree(VideoTree):
         return scan
 
 
+class FrameTree(VideoTree):
+    """Every frame of a split as a video of its own, which ``INPUT.PSEUDO_CLIP`` makes clips of."""
+
+    def scan(self) -> TreeScan:
+        whole = super().scan()
+        records = [
+            {**record, "video_id": f"{record['video_id']}/{frame['frame_id']}", "frames": [frame]}
+            for record in whole.records
+            for frame in record["frames"]
+        ]
+        return TreeScan(records, whole.problems)
+
+
 def register_camvid(root: str | Path) -> None:
     """Register ``camvid_{train,val,test}`` at ``root``, and ``camvid_frames_...`` with memory frames beside it.
 
-    For each training sequence S also ``camvid_S`` and ``camvid_train_without_S``.
+    For each training sequence S also ``camvid_S`` and ``camvid_train_without_S``; ``camvid_train_frames`` is
+    ``camvid_train`` as single images.
     """
     frames = Path(root).with_name("camvid_frames")
     classes = load_class_list("camvid")
     for split in ("train", "val", "test"):
         register_video_tree(f"camvid_{split}", root, split, classes, fix=FIX)
         register_video_tree(f"camvid_frames_{split}", frames, split, classes, require_labels=False, fix=FRAMES_FIX)
+    register_tree(FrameTree("camvid_train_frames", Path(root), "train", classes, fix=FIX))
     for held_out in TRAIN_SEQUENCES:
         others = tuple(sequence for sequence in TRAIN_SEQUENCES if sequence != held_out)
         for name, sequences in ((f"camvid_{held_out}", (held_out,)), (f"camvid_train_without_{held_out}", others)):

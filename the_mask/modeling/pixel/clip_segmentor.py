@@ -102,8 +102,8 @@ class ClipSegmentor(Segmentor):
         self.hard_pixels = hard_pixels
         if class_weights and (len(class_weights) != num_classes or min(class_weights) < 0):
             raise ValueError(
-                f"MODEL.CLIP_SEGMENTOR.CLASS_WEIGHTS {list(class_weights)}: expected {num_classes} numbers >= 0, one per "
-                "class, or none"
+                f"MODEL.CLIP_SEGMENTOR.CLASS_WEIGHTS {list(class_weights)}: expected {num_classes} numbers >= 0, one "
+                "per class, or none"
             )
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
