@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from packaging.requirements import Requirement
 
 import the_mask
 
@@ -70,6 +73,61 @@ def environment_report() -> str:
             text = f"not available: {type(error).__name__}: {error}"
         lines.append(f"{name:<{width}}  " + text.replace("\n", "\n" + " " * (width + 2)))
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is missing or slow, and what to do about it. ``broken``: something does not work; else it works slowly."""
+
+    text: str
+    broken: bool = False
+
+
+def findings() -> list[Finding]:
+    """What ``the-mask doctor`` has to say about this installation; empty when there is nothing to mend."""
+    found = [Finding(text, broken=True) for text in _requirement_problems()]
+    if (os.environ.get("THE_MASK_D2") or "auto") == "real" and importlib.util.find_spec("detectron2") is None:
+        found.append(Finding("THE_MASK_D2=real, but no Detectron2 is installed: unset it, or install one", broken=True))
+    from the_mask.ops.extension import LOADED
+
+    if LOADED.problem is not None:
+        found.append(Finding(f"the compiled kernels do not run, the portable path does: {LOADED.problem}"))
+    if all(_version(name) for name in ("opencv-python", "opencv-python-headless")):
+        found.append(Finding("opencv-python and opencv-python-headless overwrite each other: uninstall one of them"))
+    if Path("/dev/nvidia0").exists() and not torch.cuda.is_available():
+        found.append(
+            Finding("there is an NVIDIA device that this torch cannot use: see https://pytorch.org/get-started")
+        )
+    cores = os.cpu_count() or 1
+    if torch.get_num_threads() == 1 and cores > 1:
+        found.append(Finding(f"torch uses 1 of {cores} cores: OMP_NUM_THREADS says how many"))
+    if _has_amx():
+        found.append(Finding("the CPU has AMX: SOLVER.AMP.ENABLED True MODEL.CHANNELS_LAST True is faster on it"))
+    return found
+
+
+def _requirement_problems() -> list[str]:
+    """Required packages that are absent or too old, by the metadata of the installed the_mask."""
+    try:
+        lines = requires("the_mask") or []
+    except PackageNotFoundError:
+        return []  # run from a source tree
+    problems = []
+    for line in lines:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = _version(requirement.name)
+        if found is None:
+            problems.append(f'{requirement.name} is not installed: pip install "{requirement}"')
+        elif not requirement.specifier.contains(found, prereleases=True):
+            problems.append(f'{requirement.name} is {found}: pip install "{requirement}"')
+    return problems
+
+
+def _has_amx() -> bool:
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "amx_bf16" in flags.read_text(encoding="utf-8", errors="replace")
 
 
 def _detectron2() -> ModuleType:

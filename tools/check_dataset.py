@@ -1,84 +1,15 @@
 #!/usr/bin/env python3
-"""Verify a registered data set: every defect is listed with its file, and the exit code is 1 if there is any.
+"""``the-mask check`` from a source tree."""
 
-Exit code 2 means that nothing could be checked: unknown name, or the data set is not there.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import the_mask  # noqa: F401  isort: skip
-from tabulate import tabulate
-from tqdm import tqdm
+from the_mask.cli import door
 
-from the_mask.data import get_class_names, import_dataset_modules
-from the_mask.data.check import CheckReport, check_dataset
-
-
-def print_report(report: CheckReport, show: int | None) -> None:
-    """Summary table, warnings, table of problems by kind, then one line per problem."""
-    sizes = ", ".join(f"{w}x{h} ({count})" for (h, w), count in report.sizes.most_common(4))
-    labelled = int(report.class_pixels.sum()) + report.ignored_pixels
-    names = get_class_names(report.name)
-    absent = [name for name, count in zip(names, report.class_pixels) if count == 0]
-    rows = [
-        ("videos", report.videos),
-        ("frames", report.frames),
-        ("frames with a mask", report.masks),
-        ("frames read", report.frames_checked),
-        ("sizes, width x height (frames)", sizes + (", ..." if len(report.sizes) > 4 else "")),
-        ("classes", len(names)),
-        ("classes without a pixel", f"{len(absent)}" + (f": {', '.join(absent[:6])}" if absent else "")),
-        ("ignored pixels", f"{report.ignored_pixels / labelled:.2%}" if labelled else "-"),
-        ("problems", len(report.problems)),
-    ]
-    print(tabulate(rows, headers=[report.name, ""], tablefmt="simple", disable_numparse=True))
-    for warning in report.warnings:
-        print(f"\nwarning: {warning}")
-    if report.problems:
-        kinds = Counter(problem.kind for problem in report.problems)
-        print("\n" + tabulate(sorted(kinds.items()), headers=["problem", "count"], tablefmt="simple") + "\n")
-        for problem in report.problems[:show]:
-            print(f"{problem.kind}: {problem.file}: {problem.message}")
-        if show is not None and show < len(report.problems):
-            print(f"... and {len(report.problems) - show} more (--show)")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="name of the data set, e.g. camvid_train")
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
-    )
-    parser.add_argument("--max-files", type=int, metavar="N", help="read only N frames, spread evenly (default: all)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that read files (default: 1)")
-    parser.add_argument("--show", type=int, metavar="N", help="list only the first N problems (default: all)")
-    args = parser.parse_args(argv)
-
-    def progress(items, total):
-        return tqdm(items, total=total, unit="frame", disable=None, leave=False)
-
-    try:
-        import_dataset_modules(args.modules)
-        report = check_dataset(args.name, args.max_files, args.jobs, progress)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_report(report, args.show)
-    return 0 if report.ok else 1
-
+main = door("check")
 
 if __name__ == "__main__":
     raise SystemExit(main())

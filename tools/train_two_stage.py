@@ -1,60 +1,15 @@
 #!/usr/bin/env python3
-"""Train a temporal model in its two stages and evaluate each.
+"""``the-mask train-two-stage`` from a source tree."""
 
-tools/train_two_stage.py --stage1 configs/vspw/the_mask_mit_b1_1f.yaml \\
-    --stage2 configs/vspw/the_mask_mit_b1_video.yaml --output output/mit_b1 [--branches] [--resume] [KEY VALUE ...]
-
-Stage 1 writes to OUTPUT/one_frame, stage 2 starts from its weights and writes to OUTPUT/temporal; the figures of both
-go to OUTPUT/summary.json. In one process; for several GPUs run tools/train_net.py twice, the second time with
-MODEL.WEIGHTS OUTPUT/one_frame/model_final.pth.
-"""
-
-from __future__ import annotations
-
-import argparse
-import math
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import Any
 
-from tabulate import tabulate
+# Run from a source tree without installation.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from the_mask.data.files import write_json
-from the_mask.engine import evaluate_branches, exit_code, train_two_stage
+from the_mask.cli import door
 
-FIGURES = ("mIoU", "fwIoU", "pACC", "VC8", "VC16")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage1", type=Path, required=True, metavar="YAML", help="the one-frame model")
-    parser.add_argument("--stage2", type=Path, required=True, metavar="YAML", help="the temporal model")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--weights", default="", metavar="FILE", help="where stage 1 starts from")
-    parser.add_argument("--resume", action="store_true", help="continue; finished trainings are kept")
-    parser.add_argument("--branches", action="store_true", help="evaluate the clip and the frame branch alone, too")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides for both stages")
-    return parser
-
-
-def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Train, evaluate, write ``summary.json``, print the table."""
-    results, configs = train_two_stage(
-        (args.stage1, args.stage2), args.output, args.opts, weights=args.weights, resume=args.resume
-    )
-    if args.branches:
-        results |= evaluate_branches(configs[-1])
-    summary = {name: {k: None if math.isnan(v) else v for k, v in figures.items()} for name, figures in results.items()}
-    write_json(args.output / "summary.json", summary)
-    rows = [[name, *(figures.get(f, math.nan) for f in FIGURES)] for name, figures in results.items()]
-    print(tabulate(rows, ["model", *FIGURES], floatfmt=".2f"))
-    return summary
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return exit_code(lambda: run(args))
-
+main = door("train-two-stage")
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""The command ``the-mask``. Every module of this folder is a subcommand of the same name ("_" at the end dropped).
+
+A subcommand has a docstring (its first line stands in ``the-mask --help``), ``add_arguments(parser)`` and
+``run(args)``, which raises errors and returns an exit code or nothing. Optional: ``EXPECTED``, names of further errors
+that are shown without a traceback. At the top it imports the standard library only, so that ``--help`` is there at
+once; a test holds it to that. Modules whose names begin with "_" are no subcommands.
+``tools/*.py`` are doors to the same functions: ``main = door("train")``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import builtins
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import the_mask
+
+FOLDER = Path(__file__).resolve().parent
+USAGE = """the-mask COMMAND ...
+
+Video semantic segmentation: train, evaluate, segment video.
+
+commands:
+{commands}
+
+`the-mask COMMAND --help` explains one; `the-mask --version` prints the version.
+"""
+
+
+def command_names() -> list[str]:
+    """Names of all subcommands, sorted."""
+    modules = (path.stem for path in FOLDER.glob("[a-z]*.py"))
+    return sorted(name.rstrip("_").replace("_", "-") for name in modules)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What ``the-mask`` does; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"the_mask {the_mask.__version__}")
+        return 0
+    if words[0] not in command_names():
+        import difflib
+
+        close = difflib.get_close_matches(words[0], command_names(), n=3)
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        print(f"error: unknown command {words[0]!r}; {hint}`the-mask --help` lists them", file=sys.stderr)
+        return 2
+    return run_command(words[0], words[1:], f"the-mask {words[0]}")
+
+
+def door(name: str) -> Callable[..., int]:
+    """The main function of a script that does what a subcommand does."""
+
+    def run(argv: Sequence[str] | None = None) -> int:
+        return run_command(name, argv)
+
+    return run
+
+
+def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse a subcommand's arguments and run it; returns the exit code: 1 with a plain message after a user's error."""
+    command = load_command(name)
+    args = parse(command, argv, prog)
+    # Here and not at the top: it imports torch.
+    from the_mask.engine import exit_code
+
+    returned: list[int] = []
+    expected = tuple(getattr(builtins, error) for error in getattr(command, "EXPECTED", ()))
+    status = exit_code(lambda: returned.append(command.run(args) or 0), also=expected)
+    return status or returned[0]
+
+
+def load_command(name: str) -> ModuleType:
+    """The module of a subcommand."""
+    module = name.replace("-", "_")
+    return importlib.import_module(f"the_mask.cli.{module}" + ("" if (FOLDER / f"{module}.py").is_file() else "_"))
+
+
+def parse(command: ModuleType, argv: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
+    """Parse arguments; config overrides may stand before, between and after options unless they take the whole rest."""
+    assert command.__doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    rest = any(action.nargs == argparse.REMAINDER for action in parser._actions)
+    return parser.parse_args(argv) if rest else parser.parse_intermixed_args(argv)
+
+
+def usage() -> str:
+    """The text of ``the-mask --help``: first lines of the subcommands' docstrings, read without importing them."""
+    lines = []
+    for name in command_names():
+        path = FOLDER / f"{name.replace('-', '_')}.py"
+        path = path if path.is_file() else path.with_name(f"{path.stem}_.py")
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {name:<20}{docstring.splitlines()[0]}")
+    return "usage: " + USAGE.format(commands="\n".join(lines))

@@ -1,0 +1,55 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+
+CONFIG_HELP = "a YAML file, or the name of a config that comes with the library (see `the-mask models --configs`)"
+
+
+def config_option(parser: argparse._ActionsContainer, required: bool = True, help: str = CONFIG_HELP) -> None:
+    """``--config NAME``, or ``--config-file`` as Detectron2 says."""
+    parser.add_argument("--config-file", "--config", required=required, metavar="YAML", help=help)
+
+
+def weights_option(parser: argparse._ActionsContainer) -> None:
+    """``--weights FILE``: MODEL.WEIGHTS by a shorter name."""
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
+
+
+def trust_option(parser: argparse._ActionsContainer) -> None:
+    """``--trust-pickle``."""
+    parser.add_argument("--trust-pickle", action="store_true", help="open weights files that can run code (.pkl)")
+
+
+def process_options(parser: argparse._ActionsContainer) -> None:
+    """``--num-gpus`` and ``--num-processes``, as Detectron2 counts them."""
+    parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="processes per machine, one per GPU")
+    parser.add_argument("--num-processes", type=int, default=0, metavar="N", help="processes per machine, on the CPU")
+
+
+def overrides(parser: argparse.ArgumentParser) -> None:
+    """``KEY VALUE ...`` at the end: everything after the first word that is no option."""
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
+
+
+def loose_overrides(parser: argparse.ArgumentParser) -> None:
+    """``KEY VALUE ...`` anywhere between the options."""
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, e.g. MODEL.DEVICE cpu")
+
+
+def with_weights(args: argparse.Namespace) -> list[str]:
+    """The overrides of a command line, ``--weights`` among them."""
+    return [*(["MODEL.WEIGHTS", args.weights] if args.weights else []), *args.opts]
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """Height and width from ``HxW``.
+
+    Raises:
+        ValueError: another form, or a zero.
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ValueError(f"--size {text}: expected HEIGHTxWIDTH in pixels, at least 1x1, e.g. 480x853")
+    return int(height), int(width)

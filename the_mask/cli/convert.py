@@ -1,0 +1,43 @@
+"""Convert published weights to this project's names.
+
+The family is recognised by the names in the file; --from only checks it. Nothing in the file is executed unless
+--trust is given. What was used, ignored and missing is printed; if anything expected is missing nothing is written
+and the exit status is 1. Converting a converted file changes nothing. See docs/weights.md.
+
+  the-mask convert model_final_500878.pkl m2f_r50.safetensors
+  the-mask convert mit_b2.pth mit_b2.safetensors --from segformer
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.add_argument("source", type=Path, metavar="IN", help=".pth, .pkl, .bin or .safetensors")
+    parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors or .pth")
+    parser.add_argument("--from", dest="family", default="", metavar="FORMAT", help="one of docs/weights.md")
+    parser.add_argument("--trust", action="store_true", help="allow files that can run code when they are opened")
+    parser.add_argument(
+        "--config-file",
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="also compare with this model, name by name and shape by shape",
+    )
+    parser.add_argument(
+        "--write-config",
+        type=Path,
+        metavar="YAML",
+        help="write a config, based on --config-file, with the result and the keys under which it computes as released",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert and print what became of each tensor."""
+    from the_mask.weights.converters.files import convert_file
+
+    print(convert_file(args.source, args.target, args.family, args.trust, args.config_file, args.write_config))
+    print(f"written: {args.target}")

@@ -1,0 +1,26 @@
+"""What this installation runs on, and what to do about what is missing or slow.
+
+The facts are those of `python -m the_mask.env`, the text for bug reports. The exit code is 1 if something is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print facts and advice; returns the exit code."""
+    from the_mask.env import environment_report, findings
+
+    print(environment_report())
+    found = findings()
+    print()
+    for problem in found:
+        print(f"{'broken' if problem.broken else 'advice'}: {problem.text}")
+    if not found:
+        print("nothing to mend")
+    return int(any(problem.broken for problem in found))
