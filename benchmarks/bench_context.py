@@ -24,7 +24,6 @@ from unittest import mock
 
 import torch
 from common import machine, peak_memory, quartiles, race, ratio, write_json
-from detectron2.config import CfgNode
 from torch import Tensor
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
@@ -100,7 +99,7 @@ def build(label: str, frames: int) -> ContextBlock:
     kind, changes = BLOCKS[label]
     cfg = load_config(overrides=["MODEL.SEM_SEG_HEAD.NORM", "BN", "MODEL.CONTEXT.MEMORY_LENGTH", str(frames)])
     options = cfg.MODEL.BLOCKS[kind.upper()].clone()
-    options.merge_from_other_cfg(CfgNode(changes))
+    options.merge_from_other_cfg(type(options)(changes))
     levels = {"main": ShapeSpec(channels=CHANNELS, stride=8), "res4": ShapeSpec(channels=LOW_CHANNELS, stride=8)}
     torch.manual_seed(0)
     return CONTEXT_BLOCKS.get(kind)(BlockInputs(kind, options, levels, levels, cfg)).eval()
