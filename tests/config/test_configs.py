@@ -52,6 +52,9 @@ def small_backbone(cfg):
         small = {"swin": "swin_tiny_patch4_window7_224", "convnext": "convnext_atto", "tf": "tf_efficientnet_lite0"}
         # Weights from a package would be those of the large model, and the package is optional.
         cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS = small[family], ""
+    elif cfg.MODEL.BACKBONE.NAME == "build_vit_backbone":
+        cfg.MODEL.VIT.WIDTH, cfg.MODEL.VIT.HEADS, cfg.MODEL.VIT.IMG_SIZE = 48, 3, 64
+        cfg.MODEL.VIT.DEPTH = cfg.MODEL.ENCODER.NUM_BLOCKS + 1
     elif cfg.MODEL.BACKBONE.NAME == "build_beit_backbone":
         cfg.MODEL.BEIT.NAME, cfg.MODEL.BEIT.IMG_SIZE = "beit_base_patch16_224", 64
         cfg.MODEL.BEIT.OUT_INDICES = [0, 1, 2, 3]  # later blocks are not kept

@@ -1,4 +1,4 @@
-"""Golden numbers of the debug run: both stages on six procedural videos, every logged loss and the final figures.
+"""Golden numbers of the debug runs: both stages on six procedural videos, every logged loss and the final figures.
 
 A refactor must not move them. A change of numerics does: run with ``THE_MASK_UPDATE_GOLDEN=1``, commit the new
 numbers, and show the convergence in docs/experiments.md. They are the same on an installed Detectron2.
@@ -15,7 +15,11 @@ from the_mask.data.synthetic import SceneSize, make_moving_shapes
 from the_mask.engine import train_two_stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-GOLDEN = Path(__file__).parent / "golden" / "debug.json"
+GOLDEN = Path(__file__).parent / "golden"
+RUNS = {
+    "debug.json": ("the_mask_debug_1f", "the_mask_debug_video"),
+    "debug_encoder.json": ("eomt_debug", "videomt_debug"),
+}
 FIGURES = ("mIoU", "fwIoU", "pACC")
 # Other processors, kernels and library versions round (and decode JPEG) a little differently. That can swap two
 # near-equal assignments, which moves one term by a few percent and the total hardly.
@@ -37,8 +41,9 @@ def losses_of(folder):
     return [{k: round(v, 5) for k, v in line.items() if "loss" in k} for line in lines if "total_loss" in line]
 
 
-def test_debug_run_has_golden_numbers(data, tmp_path):
-    configs = [ROOT / "configs" / "debug" / f"the_mask_debug_{stage}.yaml" for stage in ("1f", "video")]
+@pytest.mark.parametrize("name", RUNS)
+def test_debug_run_has_golden_numbers(data, tmp_path, name):
+    configs = [ROOT / "configs" / "debug" / f"{stage}.yaml" for stage in RUNS[name]]
     results, _ = train_two_stage(configs, tmp_path / "run", ["MODEL.DEVICE", "cpu"])
     found = {
         stage: {
@@ -48,8 +53,8 @@ def test_debug_run_has_golden_numbers(data, tmp_path):
         for stage, figures in results.items()
     }
     if os.environ.get("THE_MASK_UPDATE_GOLDEN") == "1":
-        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
-    golden = json.loads(GOLDEN.read_text())
+        (GOLDEN / name).write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads((GOLDEN / name).read_text())
     assert found.keys() == golden.keys()
     for stage, numbers in golden.items():
         assert len(found[stage]["losses"]) == len(numbers["losses"]) >= 5

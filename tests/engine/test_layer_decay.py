@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
 from engine_fakes import CONFIGS
 from torch import nn
 
@@ -237,3 +237,29 @@ def test_every_vspw_model_of_the_report_has_its_pretraining() -> None:
             parts.CLIP_SEGMENTOR.OHEM.ENABLED = False
             parts.CLIP_SEGMENTOR.OHEM.MIN_KEPT = 0
         assert first == second, name
+
+
+@pytest.mark.parametrize("kind", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb"])
+def test_plain_vit_follows_the_published_rule(kind):
+    names = [*backbone_names("build_vit_backbone", "MODEL.VIT.NAME", kind), *HEAD]
+    factors = layer_decay_factors(names, LayerDecay("vit", 0.8))
+    for name in names:
+        block = re.match(r"backbone\.model\.blocks\.(\d+)\.", name)
+        stem = re.match(r"backbone\.model\.(patch_embed|cls_token|reg_token|pos_embed)", name)
+        power = 11 - int(block[1]) if block else 11 if stem else 0
+        assert factors[name] == pytest.approx(0.8**power), name
+    assert factors["backbone.model.norm.weight"] == 1.0
+
+
+def test_vit_decay_needs_a_plain_transformer():
+    names = backbone_names("build_mit_backbone")
+    with pytest.raises(ValueError, match="MODE vit needs a plain transformer"):
+        layer_ids(names, LayerDecay("vit", 0.8))
+
+
+def test_two_stages_split_the_groups():
+    cfg = load_config(CONFIGS / "debug" / "eomt_debug.yaml", ["MODEL.DEVICE", "cpu"])
+    groups = build_optimizer(cfg, build_model(cfg)).param_groups
+    for group in groups:
+        assert all(name.startswith("backbone.") == group["second_stage"] for name in group["names"])
+    assert {group["second_stage"] for group in groups} == {True, False}

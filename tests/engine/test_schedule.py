@@ -61,3 +61,19 @@ def test_never_leaves_its_range(max_iter: int, iteration: int, end: float, power
 def test_unknown_warmup_is_refused() -> None:
     with pytest.raises(ValueError, match=r"WARMUP_METHOD 'cosine'.*linear, constant"):
         WarmupPoly(1.0, 10, warmup_iters=3, warmup_method="cosine")(0)
+
+
+def test_two_stages_equal_the_published_rule() -> None:
+    """EoMT: heads warm up for 500 iterations while the backbone stands still, then the backbone for 1000; poly 0.9."""
+    ours = WarmupPoly(1e-4, 10000, warmup_iters=500, warmup_start=0.0, backbone_warmup_iters=1000)
+    for iteration in range(0, 10000, 50):
+        heads = iteration / 500 if iteration < 500 else (1 - (iteration - 500) / 9500) ** 0.9
+        since = iteration - 500
+        backbone = 0.0 if since < 0 else since / 1000 if since < 1000 else (1 - (since - 1000) / 8500) ** 0.9
+        assert ours(iteration) == pytest.approx(1e-4 * heads)
+        assert ours.backbone(iteration) == pytest.approx(1e-4 * backbone)
+
+
+def test_without_a_second_stage_the_backbone_follows() -> None:
+    ours = WarmupPoly(1e-3, 100, warmup_iters=10)
+    assert all(ours.backbone(i) == ours(i) for i in range(100))

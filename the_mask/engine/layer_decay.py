@@ -9,6 +9,9 @@ stem (id 0) the slowest.
 * ``stage``: stem and downsampling 0, stage s gets s + 1 (the norm at its end too). ``top`` is 1 + ``num_layers``.
   ConvNeXt is published so, with ``num_layers`` 12, which keeps all stages far from the head.
 
+* ``vit``: block b of n has the factor rate^(n - 1 - b), the stem (patch embedding, prefix tokens, positions) that of
+  block 0; the backbone's norm and all heads learn at full rate. EoMT and VidEoMT are published so.
+
 What is no trained part of the backbone (heads, and the pyramids and norms added for segmentation) has ``top``.
 Sources: InternImage's released optimiser constructor, the BEiT and ConvNeXt segmentation code.
 """
@@ -19,7 +22,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MODES = ("none", "layer", "stage")
+MODES = ("none", "layer", "stage", "vit")
 NUM_STAGES = 4
 # InternImage-H, -G: one more norm inside the third level after every sixth block.
 EXTRA_NORM_PERIOD = 6
@@ -74,7 +77,9 @@ FAMILIES = {
         downsample=r"model\.(layers|stages)\.(?P<s>\d)\.downsample\.",
     ),
     "ResNet of timm": Family(block=r"model\.layer(?P<s>\d)\.(?P<b>\d+)\.", stem=r"model\.(conv1|bn1)\.", first=1),
-    "BEiT": Family(block=r"model\.blocks\.(?P<b>\d+)\.", stem=r"model\.(patch_embed|cls_token|pos_embed)"),
+    "BEiT or plain ViT": Family(
+        block=r"model\.blocks\.(?P<b>\d+)\.", stem=r"model\.(patch_embed|cls_token|reg_token|pos_embed|norm_pre)"
+    ),
     "MiT": Family(
         block=r"block(?P<s>\d)\.(?P<b>\d+)\.",
         stem=r"patch_embed1\.",
@@ -139,7 +144,8 @@ def layer_ids(names: Iterable[str], decay: LayerDecay) -> tuple[dict[str, int], 
     """Id of each parameter, 0..top, and ``top``; see the module.
 
     Raises:
-        ValueError: no name is that of a block of a known backbone, or stages are asked for and there are not four.
+        ValueError: no name is that of a block of a known backbone, or stages are asked for and there are not four, or
+            a plain transformer is and the backbone has stages.
     """
     names = list(names)
     family, depths = _family_and_depths(names)
@@ -150,6 +156,12 @@ def layer_ids(names: Iterable[str], decay: LayerDecay) -> tuple[dict[str, int], 
         )
     starts = [1 + sum(depths[:stage]) for stage in range(len(depths) + 1)]
     top = starts[-1]
+    if decay.mode == "vit":
+        if len(depths) != 1:
+            raise ValueError(f"SOLVER.LR_DECAY.MODE vit needs a plain transformer, not one of {len(depths)} stages")
+        # Block b has id b, the stem that of block 0, and what comes after the blocks that of the last one.
+        last = depths[0] - 1
+        return {name: max(_layer_id(name, family, decay, starts, last + 1) - 1, 0) for name in names}, last
     if decay.mode == "stage":
         if len(depths) != NUM_STAGES:
             raise ValueError(

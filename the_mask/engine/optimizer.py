@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ EMBEDDING_PARAMETERS = (
     "query_embed",
     "query_feat",
     "cls_token",
+    "reg_token",
     "mask_token",
 )
 UNIFORM = LayerDecay()
@@ -60,6 +61,7 @@ class ParameterRule:
         no_decay: substrings of the full names of parameters that are not decayed at all.
         backbone_multiplier: factor on the learning rate of the backbone.
         layer_decay: further factors on the learning rate, per layer or stage.
+        two_stages: the backbone has a learning rate of its own, see :class:`the_mask.engine.schedule.WarmupPoly`.
     """
 
     weight_decay: float
@@ -70,6 +72,7 @@ class ParameterRule:
     no_decay: tuple[str, ...] = ()
     backbone_multiplier: float = 1.0
     layer_decay: LayerDecay = UNIFORM
+    two_stages: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ParameterRule:
@@ -89,15 +92,17 @@ class ParameterRule:
                 quirk_extra_norms=solver.LR_DECAY.QUIRK_EXTRA_NORMS,
                 quirk_queries=solver.LR_DECAY.QUIRK_QUERIES,
             ),
+            two_stages=solver.BACKBONE_WARMUP_ITERS > 0,
         )
 
 
 @dataclass(frozen=True)
 class ParameterSetting:
-    """Learning-rate factor and weight decay of one parameter."""
+    """Learning-rate factor and weight decay of one parameter, and whether it follows the backbone's warm-up."""
 
     lr_multiplier: float
     weight_decay: float
+    second_stage: bool = False
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -130,7 +135,8 @@ def parameter_setting(module_name: str, module: nn.Module, name: str, rule: Para
         decay = rule.weight_decay_vector
     else:
         decay = rule.weight_decay
-    return ParameterSetting(rule.backbone_multiplier if in_backbone else 1.0, decay)
+    multiplier = rule.backbone_multiplier if in_backbone else 1.0
+    return ParameterSetting(multiplier, decay, in_backbone and rule.two_stages)
 
 
 def named_settings(model: nn.Module, rule: ParameterRule) -> Iterator[tuple[str, nn.Parameter, ParameterSetting]]:
@@ -151,7 +157,8 @@ def parameter_groups(model: nn.Module, rule: ParameterRule) -> list[dict[str, An
     """Optimiser groups, one per distinct setting, in the order of first appearance.
 
     Returns:
-        dicts with ``params``, ``names`` (parallel to ``params``), ``lr_multiplier`` and ``weight_decay``.
+        dicts with ``params``, ``names`` (parallel to ``params``), ``lr_multiplier``, ``weight_decay`` and
+        ``second_stage``.
 
     Raises:
         ValueError: no trainable parameter.
@@ -160,7 +167,7 @@ def parameter_groups(model: nn.Module, rule: ParameterRule) -> list[dict[str, An
     for name, parameter, setting in named_settings(model, rule):
         group = groups.setdefault(
             setting,
-            {"params": [], "names": [], "lr_multiplier": setting.lr_multiplier, "weight_decay": setting.weight_decay},
+            {"params": [], "names": [], **asdict(setting)},
         )
         group["params"].append(parameter)
         group["names"].append(name)
@@ -187,10 +194,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     raise ValueError(f"SOLVER.OPTIMIZER {kind!r}: expected one of {', '.join(OPTIMIZERS)}")
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group ``lr`` times its own multiplier."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, backbone_lr: float | None = None) -> None:
+    """Give every group ``lr`` (those of the second stage ``backbone_lr``) times its own multiplier."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_multiplier"]
+        own = lr if backbone_lr is None or not group["second_stage"] else backbone_lr
+        group["lr"] = own * group["lr_multiplier"]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -38,12 +38,16 @@ def floored_poly_factor(iteration: int, max_iter: int, power: float = 0.9, floor
 class WarmupPoly:
     """Warm-up, then polynomial decay (spec of both THE-Mask and Mask2Former: power 0.9, no warm-up).
 
+    With ``backbone_warmup_iters`` it has two stages, as EoMT's: heads warm up while the backbone stands still, then the
+    backbone does; each decays from the end of its own warm-up to ``max_iter``.
+
     Attributes:
         base_lr: rate at factor 1.
         max_iter: iterations of the whole training.
         power, end: of :func:`poly_factor` or :func:`floored_poly_factor`; ``end`` is a share of ``base_lr``.
         warmup_iters, warmup_start, warmup_method: of :func:`warmup_factor`.
         name: one of :data:`SCHEDULES`; what ``end`` means.
+        backbone_warmup_iters: of the backbone, after the others' warm-up; 0: all parameters have one rate.
     """
 
     base_lr: float
@@ -54,6 +58,7 @@ class WarmupPoly:
     warmup_start: float = 0.001
     warmup_method: str = "linear"
     name: str = "WarmupPolyLR"
+    backbone_warmup_iters: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
@@ -71,13 +76,33 @@ class WarmupPoly:
             warmup_start=solver.WARMUP_FACTOR,
             warmup_method=solver.WARMUP_METHOD,
             name=solver.LR_SCHEDULER_NAME,
+            backbone_warmup_iters=solver.BACKBONE_WARMUP_ITERS,
         )
 
     def __call__(self, iteration: int) -> float:
         """Learning rate of an iteration (counted from 0), before any group's multiplier."""
+        if self.backbone_warmup_iters:
+            return self._stage(iteration, 0, self.warmup_iters)
+        return self.base_lr * self._warmup(iteration, self.warmup_iters) * self._decay(iteration, self.max_iter)
+
+    def backbone(self, iteration: int) -> float:
+        """The same of the backbone; 0 while it stands still."""
+        if not self.backbone_warmup_iters:
+            return self(iteration)
+        return self._stage(iteration, self.warmup_iters, self.backbone_warmup_iters)
+
+    def _stage(self, iteration: int, first: int, warmup_iters: int) -> float:
+        """A warm-up from iteration ``first`` on, and the decay after it."""
+        since = iteration - first
+        if since < 0:
+            return 0.0
+        if since < warmup_iters:
+            return self.base_lr * self._warmup(since, warmup_iters)
+        return self.base_lr * self._decay(since - warmup_iters, max(self.max_iter - first - warmup_iters, 1))
+
+    def _warmup(self, iteration: int, iterations: int) -> float:
+        return warmup_factor(iteration, iterations, self.warmup_start, self.warmup_method)
+
+    def _decay(self, iteration: int, iterations: int) -> float:
         decay = poly_factor if self.name == "WarmupPolyLR" else floored_poly_factor
-        return (
-            self.base_lr
-            * warmup_factor(iteration, self.warmup_iters, self.warmup_start, self.warmup_method)
-            * decay(iteration, self.max_iter, self.power, self.end)
-        )
+        return decay(iteration, iterations, self.power, self.end)

@@ -225,7 +225,7 @@ class Trainer(TrainerBase):
         started = time.perf_counter()
         self._rng_before_step = rng_state()
         lr = self.schedule(self.iter)
-        set_learning_rate(self.optimizer, lr)
+        set_learning_rate(self.optimizer, lr, self.schedule.backbone(self.iter))
         set_iteration = getattr(self.model, "set_iteration", None)
         if set_iteration is not None:
             set_iteration(self.iter)

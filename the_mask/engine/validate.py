@@ -18,6 +18,8 @@ from the_mask.engine.layer_decay import MODES as DECAY_MODES
 from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
 from the_mask.inference.compose import config_problems
+from the_mask.modeling.mask.criterion import MATCHINGS
+from the_mask.modeling.mask.encoder_segmentor import CLASS_LOGITS
 from the_mask.modeling.pixel.distillation import missing_teacher
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ CHOICES = {
     "INPUT.COLOR_JITTER": ("per_frame", "shared", "none"),
     "MODEL.THE_MASK.SECOND_ROUND_COST": ("full", "bce"),
     "MODEL.THE_MASK.WARMUP_MODE": ("iteration", "reference"),
+    "MODEL.MASK_FORMER.MATCHING": MATCHINGS,
+    "TEST.CLASS_LOGITS": CLASS_LOGITS,
     "MODEL.MASK_FORMER.POSITION_ENCODING": ("sine2d", "sine3d"),
     "SOLVER.OPTIMIZER": OPTIMIZERS,
     "SOLVER.LR_SCHEDULER_NAME": SCHEDULES,
@@ -44,6 +48,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "SOLVER.MAX_ITER": (1, None),
     "SOLVER.BASE_LR": (0, None),
     "SOLVER.WARMUP_ITERS": (0, None),
+    "SOLVER.BACKBONE_WARMUP_ITERS": (0, None),
     "SOLVER.WARMUP_FACTOR": (0, 1),
     "SOLVER.POLY_LR_POWER": (0, None),
     "SOLVER.POLY_LR_END": (0, 1),

@@ -18,8 +18,8 @@ def add_keys(cfg: CfgNode) -> None:
     # Substrings of parameter names without any weight decay.
     cfg.SOLVER.NO_DECAY = []
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # Learning rates that fall from the head to the stem (on top of BACKBONE_MULTIPLIER): "none", "layer" (per block) or
-    # "stage"; see the_mask/engine/layer_decay.py.
+    # Learning rates that fall from the head to the stem (on top of BACKBONE_MULTIPLIER): "none", "layer" (per block), "vit"
+    # (per block of a plain transformer) or "stage"; see the_mask/engine/layer_decay.py.
     cfg.SOLVER.LR_DECAY = CfgNode()
     cfg.SOLVER.LR_DECAY.MODE = "none"
     cfg.SOLVER.LR_DECAY.RATE = 1.0
@@ -35,6 +35,9 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_END = 0.0
     cfg.SOLVER.WARMUP_ITERS = 0
+    # Above 0: two stages, as EoMT. The backbone stands still for WARMUP_ITERS, then warms up for this many iterations,
+    # and every part decays from the end of its own warm-up.
+    cfg.SOLVER.BACKBONE_WARMUP_ITERS = 0
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     # "full_model": one L2 norm over all parameters.
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
