@@ -55,6 +55,7 @@ def randomize(model, seed=0):
 
 
 def tiny_segmentor(kind="dinov2", *overrides, seed=0):
+    torch.manual_seed(seed)
     return randomize(build_model(tiny_config(kind, *overrides)), seed).eval()
 
 

@@ -10,13 +10,16 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from the_mask.modeling.feature_cache import attach_cache
+
 
 def build_segmentor(cfg: CfgNode) -> nn.Module:
-    """Detectron2's ``build_model``, with ``MODEL.CHANNELS_LAST`` on top.
+    """Detectron2's ``build_model``, with ``MODEL.CHANNELS_LAST`` and ``MODEL.FROZEN_FEATURES`` on top.
 
     Values do not depend on the layout beyond rounding, and neither do checkpoints; only speed does.
     """
     model: nn.Module = build_model(cfg)
+    attach_cache(model, cfg)
     # Convolutions pass the layout of their weights on to their outputs, so converting the weights is enough.
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 

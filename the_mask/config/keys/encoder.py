@@ -23,6 +23,25 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ENCODER.ANNEAL_END = []
     cfg.MODEL.ENCODER.ANNEAL_POWER = 0.9
 
+    # A decoder of its own on the features of an encoder that does not train (PMT), in place of the encoder's last
+    # blocks: transformer blocks of this width (0: the encoder's), heads and hidden width.
+    cfg.MODEL.ENCODER.FROZEN = CfgNode()
+    cfg.MODEL.ENCODER.FROZEN.ENABLED = False
+    # Blocks of a plain ViT whose outputs are joined; of another backbone, its IN_FEATURES are.
+    cfg.MODEL.ENCODER.FROZEN.LEVELS = [5, 11, 17, 23]
+    cfg.MODEL.ENCODER.FROZEN.BLOCKS = 6
+    cfg.MODEL.ENCODER.FROZEN.WIDTH = 0
+    cfg.MODEL.ENCODER.FROZEN.HEADS = 16
+    cfg.MODEL.ENCODER.FROZEN.HIDDEN = 1024
+    cfg.MODEL.ENCODER.FROZEN.LAYER_SCALE = 1.0
+    cfg.MODEL.ENCODER.FROZEN.ROPE_BASE = 100.0
+
+    # Folder in which training keeps the features of a frozen backbone, of any model; "" computes them every time.
+    cfg.MODEL.FROZEN_FEATURES = CfgNode()
+    cfg.MODEL.FROZEN_FEATURES.CACHE = ""
+    # Most that the folder of one backbone may take, GiB.
+    cfg.MODEL.FROZEN_FEATURES.MAX_GB = 20.0
+
     # Which class logits of a query count at a frame: "per-frame", its own; "causal-mean", the mean over the frames up
     # to it; or "whole-video", the mean over the whole clip, later frames too (as published; not for streams).
     cfg.TEST.CLASS_LOGITS = "causal-mean"

@@ -18,8 +18,8 @@ def add_keys(cfg: CfgNode) -> None:
     # Substrings of parameter names without any weight decay.
     cfg.SOLVER.NO_DECAY = []
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # Learning rates that fall from the head to the stem (on top of BACKBONE_MULTIPLIER): "none", "layer" (per block), "vit"
-    # (per block of a plain transformer) or "stage"; see the_mask/engine/layer_decay.py.
+    # Learning rates that fall from the head to the stem (on top of BACKBONE_MULTIPLIER): "none", "layer" (per block),
+    # "vit" (per block of a plain transformer) or "stage"; see the_mask/engine/layer_decay.py.
     cfg.SOLVER.LR_DECAY = CfgNode()
     cfg.SOLVER.LR_DECAY.MODE = "none"
     cfg.SOLVER.LR_DECAY.RATE = 1.0

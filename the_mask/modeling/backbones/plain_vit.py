@@ -65,10 +65,11 @@ class PlainViT(Backbone):
         drop_path: stochastic depth of the last block, rising linearly from 0.
         width, depth, heads: of smaller relatives; 0: the model's.
         recompute: keep no activations inside blocks, compute them again in the backward pass.
+        levels: blocks whose outputs ``forward`` gives, as tokens with the prefix; none: one map of the last.
 
     Raises:
         FileNotFoundError, ValueError: see :mod:`the_mask.modeling.backbones.timm_adapter`; timm is too old; not a
-            plain ViT; an image smaller than a patch.
+            plain ViT; an image smaller than a patch; a level that is no block.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class PlainViT(Backbone):
         depth: int = 0,
         heads: int = 0,
         recompute: bool = False,
+        levels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         check_timm()
@@ -99,6 +101,11 @@ class PlainViT(Backbone):
         if weights:
             state = convert_weights(self.model, read_weights(weights), weights)
             load_exactly(self.model, state, ["head.", "fc_norm.", "head_dist.", "attn_pool.", "mask_token"], weights)
+        if any(not 0 <= level < self.depth for level in levels) or sorted(set(levels)) != list(levels):
+            raise ValueError(
+                f"MODEL.ENCODER.FROZEN.LEVELS {list(levels)}: expected rising block numbers in 0..{self.depth - 1}"
+            )
+        self.levels = tuple(levels)
         self.recompute = recompute
         self._last_positions: tuple[Any, Tensor | None, Tensor | None] | None = None
 
@@ -127,6 +134,8 @@ class PlainViT(Backbone):
         return self.patch_size
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        if self.levels:
+            return {f"block{i}": ShapeSpec(channels=self.width, stride=self.patch_size) for i in self.levels}
         name = LEVEL_NAMES.get(self.patch_size, "res4")
         return {name: ShapeSpec(channels=self.width, stride=self.patch_size)}
 
@@ -181,8 +190,15 @@ class PlainViT(Backbone):
         return self.model.norm(tokens)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normed patches as one map [N, D, h, w], for heads that want a map."""
+        """Normed tokens [N, S, D] of the levels, or normed patches as one map [N, D, h, w]."""
         tokens = self.embed(images)
+        if self.levels:
+            features, values = {}, tokens.values
+            for number in range(self.levels[-1] + 1):
+                values = self.block(number, values, tokens.rotation)
+                if number in self.levels:
+                    features[f"block{number}"] = self.norm(values)
+            return features
         values = self.norm(self.blocks(tokens.values, tokens.rotation, 0, self.depth))
         (name,) = self.output_shape()
         return {name: values[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, tokens.grid)}

@@ -73,5 +73,6 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PlainViT:
         depth=options.DEPTH,
         heads=options.HEADS,
         recompute=options.CHECKPOINT,
+        levels=cfg.MODEL.ENCODER.FROZEN.LEVELS if cfg.MODEL.ENCODER.FROZEN.ENABLED else (),
     )
     return backbone.requires_grad_(cfg.MODEL.BACKBONE.FREEZE_AT == 0)

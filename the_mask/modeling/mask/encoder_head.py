@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.modeling.mask.frozen_decoder import FrozenDecoder
+
 MASK_STRIDE = 4
 
 
@@ -51,6 +53,7 @@ class EncoderHead(nn.Module):
         patch_size: pixels per side of a patch, a power of two >= 8.
         num_blocks: blocks that see the queries.
         propagate: queries are carried from frame to frame.
+        decoder: of a frozen encoder; None: the encoder's last blocks see the queries.
 
     Raises:
         ValueError: a patch size that cannot be halved down to the stride of the masks.
@@ -59,7 +62,14 @@ class EncoderHead(nn.Module):
     attn_mask_probs: Tensor
 
     def __init__(
-        self, width: int, num_queries: int, num_classes: int, patch_size: int, num_blocks: int, propagate: bool = False
+        self,
+        width: int,
+        num_queries: int,
+        num_classes: int,
+        patch_size: int,
+        num_blocks: int,
+        propagate: bool = False,
+        decoder: FrozenDecoder | None = None,
     ) -> None:
         super().__init__()
         steps = max(1, int(math.log2(patch_size)) - 2)
@@ -75,6 +85,7 @@ class EncoderHead(nn.Module):
         )
         self.upscale = nn.Sequential(*(UpscaleBlock(width) for _ in range(steps)))
         self.query_updater = nn.Linear(width, width) if propagate else None
+        self.decoder: FrozenDecoder | None = decoder
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
 
     @property

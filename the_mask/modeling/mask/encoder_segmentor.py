@@ -1,6 +1,7 @@
 """Encoder-only mask classification: a plain vision transformer whose last blocks also see the queries.
 
-One frame at a time it is EoMT (CVPR 2025); with queries carried from frame to frame it is VidEoMT (CVPR 2026).
+One frame at a time it is EoMT (CVPR 2025); with queries carried from frame to frame it is VidEoMT (CVPR 2026). With a
+decoder of its own on a frozen encoder it is PMT (arXiv:2603.25398).
 
 Axes: B clips, T frames, N = B*T images, Q queries, K classes, D width, P prefix tokens, S = Q + P + patches,
 H W size of the network input, h w mask size.
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor
 
 from the_mask.modeling.freezing import freeze_except
@@ -26,6 +27,7 @@ from the_mask.modeling.mask.encoder_head import (
     attention_mask,
     check_annealing,
 )
+from the_mask.modeling.mask.frozen_decoder import GRID_STRIDE, build_frozen_decoder
 from the_mask.modeling.mask.mask_classifier import MERGE_PLACES
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets, clip_name
@@ -43,7 +45,7 @@ Pair = tuple[Tensor, Tensor]
 
 @META_ARCH_REGISTRY.register()
 class EncoderSegmentor(Segmentor):
-    """Plain ViT, queries and heads; losses in training, score maps and label maps in eval mode.
+    """Encoder, queries and heads; losses in training, score maps and label maps in eval mode.
 
     State-dict keys: ``backbone.model`` (timm's names), ``sem_seg_head`` (EoMT's names), ``criterion.empty_weight``.
     """
@@ -52,7 +54,7 @@ class EncoderSegmentor(Segmentor):
     def __init__(
         self,
         *,
-        backbone: PlainViT,
+        backbone: PlainViT | Backbone,
         sem_seg_head: EncoderHead,
         criterion: MaskCriterion,
         num_classes: int,
@@ -83,10 +85,10 @@ class EncoderSegmentor(Segmentor):
             ignore_label=ignore_label,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
-            size_divisibility=backbone.patch_size,
+            size_divisibility=max(shape.stride or 1 for shape in backbone.output_shape().values()),
             frozen_eval=frozen_eval,
         )
-        if not 1 <= num_blocks <= backbone.depth:
+        if sem_seg_head.decoder is None and not 1 <= num_blocks <= backbone.depth:
             raise ValueError(f"MODEL.ENCODER.NUM_BLOCKS is {num_blocks}; the encoder has {backbone.depth} blocks")
         if class_logits not in CLASS_LOGITS:
             raise ValueError(f"TEST.CLASS_LOGITS {class_logits!r}: expected one of {', '.join(CLASS_LOGITS)}")
@@ -97,10 +99,11 @@ class EncoderSegmentor(Segmentor):
         self.anneal_start = list(anneal_start) or shares[:-1]
         self.anneal_end = list(anneal_end) or shares[1:]
         check_annealing(self.anneal_start, self.anneal_end, num_blocks)
-        self.backbone: PlainViT = backbone
+        self.backbone: Any = backbone
         self.sem_seg_head: EncoderHead = sem_seg_head
         self.criterion = criterion
         self.num_blocks = num_blocks
+        self.patch_size = getattr(backbone, "patch_size", GRID_STRIDE)
         self.norm_queries = norm_queries
         self.norm_auxiliary = norm_auxiliary
         self.masked_attention = masked_attention
@@ -110,7 +113,12 @@ class EncoderSegmentor(Segmentor):
         self.class_logits = class_logits
         self.enlarge = MASK_STRIDE if merge_at == "input" else 1
         self._probabilities = [1.0] * num_blocks
-        backbone.make_room(sem_seg_head.num_queries, backbone.depth - num_blocks)
+        if sem_seg_head.decoder is None:
+            backbone.make_room(sem_seg_head.num_queries, backbone.depth - num_blocks)
+            self.num_prefix_tokens = backbone.num_prefix_tokens
+        else:
+            backbone.requires_grad_(False)
+            self.num_prefix_tokens = sem_seg_head.decoder.num_prefix_tokens
         freeze_except(self, trainable)
         self.train()
 
@@ -118,17 +126,22 @@ class EncoderSegmentor(Segmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         options = cfg.MODEL.ENCODER
         backbone: Any = build_backbone(cfg)
-        if not hasattr(backbone, "make_room"):
+        queries, frozen = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, options.FROZEN.ENABLED
+        if not frozen and not hasattr(backbone, "make_room"):
             raise ValueError(
-                f"EncoderSegmentor needs MODEL.BACKBONE.NAME build_vit_backbone, not {cfg.MODEL.BACKBONE.NAME}"
+                f"EncoderSegmentor needs MODEL.BACKBONE.NAME build_vit_backbone, not {cfg.MODEL.BACKBONE.NAME}, or "
+                "MODEL.ENCODER.FROZEN.ENABLED True"
             )
+        decoder = build_frozen_decoder(options.FROZEN, backbone, queries) if frozen else None
+        num_blocks = options.FROZEN.BLOCKS if frozen else options.NUM_BLOCKS
         head = EncoderHead(
-            backbone.width,
-            cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES,
+            backbone.width if decoder is None else decoder.width,
+            queries,
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            backbone.patch_size,
-            options.NUM_BLOCKS,
+            getattr(backbone, "patch_size", GRID_STRIDE),
+            num_blocks,
             options.PROPAGATE,
+            decoder,
         )
         return {
             "backbone": backbone,
@@ -138,7 +151,7 @@ class EncoderSegmentor(Segmentor):
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "num_blocks": options.NUM_BLOCKS,
+            "num_blocks": num_blocks,
             "norm_queries": options.NORM_QUERIES,
             "norm_auxiliary": options.NORM_AUXILIARY,
             "masked_attention": options.MASKED_ATTENTION,
@@ -181,10 +194,10 @@ class EncoderSegmentor(Segmentor):
     def stack(self, clips: Sequence[Clip]) -> tuple[Tensor, int]:
         for clip in clips:
             for frame in clip["frames"]:
-                if min(frame.shape[-2:]) < self.backbone.patch_size:
+                if min(frame.shape[-2:]) < self.patch_size:
                     raise ValueError(
                         f"clip {clip_name(clip)!r}: a frame of {frame.shape[-2]}x{frame.shape[-1]} pixels is smaller "
-                        f"than one patch of the encoder, {self.backbone.patch_size}"
+                        f"than one patch of the encoder, {self.patch_size}"
                     )
         return super().stack(clips)
 
@@ -372,6 +385,11 @@ class EncoderSegmentor(Segmentor):
 
     def _encode(self, images: Tensor) -> Tokens:
         """What the blocks with queries start from: tokens [N, P + patches, D]."""
+        decoder = self.sem_seg_head.decoder
+        if decoder is not None:
+            with torch.no_grad():
+                features = self.backbone(images)
+            return decoder.join(features, (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size))
         tokens = self.backbone.embed(images)
         first = self.backbone.depth - self.num_blocks
         return tokens._replace(values=self.backbone.blocks(tokens.values, tokens.rotation, 0, first))
@@ -387,16 +405,15 @@ class EncoderSegmentor(Segmentor):
         Returns:
             Prediction sets (logits [B, Q, K + 1], masks [B, Q, h, w]), the final one last; the next frame's queries.
         """
-        count, prefix = self.sem_seg_head.num_queries, self.backbone.num_prefix_tokens
+        count, prefix, norm = self.sem_seg_head.num_queries, self.num_prefix_tokens, self._norm
         x = torch.cat([queries.to(tokens.values.dtype), tokens.values], dim=1)
-        first = self.backbone.depth - self.num_blocks
         sets: list[Pair] = []
         for number, probability in enumerate(self._probabilities):
             masked = self.training and self.masked_attention and probability > 0
             allowed = None
             if aux or masked:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and aux):
-                    pair = self._predict(self.backbone.norm(x) if self.norm_auxiliary else x, tokens.grid)
+                    pair = self._predict(norm(x) if self.norm_auxiliary else x, tokens.grid)
                 if aux:
                     sets.append(pair)
                 if masked:
@@ -404,15 +421,25 @@ class EncoderSegmentor(Segmentor):
                     if probability < 1:
                         keep = torch.rand(len(x), count, device=x.device) < probability
                     allowed = attention_mask(pair[1], tokens.grid, prefix, keep)
-            x = self.backbone.block(first + number, x, tokens.rotation, allowed)
-        normed = self.backbone.norm(x)
+            x = self._block(number, x, tokens.rotation, allowed)
+        normed = norm(x)
         sets.append(self._predict(normed, tokens.grid))
         if not self.propagates:
             return sets, queries
         return sets, self.sem_seg_head.carry((normed if self.norm_queries else x)[:, :count])
 
+    def _norm(self, x: Tensor) -> Tensor:
+        decoder = self.sem_seg_head.decoder
+        return self.backbone.norm(x) if decoder is None else decoder.norm(x)
+
+    def _block(self, number: int, x: Tensor, rotation: Tensor | None, allowed: Tensor | None) -> Tensor:
+        decoder = self.sem_seg_head.decoder
+        if decoder is None:
+            return self.backbone.block(self.backbone.depth - self.num_blocks + number, x, rotation, allowed)
+        return decoder.blocks[number](x, rope=rotation, attn_mask=allowed)
+
     def _predict(self, x: Tensor, grid: tuple[int, int]) -> Pair:
-        count, prefix = self.sem_seg_head.num_queries, self.backbone.num_prefix_tokens
+        count, prefix = self.sem_seg_head.num_queries, self.num_prefix_tokens
         return self.sem_seg_head.predict(x[:, :count], x[:, count + prefix :], grid)
 
 

@@ -1,0 +1,201 @@
+"""Features of a frozen backbone, computed once per frame and kept on disk (``MODEL.FROZEN_FEATURES``).
+
+A file holds the features of one network input in float16; its name is a digest of the input's pixels, so whatever
+prepares them (resizing, flips, padding), the same pixels have the same features. Its folder's name is a digest of
+the backbone: weights, buffers and class. Files are whole or absent, so an interrupted run goes on where it stopped.
+
+Axes: N images, H W size of the network input.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from the_mask.data.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "features.json"
+SUFFIX = ".safetensors"
+
+
+def backbone_digest(backbone: nn.Module) -> str:
+    """Hexadecimal digest of a backbone's class, weights and buffers."""
+    digest = hashlib.sha256(type(backbone).__name__.encode())
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+class FeatureCache:
+    """Reads and writes the features of one frozen backbone.
+
+    Args:
+        folder: of all caches; this backbone's lies inside.
+        max_bytes: nothing more is written beyond this; what is there is still read.
+
+    Attributes:
+        hits, misses: images read and computed since the start.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+        self.root = Path(folder)
+        self.max_bytes = max_bytes
+        self.hits = self.misses = 0
+        self._folder: Path | None = None
+        self._size = 0
+
+    def open(self, backbone: nn.Module) -> Path:
+        """The folder of a backbone, made if it is not there.
+
+        Raises:
+            ValueError: the folder holds features of another backbone, or cannot be written.
+        """
+        digest = backbone_digest(backbone)
+        folder = self.root / f"{type(backbone).__name__}-{digest[:16]}"
+        manifest = folder / MANIFEST
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not manifest.is_file():
+                content = {"backbone": type(backbone).__name__, "digest": digest, "dtype": "float16"}
+                atomic_write(manifest, json.dumps(content, indent=1).encode())
+            found = json.loads(manifest.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{manifest} is broken ({error}); delete the folder, it will be made anew") from error
+        except OSError as error:
+            raise ValueError(f"MODEL.FROZEN_FEATURES.CACHE {self.root}: {error}") from error
+        if not isinstance(found, dict) or found.get("digest") != digest:
+            raise ValueError(
+                f"{folder} holds features of other weights ({str(found.get('digest'))[:16]}, not {digest[:16]}): "
+                "delete it, or use another MODEL.FROZEN_FEATURES.CACHE"
+            )
+        self._size = sum(path.stat().st_size for path in folder.glob(f"*{SUFFIX}"))
+        if self._size > self.max_bytes:
+            logger.warning("%s is full (%d bytes): new features are not kept", folder, self._size)
+        self._folder = folder
+        return folder
+
+    def features(
+        self, backbone: nn.Module, compute: Callable[[Tensor], dict[str, Tensor]], images: Tensor
+    ) -> dict[str, Tensor]:
+        """Features of images [N, 3, H, W], read where they are known and computed (and kept) where not.
+
+        Computed ones are rounded to float16 too, so that results do not depend on what was known.
+        """
+        folder = self._folder or self.open(backbone)
+        paths = [folder / f"{hashlib.blake2b(_bytes(image), digest_size=20).hexdigest()}{SUFFIX}" for image in images]
+        known = {path: self._read(path) for path in dict.fromkeys(paths)}
+        missing = [i for i, path in enumerate(paths) if known[path] is None]
+        missing = list({paths[i]: i for i in missing}.values())
+        if missing:
+            fresh = compute(images[missing])
+            for row, i in enumerate(missing):
+                own = {name: value[row].to("cpu", torch.float16).contiguous() for name, value in fresh.items()}
+                known[paths[i]] = own
+                self._write(paths[i], own)
+        self.hits += len(images) - len(missing)
+        self.misses += len(missing)
+        rows: list[dict[str, Tensor]] = [known[path] or {} for path in paths]
+        return {name: torch.stack([row[name] for row in rows]).to(images.device, images.dtype) for name in rows[0]}
+
+    def _read(self, path: Path) -> dict[str, Tensor] | None:
+        if not path.is_file():
+            return None
+        try:
+            found = load_file(str(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is broken ({error}); delete it, it will be made anew") from error
+        # Safetensors sorts the names; the levels' order is in front of them.
+        return {name.split(" ", 1)[1]: found[name] for name in sorted(found, key=lambda key: int(key.split(" ", 1)[0]))}
+
+    def _write(self, path: Path, features: dict[str, Tensor]) -> None:
+        if self._size > self.max_bytes:
+            return
+        content = save({f"{number} {name}": value for number, (name, value) in enumerate(features.items())})
+        if self._size + len(content) > self.max_bytes:
+            logger.warning(
+                "%s has reached MODEL.FROZEN_FEATURES.MAX_GB: features of further frames are computed each time",
+                path.parent,
+            )
+            self._size = self.max_bytes + 1
+            return
+        try:
+            atomic_write(path, content)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(
+                f"no space left for {path}: the cache holds {self._size / 2**30:.2f} GiB; free the disk, set "
+                "MODEL.FROZEN_FEATURES.MAX_GB to what it may take, or CACHE to a folder on another disk"
+            ) from error
+        self._size += len(content)
+
+
+def attach_cache(model: Any, cfg: CfgNode) -> None:
+    """Let a segmentor's frozen backbone read and write the cache of ``MODEL.FROZEN_FEATURES`` while it trains.
+
+    Evaluation and streams compute their features in full precision, as they do without a cache.
+
+    Raises:
+        ValueError: the backbone trains, or training frames are drawn anew every time.
+    """
+    options = cfg.MODEL.FROZEN_FEATURES
+    if not options.CACHE:
+        return
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise ValueError(
+            "MODEL.FROZEN_FEATURES.CACHE needs a backbone that does not train at all: set MODEL.THE_MASK.TRAINABLE "
+            '["sem_seg_head"], or MODEL.BACKBONE.FREEZE_AT'
+        )
+    if not cfg.MODEL.THE_MASK.FROZEN_EVAL:
+        raise ValueError("MODEL.FROZEN_FEATURES.CACHE needs MODEL.THE_MASK.FROZEN_EVAL True, a backbone in eval mode")
+    problems = list(random_augmentation(cfg))
+    if problems:
+        raise ValueError(
+            f"MODEL.FROZEN_FEATURES.CACHE: training frames are never the same twice ({', '.join(problems)}), so no "
+            "feature would be read again"
+        )
+    cache = FeatureCache(options.CACHE, int(options.MAX_GB * 2**30))
+    compute = backbone.forward
+
+    def forward(self: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        if not model.training:
+            return compute(images)
+        # The features' precision is the cache's, whatever that of the rest.
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return cache.features(self, compute, images)
+
+    backbone.forward = types.MethodType(forward, backbone)
+    model.feature_cache = cache
+
+
+def random_augmentation(cfg: CfgNode) -> list[str]:
+    """Keys of a config that make training frames differ every time; mirroring makes two of each."""
+    resize, crop = cfg.INPUT.RESIZE, cfg.INPUT.CROP
+    problems = []
+    if resize.MIN_SCALE != resize.MAX_SCALE:
+        problems.append(f"INPUT.RESIZE.MIN_SCALE {resize.MIN_SCALE} and MAX_SCALE {resize.MAX_SCALE}: set both to 1.0")
+    if crop.ENABLED:
+        problems.append("INPUT.CROP.ENABLED True: set it to False")
+    if cfg.INPUT.COLOR_JITTER != "none":
+        problems.append(f"INPUT.COLOR_JITTER {cfg.INPUT.COLOR_JITTER!r}: set it to none")
+    return problems
