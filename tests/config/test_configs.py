@@ -55,6 +55,7 @@ def small_backbone(cfg):
     elif cfg.MODEL.BACKBONE.NAME == "build_vit_backbone":
         cfg.MODEL.VIT.WIDTH, cfg.MODEL.VIT.HEADS, cfg.MODEL.VIT.IMG_SIZE = 48, 3, 64
         cfg.MODEL.VIT.DEPTH = cfg.MODEL.ENCODER.NUM_BLOCKS + 1
+        cfg.MODEL.ENCODER.FROZEN.LEVELS, cfg.MODEL.ENCODER.FROZEN.HEADS = [0, 2], 4
     elif cfg.MODEL.BACKBONE.NAME == "build_beit_backbone":
         cfg.MODEL.BEIT.NAME, cfg.MODEL.BEIT.IMG_SIZE = "beit_base_patch16_224", 64
         cfg.MODEL.BEIT.OUT_INDICES = [0, 1, 2, 3]  # later blocks are not kept

@@ -37,7 +37,7 @@ from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 if TYPE_CHECKING:
     # It imports timm, which takes more than a second.
-    from the_mask.modeling.backbones.plain_vit import PlainViT, Tokens
+    from the_mask.modeling.backbones.plain_vit import Tokens
 
 CLASS_LOGITS = ("per-frame", "causal-mean", "whole-video")
 Pair = tuple[Tensor, Tensor]
@@ -54,7 +54,7 @@ class EncoderSegmentor(Segmentor):
     def __init__(
         self,
         *,
-        backbone: PlainViT | Backbone,
+        backbone: Backbone,
         sem_seg_head: EncoderHead,
         criterion: MaskCriterion,
         num_classes: int,
@@ -88,8 +88,9 @@ class EncoderSegmentor(Segmentor):
             size_divisibility=max(shape.stride or 1 for shape in backbone.output_shape().values()),
             frozen_eval=frozen_eval,
         )
-        if sem_seg_head.decoder is None and not 1 <= num_blocks <= backbone.depth:
-            raise ValueError(f"MODEL.ENCODER.NUM_BLOCKS is {num_blocks}; the encoder has {backbone.depth} blocks")
+        depth = getattr(backbone, "depth", 0)
+        if sem_seg_head.decoder is None and not 1 <= num_blocks <= depth:
+            raise ValueError(f"MODEL.ENCODER.NUM_BLOCKS is {num_blocks}; the encoder has {depth} blocks")
         if class_logits not in CLASS_LOGITS:
             raise ValueError(f"TEST.CLASS_LOGITS {class_logits!r}: expected one of {', '.join(CLASS_LOGITS)}")
         if merge_at not in MERGE_PLACES:
@@ -103,7 +104,7 @@ class EncoderSegmentor(Segmentor):
         self.sem_seg_head: EncoderHead = sem_seg_head
         self.criterion = criterion
         self.num_blocks = num_blocks
-        self.patch_size = getattr(backbone, "patch_size", GRID_STRIDE)
+        self.patch_size: int = getattr(backbone, "patch_size", GRID_STRIDE)
         self.norm_queries = norm_queries
         self.norm_auxiliary = norm_auxiliary
         self.masked_attention = masked_attention
@@ -114,8 +115,9 @@ class EncoderSegmentor(Segmentor):
         self.enlarge = MASK_STRIDE if merge_at == "input" else 1
         self._probabilities = [1.0] * num_blocks
         if sem_seg_head.decoder is None:
-            backbone.make_room(sem_seg_head.num_queries, backbone.depth - num_blocks)
-            self.num_prefix_tokens = backbone.num_prefix_tokens
+            vit: Any = backbone
+            vit.make_room(sem_seg_head.num_queries, depth - num_blocks)
+            self.num_prefix_tokens: int = vit.num_prefix_tokens
         else:
             backbone.requires_grad_(False)
             self.num_prefix_tokens = sem_seg_head.decoder.num_prefix_tokens
