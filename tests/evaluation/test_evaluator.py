@@ -10,9 +10,16 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
+from the_mask.data import register_video_tree
 from the_mask.data.io import apply_label_table, read_label_raw
-from the_mask.evaluation import VideoSemSegEvaluator, confusion_matrix, iou_from_confusion, temporal_consistency
-from the_mask.evaluation.video_consistency import VideoConsistency
+from the_mask.evaluation import (
+    VideoSemSegEvaluator,
+    confusion_matrix,
+    evaluate_predictions,
+    iou_from_confusion,
+    temporal_consistency,
+)
+from the_mask.evaluation.video_consistency import VideoConsistency, video_consistency
 
 NAMES = ["sky", "road", "car", "tree"]
 TABLE = [255, 0, 1, 2, 3, *[-1] * 250, 255]
@@ -265,3 +272,27 @@ def test_report_is_logged(dataset, sixteen_videos, caplog):
     run(VideoSemSegEvaluator(dataset), sixteen_videos).evaluate()
     for words in ("16 videos", "VC16_compat", "TC: not computed", "leaves out 7 videos", "road"):
         assert words in caplog.text
+
+
+def test_vc_of_vspw_reads_the_stored_values(tmp_path):
+    """0 and 255 are both ignored, so train ids do not tell them apart; the masks are read again."""
+    rng = np.random.default_rng(3)
+    raw = np.where(rng.random((20, 6, 8)) < 0.97, 0, 255).astype(np.uint8)
+    raw[:, :, 4:] = np.where(rng.random((20, 6, 4)) < 0.99, 1, 2)
+    pred = (rng.random((20, 6, 8)) < 0.03).astype(np.uint8)
+    for index in range(20):
+        for kind, pixels in (("origin", np.zeros((6, 8, 3), np.uint8)), ("mask", raw[index])):
+            path = tmp_path / "root/val/v" / kind / f"{index:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        path = tmp_path / f"out/v/{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pred[index]).save(path)
+    register_video_tree("stored_values", tmp_path / "root", "val", ["one", "two"], {0: 255, 1: 0, 2: 1, 255: 255})
+    figures = evaluate_predictions(tmp_path / "out", "stored_values", train_ids=True, progress=False)["sem_seg"]
+    ids = np.where((raw == 0) | (raw == 255), 255, raw - 1)
+    for n in (8, 16):
+        assert figures[f"VC{n}_compat"] == pytest.approx(100 * video_consistency(pred, ids, n, "compat"))
+        expected = video_consistency(pred, raw, n, "compat-vspw")
+        assert expected != pytest.approx(video_consistency(pred, ids, n, "compat-vspw"), abs=1e-5)
+        assert figures[f"VC{n}_compat-vspw"] == pytest.approx(100 * expected)

@@ -5,7 +5,13 @@ import pytest
 import torch
 from torchvision.models.optical_flow import raft_small
 
-from the_mask.evaluation.temporal_consistency import TemporalConsistency, raft_flow, temporal_consistency, warp_labels
+from the_mask.evaluation.temporal_consistency import (
+    TemporalConsistency,
+    raft_flow,
+    temporal_consistency,
+    warp_labels,
+    warp_labels_compat,
+)
 
 
 def naive_warp(labels, flow):
@@ -19,15 +25,28 @@ def naive_warp(labels, flow):
     return warped, valid
 
 
-def naive_tc(preds, flows, num_classes):
+def naive_compat_warp(labels, flow):
+    """Position x of the next frame is read at x * W / (W - 1) - 1/2, halves to even; 0 outside."""
+    height, width = labels.shape
+    warped = np.zeros_like(labels)
+    for y in range(height):
+        for x in range(width):
+            u = round((x + float(flow[y, x, 0])) * width / (width - 1) - 0.5)
+            v = round((y + float(flow[y, x, 1])) * height / (height - 1) - 0.5)
+            if 0 <= u < width and 0 <= v < height:
+                warped[y, x] = labels[v, u]
+    return warped, np.ones(labels.shape, dtype=bool)
+
+
+def naive_tc(preds, flows, num_classes, warp=naive_warp):
     pairs = []
     for t, flow in enumerate(flows):
-        warped, valid = naive_warp(preds[t + 1], flow)
+        warped, valid = warp(preds[t + 1], flow)
         pairs += list(zip(preds[t][valid].tolist(), warped[valid].tolist(), strict=True))
     ious = []
     for c in range(num_classes):
-        either = sum(1 for a, b in pairs if c in (a, b))
-        if either:
+        if any(a == c for a, _ in pairs):
+            either = sum(1 for a, b in pairs if c in (a, b))
             ious.append(sum(1 for a, b in pairs if a == b == c) / either)
     return sum(ious) / len(ious)
 
@@ -57,7 +76,8 @@ def test_exact_flow_of_a_translation_gives_one(step):
         assert temporal_consistency(frames, maps, 4, constant_flow(0, 0)) < 0.5
 
 
-def test_matches_naive_loops_on_random_flows():
+@pytest.mark.parametrize(("mode", "warp"), [("strict", naive_warp), ("compat", naive_compat_warp)])
+def test_matches_naive_loops_on_random_flows(mode, warp):
     rng = np.random.default_rng(2)
     preds = rng.integers(0, 3, (4, 9, 11))
     frames = np.zeros((4, 9, 11, 3), dtype=np.uint8)
@@ -68,7 +88,21 @@ def test_matches_naive_loops_on_random_flows():
         assert second[0, 0, 0] == first[0, 0, 0] + 1
         return flows[first[0, 0, 0]]
 
-    assert temporal_consistency(frames, preds, 5, flow) == pytest.approx(naive_tc(preds, flows, 5), abs=1e-12)
+    # A class that only the warped map has counts nowhere in the mean.
+    preds[:-1][preds[:-1] == 2] = 1
+    assert (preds[-1] == 2).any()
+    expected = naive_tc(preds, flows, 5, warp)
+    assert temporal_consistency(frames, preds, 5, flow, mode) == pytest.approx(expected, abs=1e-12)
+
+
+def test_compat_counts_what_leaves_the_frame_as_class_0():
+    labels = np.array([[0, 3, 3, 3, 3, 3, 3, 3]], dtype=np.uint8).repeat(6, 0)
+    out = np.full((6, 8, 2), 100.0)
+    assert (warp_labels_compat(labels, out) == 0).all()
+    assert (warp_labels_compat(labels, np.full((6, 8, 2), np.nan)) == 0).all()
+    still = np.zeros((6, 8, 2))
+    assert warp_labels_compat(labels, still)[0].tolist() == [0, 3, 3, 3, 3, 3, 3, 0]  # 7 is read at 7.5, outside
+    assert warp_labels(labels, still)[0][0].tolist() == labels[0].tolist()
 
 
 def test_warp_takes_the_nearest_pixel():

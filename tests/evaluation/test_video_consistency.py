@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from the_mask.evaluation.video_consistency import VideoConsistency, WindowTotal, video_consistency
+from the_mask.evaluation.video_consistency import MODES, VideoConsistency, WindowTotal, video_consistency
 
 
 def brute_windows(pred, gt, n, mode, ignore_label):
     """VC of every window that counts, by the definition, one pixel at a time; None for an empty G."""
     length, height, width = gt.shape
     starts = range(length - n + 1) if mode == "strict" else range(length - n)
-    if mode == "compat" and length <= 16:
+    if length <= (16 if mode == "compat" else n if mode == "compat-vspw" else 0):
         return []
     values = []
     for start in starts:
@@ -69,7 +69,7 @@ def sixteen_videos():
     return [random_video(rng, length) for length in (*range(1, 9), 15, 16, 17, 18, 20, 25, 33, 40)]
 
 
-@pytest.mark.parametrize("mode", ["strict", "compat"])
+@pytest.mark.parametrize("mode", MODES)
 def test_sixteen_videos_match_brute_force(sixteen_videos, mode):
     result = feed(VideoConsistency((8, 16), mode), sixteen_videos).result()
     for n in (8, 16):
@@ -79,14 +79,14 @@ def test_sixteen_videos_match_brute_force(sixteen_videos, mode):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 24), st.integers(1, 9), st.sampled_from(["strict", "compat"]), st.integers(0, 2**31))
+@given(st.integers(1, 24), st.integers(1, 9), st.sampled_from(MODES), st.integers(0, 2**31))
 def test_one_video_matches_brute_force(length, window, mode, seed):
     pred, gt = random_video(np.random.default_rng(seed), length)
     expected = brute_score([(pred, gt)], window, mode)
     assert video_consistency(pred, gt, window, mode) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize("mode", ["strict", "compat"])
+@pytest.mark.parametrize("mode", MODES)
 def test_window_lengths_do_not_mix(sixteen_videos, mode):
     together = feed(VideoConsistency((8, 16, 3), mode), sixteen_videos).result()
     for n in (3, 8, 16):
@@ -107,6 +107,21 @@ def test_void_counts_as_a_label_in_compat_only():
     pred[::2, 0, 1] = 1  # flickers under void
     assert video_consistency(pred, gt, 8, "strict") == 1.0
     assert video_consistency(pred, gt, 8, "compat") == 0.5
+
+
+def test_the_scripts_differ_in_void_and_in_short_videos():
+    """CFFM's makes one label of the stored 0 and 255, VSPW's keeps both; CFFM's leaves 16 frames out for n = 8."""
+    raw = np.full((20, 1, 2), 7, dtype=np.uint8)
+    raw[::2, 0, 1] = 0
+    raw[1::2, 0, 1] = 255
+    ids = np.where((raw == 0) | (raw == 255), 255, raw - 1)
+    pred = np.zeros_like(raw)
+    pred[::2, 0, 1] = 1  # flickers under void
+    assert video_consistency(pred, ids, 8, "compat") == 0.5
+    assert video_consistency(pred, raw, 8, "compat-vspw") == 1.0
+    assert math.isnan(video_consistency(pred[:16], ids[:16], 8, "compat"))
+    assert video_consistency(pred[:16], raw[:16], 8, "compat-vspw") == 1.0
+    assert math.isnan(video_consistency(pred[:8], raw[:8], 8, "compat-vspw"))
 
 
 def test_only_void_leaves_nothing_to_score():

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-MAX_CROP_DRAWS = 10  # THE-Mask and Mask2Former, released code
+# The last is taken unchecked. The released code of Mask2Former and THE-Mask makes one more.
+MAX_CROP_DRAWS = 10
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,7 @@ class ClipMapper:
             "video_id": record["video_id"],
             "frame_ids": [f["frame_id"] for f in frames],
             "file_names": [f["file_name"] for f in frames],
+            "mask_file_names": [f["sem_seg_file_name"] for f in frames],
             "frame_indices": list(indices),
         }
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from the_mask.data.class_pixels import class_warnings
 from the_mask.data.files import inside
-from the_mask.data.io import read_image
+from the_mask.data.io import read_image, read_label_raw
 from the_mask.evaluation.boundary import BoundaryIoU
 from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
 from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
@@ -51,17 +51,20 @@ class Totals:
 
     confusion: NDArray[np.int64]
     consistency: dict[Mode, VideoConsistency]
-    temporal_confusion: NDArray[np.int64] | None
+    temporal_confusion: dict[str, NDArray[np.int64]] | None
     counts: Counts
     boundary: BoundaryIoU | None = None
 
     def merge(self, other: Totals) -> None:
         """Add the sums of another process."""
         self.confusion = self.confusion + other.confusion
-        for mode, meter in other.consistency.items():
-            self.consistency[mode].merge(meter)
+        # One process may have had to leave a mode out.
+        self.consistency = {mode: meter for mode, meter in self.consistency.items() if mode in other.consistency}
+        for mode, meter in self.consistency.items():
+            meter.merge(other.consistency[mode])
         if self.temporal_confusion is not None and other.temporal_confusion is not None:
-            self.temporal_confusion = self.temporal_confusion + other.temporal_confusion
+            for name, counts in other.temporal_confusion.items():
+                self.temporal_confusion[name] = self.temporal_confusion[name] + counts
         if self.boundary is not None and other.boundary is not None:
             self.boundary.merge(other.boundary)
         self.counts = self.counts + other.counts
@@ -69,12 +72,13 @@ class Totals:
 
 @dataclass
 class _Frame:
-    """A predicted frame: class ids [H, W], ground truth [H, W] or None, and where it came from."""
+    """A predicted frame: class ids [H, W], ground truth [H, W] or None, and where it and its mask came from."""
 
     pred: NDArray[np.integer]
     gt: NDArray[np.integer] | None
     frame_id: str
     file_name: str
+    mask_file_name: str | None
 
 
 @dataclass
@@ -88,7 +92,7 @@ class _Video:
 
 
 class VideoSemSegEvaluator:
-    """mIoU and its relatives, VC_n in both modes, and TC, pooled over a data set of videos.
+    """mIoU and its relatives, VC_n in all modes, and TC, pooled over a data set of videos.
 
     Clips of one video must follow one another, but their frames need not come in time order: early ones wait in a
     buffer of at most ``max_pending`` frames. So memory depends on the frame size and the tiling, not on the data set.
@@ -125,6 +129,9 @@ class VideoSemSegEvaluator:
         self.windows = tuple(windows)
         self.max_pending = max_pending
         self.save_dir = Path(save_dir) if save_dir else None
+        # Whether a train id of the ground truth does not tell what was stored (VSPW: 0 and 255 are both ignored).
+        mapped = [train_id for train_id in metadata.label_table if train_id >= 0]
+        self._loses_values = len(set(mapped)) < len(mapped)
         self._raw_values = raw_values_of_classes(metadata.label_table, self.num_classes) if save_dir else None
         self._flow = flow
         self._tc_videos = tc_videos
@@ -148,7 +155,7 @@ class VideoSemSegEvaluator:
 
         Args:
             clips: test items: ``video_id``, ``frame_ids``, ``file_names``, ``frame_indices`` (positions in the video),
-                ``labels`` (T maps [H, W] or None each), ``is_last``.
+                ``labels`` (T maps [H, W] or None each), ``mask_file_names`` (of VC's raw values), ``is_last``.
             predictions: per clip T label maps [H, W], or ``{"sem_seg": T score maps [K, H, W]}``.
 
         Raises:
@@ -165,12 +172,13 @@ class VideoSemSegEvaluator:
                 )
             video = self._current_video(clip["video_id"])
             for position, index in enumerate(clip["frame_indices"]):
-                labels = clip["labels"][position]
+                labels, masks = clip["labels"][position], clip.get("mask_file_names")
                 frame = _Frame(
                     maps[position],
                     None if labels is None else as_label_array(labels, "ground truth"),
                     clip["frame_ids"][position],
                     clip["file_names"][position],
+                    None if masks is None else masks[position],
                 )
                 self._place(video, int(index), frame)
             if clip.get("is_last"):
@@ -219,8 +227,18 @@ class VideoSemSegEvaluator:
             logger.warning(f"{source}: the size changes to {frame.gt.shape}; consistency windows start anew")
             self._cut_windows(video)
         video.gt_shape = frame.gt.shape
-        for meter in self._consistency.values():
-            meter.update(frame.pred, frame.gt)
+        self._feed_consistency(frame)
+
+    def _feed_consistency(self, frame: _Frame) -> None:
+        assert frame.gt is not None
+        if self._loses_values and frame.mask_file_name is None and self._consistency.pop("compat-vspw", None):
+            logger.warning(
+                f"{self.dataset_name}: several values of a mask mean one train id and clips have no mask_file_names: "
+                "VC as VSPW's script counts it is left out"
+            )
+        for mode, meter in self._consistency.items():
+            stored = mode == "compat-vspw" and self._loses_values
+            meter.update(frame.pred, read_label_raw(str(frame.mask_file_name)) if stored else frame.gt)
 
     def _add_temporal(self, video: _Video, frame: _Frame) -> None:
         if self._temporal is None or not (self._tc_videos is None or video.video_id in self._tc_videos):
@@ -262,8 +280,8 @@ class VideoSemSegEvaluator:
         Returns:
             ``{"sem_seg": {...}}`` in percent, on every process: ``mIoU`` (classes with ground truth), ``mIoU_union``
             (classes with non-zero union), ``fwIoU``, ``pACC``, ``mACC``, ``VC<n>`` (strict), ``VC<n>_compat``
-            (official script), ``TC`` when there is a flow, ``BIoU`` when it is wanted, and ``IoU-<class>``.
-            NaN where nothing was counted.
+            (CFFM's script), ``VC<n>_compat-vspw`` (VSPW's), ``TC`` and ``TC_compat`` when there is a flow, ``BIoU``
+            when it is wanted, and ``IoU-<class>``. NaN where nothing was counted.
             After the call :attr:`totals` holds the sums.
 
         Raises:
@@ -290,7 +308,7 @@ class VideoSemSegEvaluator:
         return Totals(
             self.confusion.copy(),
             {mode: meter.finished() for mode, meter in self._consistency.items()},
-            None if self._temporal is None else self._temporal.confusion.copy(),
+            None if self._temporal is None else copy.deepcopy(self._temporal.confusion),
             replace(self.counts),
             copy.deepcopy(self._boundary),
         )
@@ -306,10 +324,10 @@ class VideoSemSegEvaluator:
             "mACC": report["mACC"],
         }
         for mode, meter in totals.consistency.items():
-            suffix = "" if mode == "strict" else f"_{mode}"
-            figures.update({f"VC{window}{suffix}": value for window, value in meter.result().items()})
+            figures.update({f"VC{window}{_suffix(mode)}": value for window, value in meter.result().items()})
         if totals.temporal_confusion is not None:
-            figures["TC"] = iou_from_confusion(totals.temporal_confusion)["mIoU_union"]
+            for mode, confusion in totals.temporal_confusion.items():
+                figures[f"TC{_suffix(mode)}"] = iou_from_confusion(confusion)["mIoU"]
         if totals.boundary is not None:
             figures["BIoU"] = totals.boundary.result()
         figures.update({f"IoU-{name}": float(iou) for name, iou in zip(self.class_names, report["IoU"], strict=True)})
@@ -330,11 +348,15 @@ class VideoSemSegEvaluator:
         if compat is not None and compat.skipped_videos:
             parts.append(
                 f"VC_compat leaves out {compat.skipped_videos} videos (or labelled parts of one) of fewer than "
-                f"{COMPAT_MIN_FRAMES} frames, as the official script does"
+                f"{COMPAT_MIN_FRAMES} frames, as CFFM's script does"
             )
         if totals.temporal_confusion is None:
             parts.append("TC: not computed (give flow weights by TEST.TC_FLOW_WEIGHTS)")
         return "\n\n".join(parts)
+
+
+def _suffix(mode: str) -> str:
+    return "" if mode == "strict" else f"_{mode}"
 
 
 def _label_maps(prediction: Any) -> list[NDArray[np.integer]]:

@@ -15,7 +15,7 @@ def single_frame_clips(records: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
 
     Yields:
         ``dataset``, ``video_id``, ``frame_ids``, ``file_names``, ``frame_indices``, ``labels`` ([H, W] of train ids, or
-        None), ``mask_file_name`` (or None), ``is_first``, ``is_last``.
+        None), ``mask_file_name`` (or None), ``mask_file_names``, ``is_first``, ``is_last``.
 
     Raises:
         ValueError, FileNotFoundError: an unreadable mask, or illegal values in it; the file is named.
@@ -32,6 +32,7 @@ def single_frame_clips(records: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
                 "frame_indices": [index],
                 "labels": [None if mask is None else read_label(mask, label_table)],
                 "mask_file_name": mask,
+                "mask_file_names": [mask],
                 "is_first": index == 0,
                 "is_last": index == len(record["frames"]) - 1,
             }

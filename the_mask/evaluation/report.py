@@ -18,6 +18,7 @@ MEANINGS = {
     "mACC": "mean class accuracy (recall)",
     "BIoU": "boundary IoU: mean IoU over classes, of the pixels near a class border",
     "TC": "temporal consistency: agreement with the next prediction along the optical flow",
+    "TC_compat": "temporal consistency as VSPW's script warps",
 }
 
 
@@ -27,8 +28,9 @@ def meaning(name: str) -> str:
         return MEANINGS[name]
     if name.startswith("VC"):
         window, _, mode = name[2:].partition("_")
-        if mode == "compat":
-            return f"share of pixels still for {window} frames whose prediction is constant (official script)"
+        if mode:
+            script = "CFFM's" if mode == "compat" else "VSPW's"
+            return f"share of pixels still for {window} frames whose prediction is constant ({script} script)"
         return f"share of pixels still for {window} frames predicted correctly in all of them"
     return ""
 

@@ -5,10 +5,14 @@ Used for VSPW by Miao et al. (CVPR 2021), after Liu et al., "Efficient semantic 
 Axes: ``L`` frames of a video, ``K`` classes, ``H W`` frame size.
 
 For each pair (t, t+1) the prediction of t+1 is warped to t by the flow t -> t+1 with nearest sampling; a confusion
-matrix with prediction t as the reference is pooled over all pairs, and TC is its mean IoU over classes of non-zero
-union. Ground truth takes no part. Deliberate differences from the official script: pixels whose flow leaves the frame
-are left out (it counts them as class 0), sampling positions are pixel centres (it normalises by W-1 and samples with
-align_corners=False, a shift of up to half a pixel), and the caller says which videos count (it reads the first 100).
+matrix with prediction t as the reference is pooled over all pairs, and TC is its mean IoU over the classes that occur
+in the reference. Ground truth takes no part. There are two ways to warp:
+
+* ``strict``: the nearest pixel centre; pixels whose flow leaves the frame are left out;
+* ``compat``, the script of VSPW: positions are normalised by W-1 but sampled with ``align_corners=False``, a shift of
+  up to half a pixel, and what lies outside the frame is class 0.
+
+The caller says which videos count; the script reads the first 100.
 """
 
 from __future__ import annotations
@@ -28,8 +32,25 @@ from the_mask.evaluation.metrics import LabelMap, as_label_array, confusion_matr
 FlowFunction = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.floating]]
 """(frame t, frame t+1), uint8 RGB [H, W, 3] each -> flow [H, W, 2] in pixels, (x, y): x_{t+1} = x_t + flow."""
 
+TC_MODES = ("strict", "compat")
 # RAFT looks at features of 1/8 resolution over four pyramid levels; smaller inputs vanish on the way.
 _RAFT_MULTIPLE, _RAFT_MIN_SIDE = 8, 128
+
+
+def warp_labels_compat(labels: LabelMap, flow: NDArray[np.floating]) -> NDArray[np.integer]:
+    """As :func:`warp_labels` the way VSPW's script does; [H, W], class 0 where the flow leads out of the frame."""
+    array = as_label_array(labels)
+    height, width = array.shape
+    rows, columns = np.mgrid[:height, :width]
+    position = np.stack([columns, rows], axis=-1).astype(np.float32) + flow.astype(np.float32)
+    # A flow that is not finite points nowhere: outside the frame.
+    position = np.where(np.isfinite(position), position, np.float32(-2.0 * max(height, width)))
+    last = np.array([max(width - 1, 1), max(height - 1, 1)], dtype=np.float32)
+    grid = torch.from_numpy(2 * position / last - 1)[None]
+    # Ids up to 65535 are exact in float32.
+    source = torch.from_numpy(array.astype(np.float32))[None, None]
+    warped = functional.grid_sample(source, grid, mode="nearest", align_corners=False)
+    return warped[0, 0].numpy().astype(array.dtype)
 
 
 def warp_labels(labels: LabelMap, flow: NDArray[np.floating]) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
@@ -61,7 +82,7 @@ def warp_labels(labels: LabelMap, flow: NDArray[np.floating]) -> tuple[NDArray[n
 
 
 class TemporalConsistency:
-    """Streaming TC; feed frames in time order. Keeps the last frame, its prediction and one matrix.
+    """Streaming TC; feed frames in time order. Keeps the last frame, its prediction and a matrix per mode.
 
     Args:
         num_classes: K.
@@ -72,7 +93,7 @@ class TemporalConsistency:
     def __init__(self, num_classes: int, flow: FlowFunction, ignore_label: int = 255) -> None:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.confusion = {mode: np.zeros((num_classes, num_classes), dtype=np.int64) for mode in TC_MODES}
         self.pairs = 0
         self._flow = flow
         self._last: tuple[NDArray[np.uint8], NDArray[np.integer]] | None = None
@@ -99,29 +120,36 @@ class TemporalConsistency:
             last_frame, last_labels = self._last
             if last_frame.shape != frame.shape:
                 raise ValueError(f"frame size changes inside a video from {last_frame.shape} to {frame.shape}")
-            warped, valid = warp_labels(labels, self._flow(last_frame, frame))
-            valid &= warped != self.ignore_label
-            self.confusion += confusion_matrix(warped[valid], last_labels[valid], self.num_classes, self.ignore_label)
+            flow = self._flow(last_frame, frame)
+            warped, valid = warp_labels(labels, flow)
+            self._count("strict", warped[valid], last_labels[valid])
+            self._count("compat", warp_labels_compat(labels, flow), last_labels)
             self.pairs += 1
         self._last = (frame, labels)
+
+    def _count(self, mode: str, warped: NDArray[np.integer], reference: NDArray[np.integer]) -> None:
+        valid = warped != self.ignore_label
+        self.confusion[mode] += confusion_matrix(warped[valid], reference[valid], self.num_classes, self.ignore_label)
 
     def end_video(self) -> None:
         """Close the current video; pairs never cross a video's end."""
         self._last = None
 
-    def result(self) -> float:
+    def result(self, mode: str = "strict") -> float:
         """TC in 0..1; NaN without a single pair."""
-        return iou_from_confusion(self.confusion)["mIoU_union"]
+        return iou_from_confusion(self.confusion[mode])["mIoU"]
 
 
-def temporal_consistency(frames: NDArray[np.uint8], pred: LabelMap, num_classes: int, flow: FlowFunction) -> float:
+def temporal_consistency(
+    frames: NDArray[np.uint8], pred: LabelMap, num_classes: int, flow: FlowFunction, mode: str = "strict"
+) -> float:
     """TC of one video: ``frames`` uint8 RGB [L, H, W, 3], ``pred`` class ids [L, H, W]. See the module's docstring."""
     labels = as_label_array(pred, "prediction")
     meter = TemporalConsistency(num_classes, flow)
     for frame, labels_t in zip(frames, labels, strict=True):
         meter.update(frame, labels_t)
     meter.end_video()
-    return meter.result()
+    return meter.result(mode)
 
 
 def raft_flow(weights: str | Path, device: str | torch.device = "cpu", updates: int = 20) -> FlowFunction:

@@ -5,16 +5,19 @@ Axes: ``L`` frames of a video, ``H W`` frame size, ``n`` window length.
 For each window of n frames, G = pixels whose ground truth is the same in all n frames, and VC = |G and R| / |G|. The
 score is the mean over all windows of all videos. What R is, and which windows count, depends on the mode:
 
-========================  ==========================================  =======================================
-                          ``strict``                                  ``compat`` (the official script)
-========================  ==========================================  =======================================
-R                         prediction is **correct** in all n frames   prediction is constant in all n frames
-void pixels               never in G                                  void is one more label of G
-windows                   all L-n+1                                   the first L-n: the last one is left out
-short videos              scored when L >= n                          left out when L <= 16, for every n
-========================  ==========================================  =======================================
+=============  =========================  ========================  ==============================
+               ``strict``                 ``compat``                ``compat-vspw``
+=============  =========================  ========================  ==============================
+source         the paper's formula        the script of CFFM        the script of VSPW
+R              prediction is **correct**  prediction is constant    prediction is constant
+void pixels    never in G                 void is one more label    each raw value (0, 255) is one
+windows        all L-n+1                  the first L-n             the first L-n
+short videos   scored when L >= n         left out when L <= 16,    scored when L > n
+                                          for every n
+=============  =========================  ========================  ==============================
 
-Windows with an empty G are left out of the mean in both modes.
+CFFM (Sun et al., CVPR 2022), MRCFA (ECCV 2022) and work built on their code report ``compat``; the tables of VSPW
+``compat-vspw``. Windows with an empty G are left out of the mean in all modes.
 
 Instead of comparing n frames per window, each pixel carries the length of the run it is in; a window that ends at this
 frame keeps the pixel if that run is at least n long. So a video costs one pass and a few maps of state, whatever n is.
@@ -32,9 +35,9 @@ from numpy.typing import NDArray
 
 from the_mask.evaluation.metrics import LabelMap, as_label_array
 
-Mode = Literal["strict", "compat"]
-MODES: tuple[Mode, ...] = ("strict", "compat")
-# The official script and CFFM's drop videos that have no second window of 16 frames, before scoring any n.
+Mode = Literal["strict", "compat", "compat-vspw"]
+MODES: tuple[Mode, ...] = ("strict", "compat", "compat-vspw")
+# CFFM's script drops videos that have no second window of 16 frames, before scoring any n.
 COMPAT_MIN_FRAMES = 17
 # Sums of window scores are kept as integer multiples of 2**-60, so that totals do not depend on the order of addition:
 # any split of the videos over processes gives the same bits.
@@ -79,7 +82,7 @@ class _Runs:
     gt_run: NDArray[np.uint16] | None = None
     pred_run: NDArray[np.uint16] | None = None
     totals: dict[int, WindowTotal] = field(default_factory=dict)
-    # compat: the newest window of each length, held back because the video's last one does not count.
+    # Not strict: the newest window of each length, held back because the video's last one does not count.
     held: dict[int, float] = field(default_factory=dict)
 
 
@@ -90,10 +93,10 @@ class VideoConsistency:
 
     Args:
         windows: window lengths n; they never mix, each has its own total.
-        mode: ``"strict"`` or ``"compat"``, see the module's table.
+        mode: ``"strict"``, ``"compat"`` or ``"compat-vspw"``, see the module's table.
         ignore_label: void value of the ground truth.
         min_frames: shorter videos are left out (and counted in ``skipped_videos``). ``None``: 17 in ``compat``, as
-            the official script; 1 in ``strict``.
+            CFFM's script; else 1.
 
     Raises:
         ValueError: no or non-positive window lengths, unknown mode.
@@ -126,11 +129,11 @@ class VideoConsistency:
 
         Args:
             pred: class ids [H, W].
-            gt: class ids [H, W], ``ignore_label`` for void.
+            gt: class ids [H, W], ``ignore_label`` for void; in ``compat-vspw`` raw label values.
 
         Returns:
-            VC in 0..1 of the windows that end at this frame, by length (NaN: empty G). In ``compat`` the last of them
-            turns out not to count once the video ends.
+            VC in 0..1 of the windows that end at this frame, by length (NaN: empty G). Except in ``strict`` the last of
+            them turns out not to count once the video ends.
 
         Raises:
             ValueError: prediction, ground truth and the video's earlier frames differ in size.
@@ -169,7 +172,7 @@ class VideoConsistency:
             kept = int(np.count_nonzero(common & (runs.pred_run >= n)))
             value = kept / pixels if pixels else float("nan")
             scores[n] = value
-            if self.mode == "compat":
+            if self.mode != "strict":
                 if n in runs.held:
                     runs.totals[n].add(runs.held[n])
                 runs.held[n] = value
@@ -218,7 +221,7 @@ def video_consistency(
 
     Args:
         pred: class ids [L, H, W].
-        gt: class ids [L, H, W], ``ignore_label`` for void.
+        gt: class ids [L, H, W], ``ignore_label`` for void; in ``compat-vspw`` raw label values.
         window: n.
         mode, ignore_label, min_frames: as :class:`VideoConsistency`.
 

@@ -373,7 +373,7 @@ def _cut_clip(clip: Clip, past: int) -> dict[str, Any]:
     length = _frames(clip)
     last = clip.get("reference", length - 1)
     window = slice(max(0, last - past), last + 1)
-    per_frame = ("frames", "labels", "priors", "frame_ids", "file_names", "frame_indices")
+    per_frame = ("frames", "labels", "priors", "frame_ids", "file_names", "mask_file_names", "frame_indices")
     return {**clip, **{key: list(clip[key])[window] for key in per_frame if key in clip}}
 
 
