@@ -231,7 +231,8 @@ class VideoSemSegEvaluator:
 
     def _feed_consistency(self, frame: _Frame) -> None:
         assert frame.gt is not None
-        if self._loses_values and frame.mask_file_name is None and self._consistency.pop("compat-vspw", None):
+        if self._loses_values and frame.mask_file_name is None and "compat-vspw" in self._consistency:
+            del self._consistency["compat-vspw"]
             logger.warning(
                 f"{self.dataset_name}: several values of a mask mean one train id and clips have no mask_file_names: "
                 "VC as VSPW's script counts it is left out"
@@ -326,8 +327,8 @@ class VideoSemSegEvaluator:
         for mode, meter in totals.consistency.items():
             figures.update({f"VC{window}{_suffix(mode)}": value for window, value in meter.result().items()})
         if totals.temporal_confusion is not None:
-            for mode, confusion in totals.temporal_confusion.items():
-                figures[f"TC{_suffix(mode)}"] = iou_from_confusion(confusion)["mIoU"]
+            for way, confusion in totals.temporal_confusion.items():
+                figures[f"TC{_suffix(way)}"] = iou_from_confusion(confusion)["mIoU"]
         if totals.boundary is not None:
             figures["BIoU"] = totals.boundary.result()
         figures.update({f"IoU-{name}": float(iou) for name, iou in zip(self.class_names, report["IoU"], strict=True)})
