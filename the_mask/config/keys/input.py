@@ -36,7 +36,7 @@ def add_keys(cfg: CfgNode) -> None:
     # Crops are always absolute pixels, (height, width); smaller frames are padded at the bottom and right.
     cfg.INPUT.CROP.TYPE = "absolute"
     cfg.INPUT.CROP.SIZE = [480, 480]
-    # A crop is redrawn (10 draws at most, the last is taken unchecked) while one class covers more than this share of its
+    # A crop is redrawn (10 draws at most, the last taken unchecked) while one class covers more than this share of its
     # labelled pixels.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # Photometric distortion of training frames: "per_frame", "shared" by the clip, or "none".
