@@ -61,7 +61,7 @@ def test_evaluation_needs_no_training_set(tiny_shapes: Path, tmp_path: Path) -> 
 
 
 def test_missing_files(tiny_shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS .*none.pth does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS: .*none.pth does not exist"):
         validate(debug_cfg(tmp_path, "MODEL.WEIGHTS", str(tmp_path / "none.pth")))
     classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 124]
     absent = debug_cfg(tmp_path, "DATASETS.TRAIN", ("vspw_train",), "DATASETS.TEST", ("vspw_val",), *classes)

@@ -161,5 +161,5 @@ def test_raft_refuses_other_files(tmp_path):
         raft_flow(foreign)
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"broken\.pth cannot be read"):
+    with pytest.raises(ValueError, match=r"broken\.pth is corrupt"):
         raft_flow(broken)

@@ -257,7 +257,7 @@ def test_bad_files_and_settings_are_named(tmp_path: Path):
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     for name in ("broken.pth", "broken.safetensors"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        with pytest.raises(ValueError, match=f"{name} is corrupt"):
             ClassMemory(K, C, init="file", init_file=str(tmp_path / name))
     with pytest.raises(ValueError, match="INIT 'mean': expected one of first_seen_mean"):
         ClassMemory(K, C, init="mean")

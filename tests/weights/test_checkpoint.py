@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from the_mask.data import files
 from the_mask.weights.checkpoint import (
     CheckpointFolder,
     CheckpointWriteError,
+    part_path,
     read_checkpoint,
     remove_leftovers,
     save_checkpoint,
@@ -154,10 +156,10 @@ def test_damaged_checkpoint_names_the_next_best(tmp_path: Path, damage: Callable
 
 
 def test_missing_and_alone(tmp_path: Path) -> None:
-    folder = _folder_with_two(tmp_path)
+    _folder_with_two(tmp_path)
     (tmp_path / "model_0000002.pth").unlink()
     with pytest.raises(FileNotFoundError, match=r"model_0000002.pth does not exist. Next best.*model_0000001.pth"):
-        read_checkpoint(folder.last())
+        read_checkpoint(tmp_path / "model_0000002.pth")
     _empty(tmp_path / "model_0000001.pth")
     with pytest.raises(ValueError, match="No other checkpoint"):
         read_checkpoint(tmp_path / "model_0000001.pth")
@@ -191,3 +193,114 @@ def test_keep_zero_keeps_all(tmp_path: Path) -> None:
 
 def test_no_pointer_no_last(tmp_path: Path) -> None:
     assert CheckpointFolder(tmp_path).last() is None
+
+
+@pytest.mark.parametrize("pointer", ["", "  \n", None, "model_0000009.pth"], ids=["none", "blank", "missing", "gone"])
+def test_without_a_pointer_the_newest_usable_one_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pointer: str | None
+) -> None:
+    folder = _folder_with_two(tmp_path)
+    folder.save_best(state(9))
+    if pointer is None:
+        (tmp_path / "last_checkpoint").unlink()
+    else:
+        (tmp_path / "last_checkpoint").write_text(pointer)
+    assert CheckpointFolder(tmp_path).last() == tmp_path / "model_0000002.pth"
+    assert "taking model_0000002.pth, the newest usable checkpoint" in caplog.text
+    _truncate(tmp_path / "model_0000002.pth")
+    assert CheckpointFolder(tmp_path).last() == tmp_path / "model_0000001.pth"
+    _garbage(tmp_path / "model_0000001.pth")
+    with pytest.raises(
+        ValueError, match=r"all checkpoints in its folder are damaged: model_0000001.pth, model_0000002"
+    ):
+        CheckpointFolder(tmp_path).last()
+
+
+def test_the_pointer_stays_in_its_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    CheckpointFolder(run).save_numbered(1, state(1))
+    save_checkpoint(tmp_path / "model_0000001.pth", state(7))
+    for name in ("../model_0000001.pth", str(tmp_path / "model_0000001.pth"), "model\0.pth"):
+        (run / "last_checkpoint").write_text(name)
+        with pytest.raises(ValueError, match=r"last_checkpoint does not name a checkpoint in its folder"):
+            CheckpointFolder(run).last()
+    (run / "last_checkpoint").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"last_checkpoint does not name"):
+        CheckpointFolder(run).last()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["../precious.txt"], ["/etc/passwd"], ["precious.txt"], ["model_best.pth"], ["model_1.pth"], "x", [1], None, {}],
+)
+def test_a_checkpoint_cannot_name_what_is_deleted(tmp_path: Path, names: object) -> None:
+    (tmp_path / "precious.txt").write_text("kept")
+    folder = CheckpointFolder(tmp_path / "run", keep=1)
+    with pytest.raises(ValueError, match=r"foreign.pth lists files that are no numbered checkpoints"):
+        folder.take_numbered(names, Path("foreign.pth"))
+    assert folder.numbered == []
+    folder.take_numbered(["model_0000003.pth", "model_12345678.pth"], Path("own.pth"))
+    assert len(folder.numbered) == 2
+
+
+def _parts(path: Path, index: object) -> None:
+    torch.save({"model": {"w": torch.empty(0)}, "parts_elsewhere": index}, path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"count": 10**9, "paths": []},
+        {"count": 0, "paths": []},
+        {"count": "2", "paths": []},
+        {"count": True, "paths": 3},
+        {"count": 1, "paths": ["/model/w"], "token": "../../x"},
+        [1],
+        7,
+    ],
+)
+def test_what_a_checkpoint_says_of_its_parts_is_bounded(tmp_path: Path, index: object) -> None:
+    _parts(tmp_path / "model_a.pth", index)
+    with pytest.raises(ValueError, match=r"model_a.pth: (its parts_elsewhere|the token)"):
+        read_checkpoint(tmp_path / "model_a.pth")
+
+
+@pytest.mark.parametrize("place", ["/model/none/x", "", 5, "/model/w/deeper", "/other"])
+def test_parts_that_do_not_fit(tmp_path: Path, place: object) -> None:
+    _parts(tmp_path / "model_a.pth", {"count": 1, "paths": [place]})
+    save_checkpoint(part_path(tmp_path / "model_a.pth", 0, 1), {"parts": {"/model/w": torch.ones(2)}})
+    with pytest.raises(ValueError, match=r"model_a.pth: its parts of .* do not fit together"):
+        read_checkpoint(tmp_path / "model_a.pth")
+    _parts(tmp_path / "model_a.pth", {"count": 1, "paths": ["/model/w"]})
+    assert read_checkpoint(tmp_path / "model_a.pth")["model"]["w"].tolist() == [1, 1]
+    _parts(tmp_path / "model_a.pth", {"count": 65536, "paths": ["/model/w"]})
+    with pytest.raises(ValueError, match=r"written by 65536 processes; its part .*part0of65536: it is missing"):
+        read_checkpoint(tmp_path / "model_a.pth")
+
+
+def test_stale_parts_go_with_the_checkpoint_that_they_belonged_to(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=1)
+    final = tmp_path / "model_final.pth"
+    others = [
+        tmp_path / "model_final.pth.part",
+        tmp_path / "my_model_final.pth.part0of2",
+        part_path(tmp_path / "x.pth", 0, 2),
+    ]
+    for file in (part_path(final, 0, 2), part_path(final, 1, 2, "0123abcd"), *others):
+        file.write_bytes(b"")
+    folder.save_final(state(1))
+    assert sorted(tmp_path.glob("*part*")) == sorted(others)
+    # A divided one keeps its own, whatever else is there.
+    for token in ("0123abcd", "aaaaaaaa"):
+        part_path(final, 0, 1, token).write_bytes(b"")
+    folder.save_final({**state(1), "parts_elsewhere": {"count": 1, "paths": [], "token": "aaaaaaaa"}})
+    assert sorted(tmp_path.glob("*part*")) == sorted([*others, part_path(final, 0, 1, "aaaaaaaa")])
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = CheckpointFolder(tmp_path / "run", keep=2)
+    folder.save_numbered(1, state(1))
+    shutil.rmtree(tmp_path / "run")
+    folder.save_numbered(2, state(2))
+    assert "run was emptied or deleted during the run: its earlier checkpoints are lost" in caplog.text
+    assert read_checkpoint(folder.last())["numbered"] == ["model_0000002.pth"]

@@ -1,5 +1,6 @@
 """Loading weights: formats, trust, names, and the report on what does not fit."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_not_weights_at_all(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS"):
+    with pytest.raises(FileNotFoundError, match=r"weights file .*none.pth does not exist"):
         load_weights(Segmentor(), tmp_path / "none.pth")
     with pytest.raises(ValueError, match="holds a list"):
         load_weights(Segmentor(), save_torch([1], tmp_path / "list.pth"))
@@ -271,3 +272,80 @@ def test_report_folds_long_lists() -> None:
     assert "(3 more)" in text
     assert report.match == 0
     assert isinstance(report, LoadReport)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "torch before 1.6", "pickle"])
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".bin", ".safetensors", ".ckpt"])
+def test_content_decides_not_the_suffix(tmp_path: Path, kind: str, suffix: str) -> None:
+    model = Segmentor()
+    state, path = filled(model, 2), tmp_path / f"w{suffix}"
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"model": {name: value.numpy() for name, value in state.items()}}))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "torch")
+    assert load_weights(model, path, strict=True).match == 1
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.module.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers(tmp_path: Path, prefix: str) -> None:
+    model = Segmentor()
+    state = {f"{prefix}{name}": value for name, value in filled(model, 2).items()}
+    assert load_weights(model, save_torch(state, tmp_path / "w.pth"), strict=True).match == 1
+
+
+def test_compiled_parts(tmp_path: Path) -> None:
+    model = Segmentor()
+    state = {name.replace("backbone.", "backbone._orig_mod."): value for name, value in filled(model, 2).items()}
+    assert load_weights(model, save_torch(state, tmp_path / "w.pth"), strict=True).match == 1
+
+
+def test_batch_norm_without_its_counter(tmp_path: Path) -> None:
+    """As torch before 0.4.1 wrote it, and as torch itself still reads it."""
+    model = Segmentor()
+    state = {name: value for name, value in filled(model, 2).items() if not name.endswith("num_batches_tracked")}
+    assert len(state) < len(model.state_dict())
+    assert load_weights(model, save_torch(state, tmp_path / "w.pth"), strict=True).match == 1
+
+
+def test_a_folder_and_weights_in_several_files(tmp_path: Path) -> None:
+    """Written as Hugging Face's ``save_pretrained`` lays them out."""
+    model = Segmentor()
+    state = filled(model, 2)
+    names = list(state)
+    halves = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+    for file, part in halves.items():
+        save_file({name: state[name] for name in part}, tmp_path / file)
+    places = {name: file for file, part in halves.items() for name in part}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    for path in (index, tmp_path):
+        report = load_weights(model, path, strict=True)
+        assert report.match == 1
+        assert f"{len(names)} tensors of the index model.safetensors.index.json" in str(report)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"index.json names .*00002-of-00002.* the weights are incomplete"):
+        load_weights(model, index)
+    for places, said in (
+        ({names[0]: "../x.safetensors"}, "leads out of its folder"),
+        ({"other": "model-00001-of-00002.safetensors"}, "1 tensors that are not in its files, e.g. other"),
+        ({}, "no index of weights"),
+        ([1], "no index of weights"),
+    ):
+        index.write_text(json.dumps({"weight_map": places}))
+        with pytest.raises(ValueError, match=said):
+            load_weights(model, index)
+    save_file(state, tmp_path / "model.safetensors")
+    assert load_weights(model, tmp_path, strict=True).match == 1
+
+
+def test_addresses_and_folders_without_weights(tmp_path: Path) -> None:
+    for address in ("https://example.org/w.pth", "hf://owner/model", "s3://bucket/w.pth"):
+        with pytest.raises(ValueError, match="addresses are not read; download the file"):
+            load_weights(Segmentor(), address)
+    with pytest.raises(FileNotFoundError, match="it holds no weights file"):
+        load_weights(Segmentor(), tmp_path)
+    save_torch(filled(Segmentor(), 2), tmp_path / "model_final.pth")
+    with pytest.raises(FileNotFoundError, match=r"name one of its files: model_final.pth"):
+        load_weights(Segmentor(), tmp_path)

@@ -91,7 +91,7 @@ def load(trainer: Trainer, path: Path) -> None:
     TrainerBase.load_state_dict(trainer, {"iteration": state["iteration"], "hooks": state["trainer"]["hooks"]})
     trainer.completed = trainer._saved = trainer.start_iter = state["iteration"] + 1
     trainer.run_id = state["run"]
-    trainer.checkpoints.numbered = list(state["numbered"])
+    trainer.checkpoints.take_numbered(state["numbered"], path)
     _load_best(trainer)
     _load_seed(trainer, state)
     trainer._resumed_rng = {"rng": state["rng"], "iteration": state["iteration"]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from the_mask.inference.compose import config_problems
 from the_mask.modeling.mask.criterion import MATCHINGS
 from the_mask.modeling.mask.encoder_segmentor import CLASS_LOGITS
 from the_mask.modeling.pixel.distillation import missing_teacher
+from the_mask.weights.reading import locate_weights
 
 logger = logging.getLogger(__name__)
 CHOICES = {
@@ -104,8 +104,11 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         for warning in _seldom_meant(cfg):
             logger.warning(warning)
     weights = cfg.MODEL.WEIGHTS
-    if weights and not resuming and not Path(weights).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
+    if weights and not resuming:
+        try:
+            locate_weights(weights)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"MODEL.WEIGHTS: {error}") from error
     # The test sets too: a missing one should not be found by the first evaluation, hours later.
     used = [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST]
     if training and cfg.TEST.EVAL_PERIOD <= 0:

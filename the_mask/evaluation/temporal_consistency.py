@@ -17,7 +17,6 @@ The caller says which videos count; the script reads the first 100.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from the_mask.data.tensor_files import read_tensors
 from the_mask.evaluation.metrics import LabelMap, as_label_array, confusion_matrix, iou_from_confusion
 
 FlowFunction = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.floating]]
@@ -185,10 +185,7 @@ def _load_raft(path: Path) -> nn.Module:
     # Here, not above: torchvision's models take a second to import and most runs have no flow weights.
     from torchvision.models.optical_flow import raft_large, raft_small
 
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"RAFT weights {path} cannot be read: {error}") from error
+    state = read_tensors(path, "file of RAFT's weights")
     candidates = {"raft_large": raft_large, "raft_small": raft_small}
     for build in candidates.values():
         model = build(weights=None)

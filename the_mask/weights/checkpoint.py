@@ -2,21 +2,22 @@
 
 A checkpoint is one ``torch.save`` file of tensors and builtins. A write goes to a temporary file in the same folder,
 is flushed to the disk and then renamed, so that a kill, a power cut or a full disk at any moment leaves the last good
-file as it was.
+file as it was. Nothing that a checkpoint says is taken for a path.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
+import re
 import shutil
-import zipfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from the_mask.data.files import TEMPORARY, atomic_write
+from the_mask.data.files import TEMPORARY, atomic_write, inside
+from the_mask.data.tensor_files import UnreadableError, UnsafePickleError, load_torch, zip_problem
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ BEST = "model_best.pth"
 POINTER = "last_checkpoint"
 # Key of a checkpoint whose sharded tensors stand in files of their own, one per process.
 PARTS = "parts_elsewhere"
+# The only files that are ever deleted to keep the number of checkpoints down, and their parts.
+NUMBERED = re.compile(r"model_\d{7,}\.pth")
+MAX_PARTS = 65536
 
 
 class CheckpointWriteError(OSError):
@@ -74,66 +78,88 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     problem = zip_problem(path)
     if problem is None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-            problem = str(error).splitlines()[0]
+            state = load_torch(path)
+        except UnsafePickleError as error:
+            problem = f"it is a pickle with {error}"
+        except UnreadableError as error:
+            problem = str(error)
         else:
-            if isinstance(state, dict) and "model" in state:
+            if isinstance(state, dict) and isinstance(state.get("model"), dict):
                 return join_parts(path, state)
             problem = "it holds no 'model'"
     raise ValueError(f"checkpoint {path} cannot be read: {problem}{_advice(path)}")
 
 
-def part_path(path: Path, rank: int, count: int) -> Path:
-    """Where process ``rank`` of ``count`` keeps its parts of the sharded tensors of checkpoint ``path``."""
-    return path.with_name(f"{path.name}.part{rank}of{count}")
+def part_path(path: Path, rank: int, count: int, token: str = "") -> Path:
+    """Where process ``rank`` of ``count`` keeps its parts of the sharded tensors of checkpoint ``path``.
+
+    Args:
+        path, rank, count: as said.
+        token: of one save, so that the parts of a save never replace those of the one before; "" in files of old.
+    """
+    return path.with_name(f"{path.name}{f'.{token}' if token else ''}.part{rank}of{count}")
+
+
+def new_token() -> str:
+    """A fresh token for the parts of one save; the processes have to agree on one."""
+    return uuid.uuid4().hex[:8]
+
+
+def remove_parts(path: Path, token: str | None = None) -> None:
+    """Delete the parts beside a checkpoint that are not those of ``token``; None: all."""
+    pattern = re.compile(re.escape(path.name) + r"(?:\.(?P<token>[0-9a-f]{8}))?\.part\d+of\d+")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        found = pattern.fullmatch(other.name)
+        if found and (token is None or (found["token"] or "") != token):
+            other.unlink(missing_ok=True)
 
 
 def join_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Put the parts of a sharded checkpoint into their places; other checkpoints stay as they are.
 
     Raises:
-        ValueError: a part is missing or damaged.
+        ValueError: a part is missing or damaged, or what the checkpoint says of them makes no sense.
     """
     index = state.pop(PARTS, None)
     if index is None:
         return state
-    files = [part_path(path, rank, index["count"]) for rank in range(index["count"])]
+    count, places, token = (
+        (index.get(k) for k in ("count", "paths", "token")) if isinstance(index, dict) else [None] * 3
+    )
+    if not isinstance(count, int) or not 1 <= count <= MAX_PARTS or not isinstance(places, list):
+        raise ValueError(f"checkpoint {path}: its {PARTS} are {str(index)[:100]}, which makes no sense")
+    if token is not None and not re.fullmatch(r"[0-9a-f]{8}", str(token)):
+        raise ValueError(f"checkpoint {path}: the token of its parts is {str(token)[:100]!r}")
     pieces = []
-    for file in files:
+    for rank in range(count):
+        file = part_path(path, rank, count, token or "")
         problem = zip_problem(file) if file.is_file() else "it is missing"
-        if problem:
-            raise ValueError(f"checkpoint {path} was written by {len(files)} processes; its part {file}: {problem}")
-        pieces.append(torch.load(file, map_location="cpu", weights_only=True)["parts"])
-    for place in index["paths"]:
-        *parents, leaf = place.split("/")[1:]
-        node = state
-        for name in parents:
-            node = node[name]
-        node[leaf] = torch.cat([piece[place] for piece in pieces])
+        if problem is None:
+            try:
+                pieces.append(load_torch(file)["parts"])
+                continue
+            except (UnsafePickleError, UnreadableError, KeyError, TypeError) as error:
+                problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"checkpoint {path} was written by {count} processes; its part {file}: {problem}")
+    for place in places:
+        try:
+            *parents, leaf = place.split("/")[1:]
+            node = state
+            for name in parents:
+                node = node[name]
+            node[leaf] = torch.cat([piece[place] for piece in pieces])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"checkpoint {path}: its parts of {str(place)[:100]!r} do not fit together") from error
     return state
 
 
-def zip_problem(path: Path) -> str | None:
-    """What is wrong with a zip archive (the format of ``torch.save``), or ``None``. torch itself checks no checksum."""
-    if not zipfile.is_zipfile(path):
-        return f"truncated or not a checkpoint ({path.stat().st_size} bytes)"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        return f"damaged archive ({error})"
-    return f"damaged content ({damaged} fails its checksum)" if damaged else None
-
-
-def usable_checkpoints(folder: Path) -> list[Path]:
-    """Undamaged checkpoints of a folder, newest first."""
-    files = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path for path in files if zip_problem(path) is None]
+def newest_first(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, damaged ones too."""
+    return sorted(folder.glob("model_*.pth"), key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
 
 
 def _advice(path: Path) -> str:
-    others = [other.name for other in usable_checkpoints(path.parent) if other != path] if path.parent.is_dir() else []
+    others = [other.name for other in newest_first(path.parent) if other != path and zip_problem(other) is None]
     if not others:
         return ". No other checkpoint was found in its folder"
     return (
@@ -160,12 +186,56 @@ class CheckpointFolder:
         self.numbered: list[str] = []
 
     def last(self) -> Path | None:
-        """The checkpoint that ``last_checkpoint`` names, or ``None`` when the folder has no such file."""
+        """The checkpoint to resume from: the one that ``last_checkpoint`` names, else the newest usable one.
+
+        Returns:
+            None when the folder has no checkpoint of a training.
+
+        Raises:
+            ValueError: ``last_checkpoint`` is no name of a file in the folder, or it does not help and every checkpoint
+                is damaged.
+        """
         pointer = self.folder / POINTER
-        if not pointer.is_file():
+        name = ""
+        if pointer.is_file():
+            try:
+                name = pointer.read_text(encoding="utf-8").strip()
+                named = inside(self.folder, name) if name else None
+            except (UnicodeDecodeError, ValueError) as error:
+                raise ValueError(
+                    f"{pointer} does not name a checkpoint in its folder ({error}); write the name of one into it, or "
+                    "remove it to take the newest"
+                ) from error
+            if named is not None and named.is_file():
+                return named
+        # The best checkpoint holds no state of a training.
+        there = [path for path in newest_first(self.folder) if path.name != BEST]
+        usable = next((path for path in there if zip_problem(path) is None), None)
+        if not there:
+            if name:
+                raise FileNotFoundError(
+                    f"{pointer} names {name}, which does not exist, and there is no other checkpoint"
+                )
             return None
-        name = pointer.read_text(encoding="utf-8").strip()
-        return self.folder / name if name else None
+        what = f"names {name}, which does not exist" if name else "is empty" if pointer.is_file() else "is missing"
+        if usable is None:
+            names = ", ".join(sorted(path.name for path in there)[:5])
+            raise ValueError(f"{pointer} {what}, and all checkpoints in its folder are damaged: {names}")
+        logger.warning("%s %s: taking %s, the newest usable checkpoint", pointer, what, usable.name)
+        return usable
+
+    def take_numbered(self, names: Any, source: Path) -> None:
+        """Count the numbered checkpoints that a checkpoint of this run lists as this run's.
+
+        Raises:
+            ValueError: the list has anything but names of numbered checkpoints, which would be deleted in time.
+        """
+        if not isinstance(names, list) or not all(isinstance(n, str) and NUMBERED.fullmatch(n) for n in names):
+            raise ValueError(
+                f"{source} lists files that are no numbered checkpoints, so it was not written by a training: "
+                f"{str(names)[:200]}"
+            )
+        self.numbered = list(names)
 
     @staticmethod
     def numbered_name(iteration: int) -> str:
@@ -174,6 +244,7 @@ class CheckpointFolder:
 
     def save_numbered(self, iteration: int, state: dict[str, Any]) -> Path:
         """Write ``model_<iteration>.pth`` and delete the oldest numbered ones beyond ``keep``."""
+        self._make()
         name = self.numbered_name(iteration)
         names = [other for other in self.numbered if other != name] + [name]
         kept, old = (names[-self.keep :], names[: -self.keep]) if self.keep > 0 else (names, [])
@@ -181,23 +252,33 @@ class CheckpointFolder:
         self.numbered = kept
         for other in old:
             (self.folder / other).unlink(missing_ok=True)
-            for part in self.folder.glob(f"{other}.part*"):
-                part.unlink()
+            remove_parts(self.folder / other)
         return path
 
     def save_final(self, state: dict[str, Any]) -> Path:
         """Write ``model_final.pth``."""
+        self._make()
         return self._save(FINAL, {**state, "numbered": self.numbered})
 
     def save_best(self, state: dict[str, Any]) -> Path:
         """Write ``model_best.pth``; ``--resume`` never continues from it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self.folder / BEST, state)
-        return self.folder / BEST
+        self._make()
+        return self._write(BEST, state)
 
-    def _save(self, name: str, state: dict[str, Any]) -> Path:
+    def _make(self) -> None:
+        """Create the folder. When it was there and is gone, so are its checkpoints."""
+        if self.numbered and not any((self.folder / name).is_file() for name in self.numbered):
+            logger.warning("%s was emptied or deleted during the run: its earlier checkpoints are lost", self.folder)
+            self.numbered = []
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _write(self, name: str, state: dict[str, Any]) -> Path:
         path = self.folder / name
         save_checkpoint(path, state)
+        remove_parts(path, state[PARTS]["token"] if PARTS in state else None)
+        return path
+
+    def _save(self, name: str, state: dict[str, Any]) -> Path:
+        path = self._write(name, state)
         atomic_write(self.folder / POINTER, name.encode())
         return path

@@ -25,7 +25,7 @@ from the_mask.modeling.backbones.internimage import InternImageBlock
 from the_mask.modeling.backbones.mit import MiTBlock
 from the_mask.modeling.mask.mask_decoders.layers import CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from the_mask.modeling.mask.pixel_decoders.ms_deform_attn import DeformableEncoderLayer
-from the_mask.weights.checkpoint import PARTS, part_path, save_checkpoint
+from the_mask.weights.checkpoint import PARTS, CheckpointWriteError, new_token, part_path, save_checkpoint
 
 MODES = ("none", "fsdp2")
 # Modules that are gathered one at a time; whatever is not inside one is gathered with the whole model. Only modules
@@ -142,11 +142,18 @@ def write_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     rest, parts = own_parts(state)
     if not parts:
         return state
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = comm.get_world_size()
-    save_checkpoint(part_path(path, comm.get_rank(), count), {"parts": parts})
-    comm.synchronize()
-    return {**rest, PARTS: {"count": count, "paths": list(parts)}}
+    count, token = comm.get_world_size(), comm.all_gather(new_token())[0]
+    problem = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(part_path(path, comm.get_rank(), count, token), {"parts": parts})
+    except OSError as error:
+        problem = str(error)
+    problems = [text for text in comm.all_gather(problem) if text]
+    if problems:
+        # The others learn of it here; alone, this process would leave them waiting.
+        raise CheckpointWriteError(problems[0])
+    return {**rest, PARTS: {"count": count, "paths": list(parts), "token": token}}
 
 
 def gathered_copy(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:

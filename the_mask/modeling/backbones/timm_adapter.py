@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
 import timm.layers
 import timm.models
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
+from the_mask.data.tensor_files import read_tensors, state_dict_of
 from the_mask.modeling.backbones.common import LEVELS, STRIDES, PyramidBackbone
 from the_mask.modeling.backbones.depthwise import speed_up_depthwise
 from the_mask.modeling.backbones.efficientnet_names import is_first_port, to_timm_names
@@ -128,18 +126,17 @@ def choose_levels(name: str, reductions: Sequence[int], indices: Sequence[int]) 
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or a ``.pth`` that holds nothing but tensors and builtins.
+    """Tensors of a file of any format that holds nothing but tensors and builtins; timm's averages where there are any.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: truncated, of another kind, or with code in it.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"WEIGHTS: {path} does not exist")
-    try:
-        return timm.models.load_state_dict(path)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"WEIGHTS: {path} is not a readable file of tensors: {error}") from error
+    content = read_tensors(path, "weights file (WEIGHTS)")
+    if isinstance(content, dict):
+        averages = (content[key] for key in ("state_dict_ema", "model_ema") if isinstance(content.get(key), dict))
+        content = next(averages, content)
+    return state_dict_of(content, path)
 
 
 def convert_weights(model: nn.Module, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
@@ -167,11 +164,13 @@ def convert_weights(model: nn.Module, state: dict[str, Tensor], path: str) -> di
 def load_exactly(model: nn.Module, state: dict[str, Tensor], expendable: Iterable[str], path: str) -> None:
     """Load ``state``; every key of the model must be there, and no other ones but those of ``expendable`` prefixes.
 
+    Counters of batch norm may be missing, as in files of torch before 0.4.1; they play no part in its results.
+
     Raises:
         ValueError: missing or foreign keys, or other shapes.
     """
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in wanted and not key.startswith(tuple(expendable))]
     shapes = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     for kind, keys in (("missing", missing), ("foreign", foreign), ("of other shape", shapes)):
@@ -180,7 +179,7 @@ def load_exactly(model: nn.Module, state: dict[str, Tensor], expendable: Iterabl
                 f"WEIGHTS: {path} does not fit {type(model).__name__}: {len(keys)} keys {kind}, e.g. "
                 f"{', '.join(keys[:3])}"
             )
-    model.load_state_dict({key: state[key] for key in wanted})
+    model.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
 
 
 Prepare = Callable[[dict[str, Tensor]], dict[str, Tensor]]

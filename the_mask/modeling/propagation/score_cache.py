@@ -6,7 +6,6 @@ A frame's scores never change while frames are not augmented. Axes: K classes, h
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from the_mask.data.files import atomic_write, inside
+from the_mask.data.tensor_files import UnreadableError, UnsafePickleError, load_torch
 from the_mask.modeling.digest import weights_digest
 
 FINGERPRINT = "segmentor.txt"
@@ -52,8 +52,8 @@ class ScoreCache:
         if not path.is_file():
             return None
         try:
-            content = torch.load(path, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
+            content = load_torch(path)
+        except (UnreadableError, UnsafePickleError) as error:
             raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
         # Files of older versions hold bare scores, whose frame may have been another one.
         current = isinstance(content, dict) and content.get("frame") == _digest(clip["frames"][position])

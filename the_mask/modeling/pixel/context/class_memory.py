@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from the_mask.data.tensor_files import read_tensors, state_dict_of
 from the_mask.modeling.pixel.context.class_rows import (
     Candidates,
     ClassSums,
@@ -164,15 +162,9 @@ def read_memory_file(path: str | Path, num_classes: int, prototypes: int, channe
     Raises:
         FileNotFoundError, ValueError: no such file, not one tensor, or one of another shape; the file is named.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"class memory: INIT_FILE {path} does not exist")
-    try:
-        content = load_file(str(path)) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"class memory: INIT_FILE {path} cannot be read: {error}") from error
-    tensors = [content] if isinstance(content, Tensor) else list(content.values())
-    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+    content = read_tensors(path, "file of a class memory (INIT_FILE)")
+    tensors = [content] if isinstance(content, Tensor) else list(state_dict_of(content, path).values())
+    if len(tensors) != 1:
         raise ValueError(f"class memory: INIT_FILE {path} must hold one tensor [classes, (prototypes,) channels]")
     rows = tensors[0].float()
     rows = rows[:, None] if rows.dim() == 2 else rows
