@@ -21,6 +21,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("env", "evaluation"),
     ("engine",),
     ("cli",),
+    ("__main__",),
 )
 # The same inside the_mask/modeling; its other files may be imported from everywhere in it.
 FAMILIES = (("backbones",), ("mask", "pixel"), ("propagation",))
