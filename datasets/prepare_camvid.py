@@ -242,7 +242,8 @@ def decode_sequence(
             Image.fromarray(shrink(frame, frame_size)).save(target)
 
     first = SOURCES[sequence][1] - shift
-    with open_source(str(path)) as source:
+    # The labelled images have the stored pixels, which are not square in 0006R0.
+    with open_source(str(path), square_pixels=False) as source:
         scores = walk_video(source, first, images, folders, write)
     problem, mend = alignment_problem(scores)
     if problem:

@@ -22,8 +22,9 @@ import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
+from the_mask.engine.signals import interrupted_by_signals
 from the_mask.inference import StreamingSegmentor
-from the_mask.inference.demo import DemoStyle, palette_from_config, run_demo
+from the_mask.inference.demo import AUDIO, DemoStyle, check_outputs, palette_from_config, run_demo
 from the_mask.inference.rendering.video_writer import VideoWriter, open_source
 from the_mask.models import model_config, model_names
 
@@ -36,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--model", metavar="NAME", help=f"comes with the library: {', '.join(model_names())}")
     model.add_argument("--config-file", metavar="YAML")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
-    parser.add_argument("--input", required=True, help="video file, folder of frames, URL, or camera index (0, 1, ...)")
+    parser.add_argument(
+        "--input", required=True, help="video, animation or picture, folder of frames, URL, or camera index (0, 1, ...)"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="VIDEO", help=".mp4, .mkv, .mov or .avi")
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="a picture of about a dozen frames")
     parser.add_argument("--alpha", type=float, default=0.55, help="0: frame only, 1: colours only (default: 0.55)")
@@ -44,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--show-input", action="store_true", help="the untouched frame beside the segmentation")
     parser.add_argument("--dataset", default="", metavar="NAME", help="class names and colours; default: the config's")
     parser.add_argument("--fps", type=float, help="frames per second; default: those of the input, 15 for a folder")
+    parser.add_argument("--audio", choices=AUDIO, default="copy", help="sound of the input (default: copy)")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (0: all)")
     parser.add_argument("--asynchronous", action="store_true", help="keyframe models: compute keyframes beside")
     parser.add_argument("--trust-pickle", action="store_true", help="read weights that can execute code")
@@ -62,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset:
         cfg.DATASETS.TEST = (args.dataset,)  # whose classes the weights are checked against
     VideoWriter(args.output)  # a bad name should be found before the model is built
-    with open_source(args.input, args.fps, on_problem=logger.warning) as source:
+    with interrupted_by_signals(), open_source(args.input, args.fps, on_problem=logger.warning) as source:
+        check_outputs(source, palette, args.output, args.contact_sheet, style)
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
         report = run_demo(
             segmentor,
@@ -73,9 +78,10 @@ def run(args: argparse.Namespace) -> None:
             style=style,
             max_frames=args.max_frames,
             asynchronous=args.asynchronous,
+            audio=args.audio,
         )
     speed = report.frames / report.seconds if report.seconds else 0.0
-    stopped = ", stopped by Ctrl-C" if report.interrupted else ""
+    stopped = ", stopped by a signal" if report.interrupted else ""
     keys = f", {report.keyframes} of them keyframes," if report.keyframes else ""
     print(f"{report.frames} frames{keys} in {report.seconds:.1f} s ({speed:.1f} frames/s){stopped}: {args.output}")
     if args.contact_sheet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Generator
@@ -23,10 +24,11 @@ from tqdm import tqdm
 import the_mask.data  # noqa: F401  registers the data sets
 from the_mask.data.class_names import check_classes, classes_dataset
 from the_mask.data.classes import distinct_colors
+from the_mask.inference.live.frame_source import TimedFrame
 from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
 from the_mask.inference.rendering.render import Labels, Palette, Picture
-from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, fit_into
+from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, check_writable, fit_into
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,6 +39,9 @@ LEGEND_SECONDS = 1.0
 # ... and enters it when it covers this share of a frame.
 LEGEND_SHARE = 0.0005
 SHEET_COLUMNS, SHEET_CELL_WIDTH = 4, 320
+# What contact sheets can be written as.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+AUDIO = ("copy", "drop")
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,9 @@ def run_demo(
     max_frames: int = 0,
     progress: bool = True,
     asynchronous: bool = False,
+    audio: str = "copy",
 ) -> DemoReport:
-    """Segment a video and write the annotated one.
+    """Segment a video and write the annotated one, with the times and the sound of the input.
 
     Ctrl-C ends the run early (the way to stop a camera); the video written so far is complete and playable. The same
     holds for an error, which is raised after the file has been closed.
@@ -177,14 +183,18 @@ def run_demo(
         max_frames: 0 takes all.
         progress: show a bar when standard error is a terminal.
         asynchronous: see :func:`segment_video`.
+        audio: "copy" the input's sound if the output can hold it, or "drop" it.
 
     Raises:
-        ValueError: the input breaks off, or labels without a colour.
+        ValueError: an output that cannot be written or is the input, the input breaks off, or labels without a colour.
         OSError: the output cannot be written.
     """
     style = style or DemoStyle()
+    check_outputs(source, palette, output, contact_sheet, style)
+    if audio not in AUDIO:
+        raise ValueError(f"audio {audio!r}: expected one of {', '.join(AUDIO)}")
     annotator = FrameAnnotator(palette, style, source.fps)
-    sheet: EvenSample[tuple[int, Picture]] = EvenSample(3 * SHEET_COLUMNS)
+    sheet: EvenSample[tuple[float, Picture]] = EvenSample(3 * SHEET_COLUMNS)
     seen: set[int] = set()
     report, start = DemoReport(), time.perf_counter()
     total = min(n for n in (source.num_frames, max_frames or None, math.inf) if n is not None)
@@ -196,12 +206,13 @@ def run_demo(
     )
     results = segment_video(segmentor, source, max_frames, asynchronous)
     try:
-        with VideoWriter(output, source.fps) as writer, bar, contextlib.closing(results):
+        sound = source.sound if audio == "copy" else None
+        with VideoWriter(output, source.fps, sound=sound) as writer, bar, contextlib.closing(results):
             for result in results:
-                frame, labels = result.frame.image, np.asarray(result.output)
-                writer.write(annotator.draw(frame, labels))
+                (frame, seconds, duration), labels = result.frame, np.asarray(result.output)
+                writer.write(TimedFrame(annotator.draw(frame, labels), seconds, duration))
                 if contact_sheet is not None:
-                    sheet.add((report.frames, _sheet_cell(frame, labels, palette, style)))
+                    sheet.add((seconds, _sheet_cell(frame, labels, palette, style)))
                     seen.update(render.present_classes(labels, len(palette.names), LEGEND_SHARE))
                 report.frames += 1
                 report.keyframes += bool(result.keyframe)
@@ -213,9 +224,43 @@ def run_demo(
             raise
         raise ValueError(f"{error}; the {report.frames} frames before it are in {output}") from error
     if contact_sheet is not None and report.frames:
-        save_picture(_sheet(sheet.items(), sorted(seen), palette, source.fps, style), contact_sheet)
+        save_picture(_sheet(sheet.items(), sorted(seen), palette, style), contact_sheet)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def check_outputs(
+    source: FrameSource,
+    palette: Palette,
+    output: str | Path,
+    contact_sheet: str | Path | None = None,
+    style: DemoStyle | None = None,
+) -> None:
+    """Everything that can be wrong with the names and the size of the outputs, before any work is done.
+
+    Raises:
+        ValueError: an unknown suffix, a folder, a place that cannot be written, the input itself, or a size that the
+            encoder does not take.
+    """
+    writer = VideoWriter(output, source.fps)
+    if source.size is not None:
+        blank = np.zeros(source.size, np.uint8)
+        drawn = FrameAnnotator(palette, style or DemoStyle(), source.fps).draw(
+            np.zeros((*source.size, 3), np.uint8), blank
+        )
+        writer.check_size(*drawn.shape[:2])
+    if contact_sheet is not None:
+        sheet = Path(contact_sheet)
+        if sheet.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ValueError(f"contact sheet {sheet}: expected a name that ends in {', '.join(PICTURE_SUFFIXES)}")
+        check_writable(sheet)
+        if sheet.absolute() == Path(output).absolute():
+            raise ValueError(f"contact sheet and output are both {sheet}")
+        if source.path is not None and source.path.is_dir() and sheet.resolve().parent == source.path.resolve():
+            raise ValueError(f"contact sheet {sheet} would become a frame of the input {source.path}")
+    for path in (Path(output), *([Path(contact_sheet)] if contact_sheet is not None else [])):
+        if source.path is not None and path.exists() and os.path.samefile(path, source.path):
+            raise ValueError(f"output {path} is the input, which it would replace; choose another name")
 
 
 def palette_from_config(cfg: CfgNode, dataset_name: str = "") -> Palette:
@@ -254,14 +299,12 @@ def _sheet_cell(frame: Picture, labels: Labels, palette: Palette, style: DemoSty
     return render.overlay(small, labels, palette, style.alpha)
 
 
-def _sheet(
-    cells: list[tuple[int, Picture]], classes: list[int], palette: Palette, fps: Fraction, style: DemoStyle
-) -> Picture:
+def _sheet(cells: list[tuple[float, Picture]], classes: list[int], palette: Palette, style: DemoStyle) -> Picture:
     """Cells in reading order, each under its time; frames of other sizes are fitted to the first one's."""
     height, width = cells[0][1].shape[:2]
     pictures = [
-        render.titled(fit_into(cell, height, width), f"{float(number / fps):.1f} s", style.text_size)
-        for number, cell in cells
+        render.titled(fit_into(cell, height, width), f"{seconds - cells[0][0]:.1f} s", style.text_size)
+        for seconds, cell in cells
     ]
     columns = min(SHEET_COLUMNS, len(pictures))
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]

@@ -94,7 +94,8 @@ class StreamEngine:
             stream: a ``StreamingSegmentor`` or any other :class:`~the_mask.modeling.stream.Stream` of pictures.
             max_batch: streams that are advanced together at most.
             max_wait: seconds that frames wait for those of other streams to share a batch.
-            max_gap: seconds between timestamps from which on a stream is no longer continuous.
+            max_gap: seconds between timestamps from which on a stream is no longer continuous; two frames at least, for
+                sources of less than one frame per second.
             stagger: spread the keyframes of many streams over the policy's interval.
             asynchronous: compute keyframes in a background thread; see ``BackgroundKeyframes``.
             warm_up: (height, width) of frames to expect; see :meth:`warm_up`.
@@ -302,7 +303,7 @@ class StreamEngine:
             kind = "reconnected"  # the reader has reported it
         elif last is not None and frame.seconds < last:
             kind, message = "seek", f"timestamps go back from {last:.3f} s to {frame.seconds:.3f} s"
-        elif last is not None and frame.seconds - last > self.max_gap:
+        elif last is not None and frame.seconds - last > max(self.max_gap, 2 / float(stream.reader.fps)):
             kind, message = "gap", f"timestamps jump ahead from {last:.3f} s to {frame.seconds:.3f} s"
         elif before and size != before:
             kind, message = "resolution", f"frames change from {before[0]}x{before[1]} to {size[0]}x{size[1]} pixels"

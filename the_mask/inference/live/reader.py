@@ -104,7 +104,8 @@ class StreamReader:
             mode: "all" or "latest"; default: "latest" for a live source.
             queue_size: frames that wait at most; default 4, or 1 in mode "latest".
             realtime: give frames out no sooner than their timestamps say, as a camera does.
-            reconnects: how often in a row a camera or URL that breaks off is opened again.
+            reconnects: how often in a row a camera or live URL that breaks off is opened again; of a file behind a URL,
+                which goes on after the last frame that came, how often in all.
             reconnect_wait: seconds before each attempt.
 
         Raises:
@@ -124,6 +125,7 @@ class StreamReader:
         self._finished = False
         self._wanted: float | None = None
         self._clock: tuple[float, float] | None = None
+        self._last: float | None = None
         source = open_source(self._damaged)
         self.fps, self.num_frames, self.live = source.fps, source.num_frames, source.live
         self.mode = mode or ("latest" if source.live else "all")
@@ -184,7 +186,8 @@ class StreamReader:
                     error = None
                 except (ValueError, OSError) as problem:
                     error = str(problem)
-                if self.report.decoded > before:
+                # A file that breaks at the same place each time would be opened for ever.
+                if source.live and self.report.decoded > before:
                     attempts = allowed
                 # A file that ended by itself is not a connection that broke.
                 if self._stopping.is_set() or (error is None and not source.live):
@@ -193,7 +196,9 @@ class StreamReader:
                 again = self._reopen(attempts)
                 if again is None:
                     break
-                source, attempts, reopened = *again, True
+                source, attempts = again
+                # The frames of a file go on where they broke off; those of a camera do not.
+                reopened = source.live
         except BaseException as problem:  # noqa: BLE001
             # A defect, not a bad source: the engine raises it in the caller's thread.
             self.crash = problem
@@ -219,9 +224,15 @@ class StreamReader:
         return None
 
     def _decode(self, source: FrameSource, reopened: bool) -> None:
+        after = None if source.live else self._last
+        if after is not None and source.seekable:
+            source.seek(after)
         for frame in source.timed():
             if self._stopping.is_set():
                 return
+            if after is not None and frame.seconds <= after:
+                continue
+            after, self._last = None, frame.seconds
             if self.realtime and not self._pace(frame.seconds):
                 return
             with self._wake:
@@ -238,7 +249,7 @@ class StreamReader:
                 wanted, self._wanted = self._wanted, None
             if wanted is not None:
                 source.seek(wanted)
-                self._clock = None
+                self._clock = self._last = None
 
     def _pace(self, seconds: float) -> bool:
         """Wait for a frame's time; False when the stream was closed meanwhile."""

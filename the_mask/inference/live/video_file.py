@@ -1,0 +1,362 @@
+"""Video files and URLs by PyAV: frames in presentation order, upright, with square pixels and right colours."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.stream import Disposition
+from av.video.reformatter import Colorspace, VideoReformatter
+
+from the_mask.inference.live.frame_source import (
+    DEFAULT_FPS,
+    MAX_FPS,
+    Frame,
+    FrameSource,
+    OnProblem,
+    Position,
+    TimedFrame,
+)
+
+# Seconds to open a URL, and to wait for its next packet.
+NETWORK_TIMEOUT = (10.0, 10.0)
+# URLs of these protocols deliver at their own pace; a file behind http waits for its reader.
+LIVE_PROTOCOLS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp")
+# A frame that is not a keyframe and goes back by less than this has a wrong time; seconds.
+MAX_REORDER = 1.0
+# From so many lines on, colours without a tag are those of HD television, as players take them.
+HD_LINES = 720
+UNSPECIFIED = 2
+# Steps back, in seconds, of a seek that landed too late. The first frames after a seek in a stream without an index are
+# incomplete and have rough times.
+STEPS_BACK = {"mpegts": (2.0, 8.0, 32.0), "mpeg": (2.0, 8.0, 32.0)}
+USUAL_STEPS_BACK = (0.0, 1.0, 4.0, 16.0)
+# Pixels wider or higher than this by their tag: the tag is wrong.
+MAX_PIXEL_RATIO = 4
+
+
+def open_video(
+    name: str,
+    fps: Fraction | None,
+    on_problem: OnProblem | None,
+    max_bad_packets: int,
+    square_pixels: bool = True,
+) -> FrameSource:
+    """Open a file or URL; the first frame is decoded at once.
+
+    Raises:
+        ValueError: it cannot be opened, has no video track or no frame.
+    """
+    decoder = VideoDecoder(name, fps, on_problem, max_bad_packets, square_pixels)
+    try:
+        first = decoder.position.first(f"video {name} holds no frame")
+    except ValueError:
+        decoder.close()
+        raise
+    decoder.start = first.seconds
+    sound = decoder.url if fps is None and decoder.has_sound and not decoder.live else None
+    if decoder.has_sound and sound is None and on_problem is not None:
+        on_problem(f"the sound of {name} is left out: {'it is live' if decoder.live else 'its rate is changed'}")
+    return FrameSource(
+        name,
+        decoder.position,
+        decoder.rate,
+        decoder.stream.frames or None,
+        decoder.close,
+        decoder.live,
+        None if decoder.live else decoder.seek,
+        size=(first.image.shape[0], first.image.shape[1]),
+        path=None if decoder.remote else Path(name),
+        sound=sound,
+    )
+
+
+def open_container(url: str, live: bool = False) -> Any:
+    """An input container of PyAV.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    # Buffering ahead would add its length to the latency of a live stream.
+    options = {"fflags": "nobuffer"} if live else {}
+    timeout = NETWORK_TIMEOUT if "://" in url else None
+    try:
+        # A title in another encoding is no reason to refuse a video.
+        return av.open(url, options=options, timeout=timeout, metadata_errors="replace")
+    except (av.error.FFmpegError, OSError) as error:
+        name = url.removeprefix("file:")
+        raise ValueError(f"video {name} cannot be opened, it is truncated or not a video: {error}") from error
+
+
+class VideoDecoder:
+    """Decodes packet by packet, so that a damaged one costs itself only.
+
+    Attributes:
+        rate: frames per second: the given ones, or those that the file stores if that is plausible.
+        live, remote: the URL delivers at its own pace; it is a URL at all.
+        position: the frames to come; :meth:`seek` moves it.
+        start: time of the first frame, to be set by whoever takes it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fps: Fraction | None,
+        on_problem: OnProblem | None,
+        max_bad_packets: int,
+        square_pixels: bool = True,
+    ) -> None:
+        self.name, self.on_problem, self.max_bad_packets = name, on_problem, max_bad_packets
+        self.remote = "://" in name
+        self.live = name.partition("://")[0].lower() in LIVE_PROTOCOLS
+        # A name such as 10:00.mp4 would be taken for a protocol.
+        self.url = name if self.remote else f"file:{name}"
+        self.square_pixels = square_pixels
+        self.reformatter = VideoReformatter()
+        self.given_rate = fps
+        self._open()
+        self.has_sound = bool(self.container.streams.audio)
+        self.rate = fps or _stored_rate(self.stream)
+        self.start = 0.0
+        self.count = 0
+        self.position = Position(self._frames())
+
+    def _open(self) -> None:
+        self.container = open_container(self.url, self.live)
+        try:
+            self.stream = _video_track(self.container, self.name)
+        except ValueError:
+            self.container.close()
+            raise
+        # Threads that work on several frames at a time hold as many back.
+        self.stream.thread_type = "SLICE" if self.live else "AUTO"
+
+    def close(self) -> None:
+        self.container.close()
+
+    def seek(self, seconds: float) -> None:
+        """Go on with the frame shown at this time.
+
+        Containers without an index land late, some cannot seek: then farther back, at last from the start.
+
+        Raises:
+            ValueError: the file cannot be opened again.
+        """
+        wanted = max(seconds, self.start)
+        timed = self.given_rate is None and (self.stream.start_time is not None or self.stream.duration is not None)
+        for back in STEPS_BACK.get(self.container.format.name, USUAL_STEPS_BACK) if timed else ():
+            if wanted - back < self.start - 1:
+                break
+            try:
+                # To the last frame before it that stands on its own; frames up to the wanted one are decoded.
+                self.container.seek(int((wanted - back) * av.time_base))
+            except av.error.FFmpegError:
+                break
+            if self._go_on_at(wanted, self._frames(from_start=False)):
+                return
+        self.container.close()
+        self._open()
+        self._go_on_at(wanted, self._frames(), late=True)
+
+    def _go_on_at(self, wanted: float, frames: Iterator[TimedFrame], late: bool = False) -> bool:
+        """Find the last frame at or before a time; False if the first one is after it, unless that may be ``late``."""
+        found: list[TimedFrame] = []
+        for frame in frames:
+            if frame.seconds > wanted + 0.5 / float(self.rate):
+                if not found and not late:
+                    return False
+                found.append(frame)
+                break
+            found = [frame]
+        self.position.move(chain(found, frames))
+        return bool(found)
+
+    def _frames(self, from_start: bool = True) -> Iterator[TimedFrame]:
+        """Decode from where the container stands."""
+        clock = _Clock(self.stream, self.rate, self.given_rate, self.container.format.name == "avi")
+        packets = self.container.demux(self.stream)
+        last: TimedFrame | None = None
+        repeats: list[float] = []
+        bad = seen = 0
+        while (packet := self._next_packet(packets)) is not None:
+            stamp = packet.dts if packet.pts is None else packet.pts
+            seen += bool(packet.size) or stamp is not None
+            if not packet.size and stamp is not None:
+                # An empty packet repeats the frame before it; as input of a decoder it would mean the end.
+                heapq.heappush(repeats, float(stamp * packet.time_base))
+                continue
+            clock.packet(packet)
+            try:
+                pictures = packet.decode()
+            except av.error.FFmpegError as error:
+                bad += 1
+                clock.lost()
+                where = f"video {self.name} cannot be decoded after frame {self.count}: {error}"
+                if self.on_problem is None or bad >= self.max_bad_packets:
+                    raise ValueError(where) from error
+                self.on_problem(f"a packet is skipped, {where}")
+                continue
+            for picture in pictures:
+                bad = 0
+                seconds, shown = clock.time(picture)
+                if picture.is_corrupt and self.on_problem is not None:
+                    self.on_problem(f"frame {self.count} of {self.name} is damaged; the decoder filled it in")
+                while last is not None and repeats and repeats[0] < seconds:
+                    yield self._count(clock.repeated(last, heapq.heappop(repeats)))
+                last = TimedFrame(self._image(picture), seconds, shown)
+                yield self._count(last)
+        while last is not None and repeats:
+            yield self._count(clock.repeated(last, heapq.heappop(repeats)))
+        if from_start:
+            self._say_shortage(seen, clock.ticks(), last)
+
+    def _count(self, frame: TimedFrame) -> TimedFrame:
+        self.count += 1
+        return frame
+
+    def _next_packet(self, packets: Iterator[Any]) -> Any:
+        try:
+            return next(packets, None)
+        except av.error.FFmpegError as error:
+            raise ValueError(f"video {self.name} cannot be read after frame {self.count}: {error}") from error
+
+    def _say_shortage(self, packets: int, ticks: int, last: TimedFrame | None) -> None:
+        """A container that announces more than there is was cut, or its connection has broken."""
+        announced = self.stream.frames
+        end, expected = 0.0 if last is None else last.seconds + (last.duration or 0.0), _announced_end(self.stream)
+        if ticks:
+            # An AVI announces its length in frames, and leaves some out, also at its end.
+            packets = max(packets, min(ticks + math.ceil(self.rate), announced))
+        if packets < announced:
+            text = f"{packets} of the {announced} frames that it announces"
+        elif not announced and self.given_rate is None and end < expected - 1:
+            text = f"{end:.1f} of the {expected:.1f} s that it announces"
+        else:
+            return
+        text = f"video {self.name} is cut off: it ends after {text}"
+        if self.on_problem is None or self.remote:
+            raise ValueError(text)
+        self.on_problem(text)
+
+    def _image(self, picture: Any) -> Frame:
+        """RGB, with square pixels and upright, as a whole array."""
+        width, height = picture.width, picture.height
+        ratio = self.stream.sample_aspect_ratio if self.square_pixels else None
+        if ratio and ratio != 1 and 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO:
+            # Enlarged, so that nothing is lost.
+            width, height = (round(width * ratio), height) if ratio > 1 else (width, round(height / ratio))
+        untagged = picture.colorspace == UNSPECIFIED and not picture.format.is_rgb
+        space = Colorspace.ITU709 if untagged and picture.height >= HD_LINES else None
+        rgb = self.reformatter.reformat(picture, width, height, "rgb24", src_colorspace=space)
+        matrix = picture.side_data.get("DISPLAYMATRIX")
+        image = rgb.to_ndarray()
+        return np.ascontiguousarray(image if matrix is None else turned(image, np.frombuffer(matrix, np.int32)))
+
+
+class _Clock:
+    """Presentation times of decoded pictures."""
+
+    def __init__(self, stream: Any, rate: Fraction, given: Fraction | None, by_packet: bool) -> None:
+        """``by_packet``: AVI stores no times; the n-th picture has the place of the n-th packet."""
+        self.unit, self.step, self.given, self.by_packet = stream.time_base, 1 / float(rate), given, by_packet
+        self.stamps: deque[int] = deque()
+        self.first_stamp = stream.start_time or 0
+        self.last_stamp: int | None = None
+        self.last: float | None = None
+        self.number = 0
+
+    def packet(self, packet: Any) -> None:
+        if packet.dts is not None:
+            self.last_stamp = packet.dts
+            if self.by_packet:
+                self.stamps.append(packet.dts)
+
+    def lost(self) -> None:
+        """The packet gave no picture."""
+        if self.by_packet and self.stamps:
+            self.stamps.pop()
+
+    def ticks(self) -> int:
+        """Frames up to the last packet of an AVI, those left out by their empty chunks included."""
+        return self.last_stamp - self.first_stamp + 1 if self.by_packet and self.last_stamp is not None else 0
+
+    def time(self, picture: Any) -> tuple[float, float]:
+        """Seconds at which a picture is shown, and for how long."""
+        shown = float(picture.duration * self.unit) if picture.duration else self.step
+        if self.given is not None:
+            return self._counted()
+        if self.by_packet:
+            seconds = float(self.stamps.popleft() * self.unit) if self.stamps else None
+        else:
+            seconds = picture.time
+        if seconds is None:
+            seconds = 0.0 if self.last is None else self.last + shown
+        elif self.last is not None and self.last - MAX_REORDER < seconds <= self.last and not picture.key_frame:
+            # Decoders give pictures in the order they are shown in, so the stored time is wrong.
+            seconds = self.last + shown
+        self.last = seconds
+        return seconds, shown
+
+    def repeated(self, frame: TimedFrame, seconds: float) -> TimedFrame:
+        """A frame shown again."""
+        if self.given is not None:
+            seconds, _ = self._counted()
+        return TimedFrame(frame.image, seconds, frame.duration)
+
+    def _counted(self) -> tuple[float, float]:
+        assert self.given is not None
+        self.number += 1
+        return float((self.number - 1) / self.given), float(1 / self.given)
+
+
+def turned(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """An image [H, W, ...] shown by a display matrix (nine numbers, ISO 14496-12): right angles, and mirrors too."""
+    a, b, _, c, d = matrix[:5]
+    # A stored point (x, y) is shown at (a x + c y, b x + d y).
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, mirror_x, mirror_y = image.swapaxes(0, 1), c < 0, b < 0
+    else:
+        mirror_x, mirror_y = a < 0, d < 0
+    return image[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
+
+
+def _video_track(container: Any, name: str) -> Any:
+    """The default video track; cover pictures and thumbnails are none.
+
+    Raises:
+        ValueError: there is none, or no decoder for it.
+    """
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    tracks = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not tracks:
+        raise ValueError(f"{name} has no video track{' but a cover picture' if container.streams.video else ''}")
+    track = next((stream for stream in tracks if stream.disposition & Disposition.default), tracks[0])
+    if track.codec_context is None:
+        raise ValueError(f"{name}: PyAV's FFmpeg has no decoder for its video track")
+    return track
+
+
+def _stored_rate(stream: Any) -> Fraction:
+    """The average rate, or FFmpeg's guess where times are not stored; the default where neither can be."""
+    rates = [stream.average_rate, stream.guessed_rate]
+    if stream.start_time is None and stream.duration is None:
+        rates.reverse()
+    return next((Fraction(rate) for rate in rates if rate and 0 < rate <= MAX_FPS), DEFAULT_FPS)
+
+
+def _announced_end(stream: Any) -> float:
+    """Seconds at which a Matroska track says that it ends; 0 where nothing is said (others measure it on opening)."""
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return 0.0
