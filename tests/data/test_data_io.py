@@ -95,7 +95,7 @@ def test_colour_masks_and_deep_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"rgb\.png has mode RGB; expected one channel"):
         read_label_raw(tmp_path / "rgb.png")
     Image.fromarray(IMAGE[..., 0].astype(np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png has mode I;16; convert"):
+    with pytest.raises(ValueError, match=r"deep\.png has mode I(;16)?; convert"):
         read_image(tmp_path / "deep.png")
 
 

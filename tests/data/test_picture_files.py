@@ -120,7 +120,7 @@ def test_tiff_of_every_depth(tmp_path, depth, photometric):
     write_tiff(path, samples, depth, photometric)
     np.testing.assert_array_equal(read_label_raw(path), samples[..., 0])
     if depth == 16:
-        with pytest.raises(ValueError, match=r"has mode I;16; convert"):
+        with pytest.raises(ValueError, match=r"has mode I(;16)?; convert"):
             read_image(path)
         return
     shown = np.floor((samples if photometric else top - samples) * 255.0 / top + 0.5)

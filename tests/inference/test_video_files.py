@@ -271,7 +271,7 @@ def two_tracks(path, pictures, dispositions, codecs=("libx264", "libx264")):
             stream = container.add_stream(codec, rate=10)
             stream.height, stream.width = images[0].shape[:2]
             stream.pix_fmt = "rgb24" if codec == "png" else "yuv420p"
-            stream.disposition = disposition
+            stream.disposition = disposition.value
             streams.append(stream)
         for stream, images in zip(streams, pictures, strict=True):
             for image in images:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -96,6 +96,14 @@ def open_container(url: str, live: bool = False) -> Any:
         raise ValueError(f"video {name} cannot be opened, it is truncated or not a video: {error}") from error
 
 
+class _Shown(NamedTuple):
+    """A decoded picture of PyAV, when it is shown, and for how long."""
+
+    picture: Any
+    seconds: float
+    duration: float
+
+
 class VideoDecoder:
     """Decodes packet by packet, so that a damaged one costs itself only.
 
@@ -127,7 +135,7 @@ class VideoDecoder:
         self.rate = fps or _stored_rate(self.stream)
         self.start = 0.0
         self.count = 0
-        self.position = Position(self._frames())
+        self.position = Position(self._frames(self._pictures()))
 
     def _open(self) -> None:
         self.container = open_container(self.url, self.live)
@@ -160,30 +168,37 @@ class VideoDecoder:
                 self.container.seek(int((wanted - back) * av.time_base))
             except av.error.FFmpegError:
                 break
-            if self._go_on_at(wanted, self._frames(from_start=False)):
+            if self._go_on_at(wanted, self._pictures(from_start=False)):
                 return
         self.container.close()
         self._open()
-        self._go_on_at(wanted, self._frames(), late=True)
+        self._go_on_at(wanted, self._pictures(), late=True)
 
-    def _go_on_at(self, wanted: float, frames: Iterator[TimedFrame], late: bool = False) -> bool:
+    def _go_on_at(self, wanted: float, pictures: Iterator[_Shown], late: bool = False) -> bool:
         """Find the last frame at or before a time; False if the first one is after it, unless that may be ``late``."""
-        found: list[TimedFrame] = []
-        for frame in frames:
-            if frame.seconds > wanted + 0.5 / float(self.rate):
+        found: list[_Shown] = []
+        for picture in pictures:
+            if picture.seconds > wanted + 0.5 / float(self.rate):
                 if not found and not late:
                     return False
-                found.append(frame)
+                found.append(picture)
                 break
-            found = [frame]
-        self.position.move(chain(found, frames))
+            found = [picture]
+        self.position.move(self._frames(chain(found, pictures)))
         return bool(found)
 
-    def _frames(self, from_start: bool = True) -> Iterator[TimedFrame]:
+    def _frames(self, pictures: Iterable[_Shown]) -> Iterator[TimedFrame]:
+        picture, image = None, np.empty(0, np.uint8)
+        for shown in pictures:
+            if shown.picture is not picture:
+                picture, image = shown.picture, self._image(shown.picture)
+            yield TimedFrame(image, shown.seconds, shown.duration)
+
+    def _pictures(self, from_start: bool = True) -> Iterator[_Shown]:
         """Decode from where the container stands."""
         clock = _Clock(self.stream, self.rate, self.given_rate, self.container.format.name == "avi")
         packets = self.container.demux(self.stream)
-        last: TimedFrame | None = None
+        last: _Shown | None = None
         repeats: list[float] = []
         bad = seen = 0
         while (packet := self._next_packet(packets)) is not None:
@@ -210,17 +225,14 @@ class VideoDecoder:
                 if picture.is_corrupt and self.on_problem is not None:
                     self.on_problem(f"frame {self.count} of {self.name} is damaged; the decoder filled it in")
                 while last is not None and repeats and repeats[0] < seconds:
-                    yield self._count(clock.repeated(last, heapq.heappop(repeats)))
-                last = TimedFrame(self._image(picture), seconds, shown)
-                yield self._count(last)
+                    yield clock.repeated(last, heapq.heappop(repeats))
+                    self.count += 1
+                last = _Shown(picture, seconds, shown)
+                yield last
+                self.count += 1
         while last is not None and repeats:
-            yield self._count(clock.repeated(last, heapq.heappop(repeats)))
-        if from_start:
-            self._say_shortage(seen, clock.ticks(), last)
-
-    def _count(self, frame: TimedFrame) -> TimedFrame:
-        self.count += 1
-        return frame
+            yield clock.repeated(last, heapq.heappop(repeats))
+        self._say_shortage(seen if from_start else None, clock.ticks(), last)
 
     def _next_packet(self, packets: Iterator[Any]) -> Any:
         try:
@@ -228,16 +240,17 @@ class VideoDecoder:
         except av.error.FFmpegError as error:
             raise ValueError(f"video {self.name} cannot be read after frame {self.count}: {error}") from error
 
-    def _say_shortage(self, packets: int, ticks: int, last: TimedFrame | None) -> None:
+    def _say_shortage(self, packets: int | None, ticks: int, last: _Shown | None) -> None:
         """A container that announces more than there is was cut, or its connection has broken."""
-        announced = self.stream.frames
-        end, expected = 0.0 if last is None else last.seconds + (last.duration or 0.0), _announced_end(self.stream)
-        if ticks:
+        announced, expected = self.stream.frames, _announced_end(self.stream)
+        end = 0.0 if last is None else last.seconds + last.duration
+        if packets is not None and ticks:
             # An AVI announces its length in frames, and leaves some out, also at its end.
-            packets = max(packets, min(ticks + math.ceil(self.rate), announced))
-        if packets < announced:
+            packets = max(packets, ticks)
+            announced = 0 if announced - packets < self.rate else announced
+        if packets is not None and packets < announced:
             text = f"{packets} of the {announced} frames that it announces"
-        elif not announced and self.given_rate is None and end < expected - 1:
+        elif (packets is None or not announced) and self.given_rate is None and end < expected - 1:
             text = f"{end:.1f} of the {expected:.1f} s that it announces"
         else:
             return
@@ -305,11 +318,11 @@ class _Clock:
         self.last = seconds
         return seconds, shown
 
-    def repeated(self, frame: TimedFrame, seconds: float) -> TimedFrame:
+    def repeated(self, shown: _Shown, seconds: float) -> _Shown:
         """A frame shown again."""
         if self.given is not None:
             seconds, _ = self._counted()
-        return TimedFrame(frame.image, seconds, frame.duration)
+        return _Shown(shown.picture, seconds, shown.duration)
 
     def _counted(self) -> tuple[float, float]:
         assert self.given is not None
@@ -353,7 +366,9 @@ def _stored_rate(stream: Any) -> Fraction:
 
 
 def _announced_end(stream: Any) -> float:
-    """Seconds at which a Matroska track says that it ends; 0 where nothing is said (others measure it on opening)."""
+    """Seconds at which a Matroska track, or one of a known number of frames, says that it ends; else 0."""
+    if stream.frames and stream.duration:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
     minutes, _, seconds = rest.partition(":")
     try:

@@ -98,7 +98,8 @@ class VideoWriter:
         self._time_base = _time_base(self.fps, self._format)
         self._container: Any = None
         self._stream: VideoStream | None = None
-        self._sound_url, self._sound = sound, None
+        self._sound_url = sound
+        self._sound: SoundCopy | None = None
         self._reformatter = VideoReformatter()
         self._warned = False
         # The frame that waits for the next one's time, its tick, and until when it is shown if none follows.
