@@ -13,7 +13,7 @@ import pytest
 import torch
 from av.stream import Disposition
 from PIL import Image
-from stream_cases import CountingRunner, encode, number_of, picture, write_video
+from stream_cases import CountingStream, encode, number_of, picture, write_video
 
 from the_mask.engine.signals import interrupted_by_signals
 from the_mask.inference.demo import DemoStyle, check_outputs, run_demo
@@ -23,22 +23,24 @@ from the_mask.inference.live.sources import open_source
 from the_mask.inference.live.video_file import turned
 from the_mask.inference.rendering.render import Palette
 from the_mask.inference.rendering.video_writer import VideoWriter
+from the_mask.modeling.stream import NO_HINTS, Stream
 
 PALETTE = Palette(["left", "right"], [[250, 30, 30], [30, 30, 250]])
 PLAIN = DemoStyle(alpha=0, legend=False)
 SIZE = (240, 320)  # not enlarged by the demo
 
 
-class Halves:
+class Halves(Stream):
     """Left half class 0, right half class 1."""
 
     def init_state(self):
-        return 0
+        return self.new_state(seen=0)
 
-    def step(self, frame, state):
+    def step(self, frame, state, hints=NO_HINTS):
+        state = self.continue_state(state, frame.shape[:2])
         labels = np.zeros(frame.shape[:2], dtype=np.uint8)
         labels[:, frame.shape[1] // 2 :] = 1
-        return torch.from_numpy(labels), state + 1
+        return torch.from_numpy(labels), {**state, "seen": state["seen"] + 1}
 
 
 def write(path, pictures, codec="libx264", rate=10, kind=None, options=None, times=None, pix_fmt="yuv420p", **set_up):
@@ -91,7 +93,7 @@ class TestTimes:
         numbers, times = stamps(path)
         assert numbers == list(range(30))
         assert np.diff(times) == pytest.approx(0.04, abs=1e-3)
-        with StreamEngine(CountingRunner()) as engine:
+        with StreamEngine(CountingStream()) as engine:
             engine.add(path)
             assert [result.reset for result in engine.results()] == [""] * 30
 
@@ -145,7 +147,7 @@ class TestTimes:
         write(given, numbered(count, SIZE), rate=Fraction(1, seconds))
         with open_source(given) as source:
             assert source.fps == Fraction(1, seconds)
-            with StreamEngine(CountingRunner()) as engine:
+            with StreamEngine(CountingStream()) as engine:
                 engine.add(given)
                 assert [result.reset for result in engine.results()] == [""] * count
             run_demo(Halves(), source, PALETTE, tmp_path / "out.mp4", style=PLAIN)
@@ -491,7 +493,7 @@ class TestNetwork:
         handler.limit, handler.breaks = round(0.6 * path.stat().st_size), breaks
 
     def results(self, url, **options):
-        with StreamEngine(CountingRunner()) as engine:
+        with StreamEngine(CountingStream()) as engine:
             name = engine.add(url, reconnect_wait=0.01, **options)
             found = list(engine.results())
             return [number_of(r.frame.image) for r in found], [r.reset for r in found], engine.reports[name]
@@ -588,10 +590,10 @@ def test_signals_leave_a_playable_file(tmp_path, number):
     given = write_video(tmp_path / "v.mp4", 30)
 
     class Stops(Halves):
-        def step(self, frame, state):
-            if state == 5:
+        def step(self, frame, state, hints=NO_HINTS):
+            if state["seen"] == 5:
                 os.kill(os.getpid(), number)
-            return super().step(frame, state)
+            return super().step(frame, state, hints)
 
     before = signal.getsignal(number)
     with open_source(given) as source, interrupted_by_signals():
