@@ -17,13 +17,14 @@ from the_mask.inference.demo import DemoStyle, EvenSample, FrameAnnotator, palet
 from the_mask.inference.rendering.render import Palette
 from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, open_source
 from the_mask.inference.stream import build_random
+from the_mask.modeling.stream import NO_HINTS, Stream
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "debug" / "the_mask_debug_video.yaml"
 PALETTE = Palette(["left", "right"], [[250, 30, 30], [30, 30, 250]])
 
 
-class Halves:
+class Halves(Stream):
     """Left half class 0, right half class 1; counts the frames of the stream."""
 
     def __init__(self):
@@ -31,12 +32,13 @@ class Halves:
 
     def init_state(self):
         self.streams += 1
-        return 0
+        return self.new_state()
 
-    def step(self, frame, state):
+    def step(self, frame, state, hints=NO_HINTS):
+        state = self.continue_state(state, frame.shape[:2])
         labels = np.zeros(frame.shape[:2], dtype=np.uint8)
         labels[:, frame.shape[1] // 2 :] = 1
-        return torch.from_numpy(labels), state + 1
+        return torch.from_numpy(labels), state
 
 
 @pytest.fixture
