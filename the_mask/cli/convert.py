@@ -6,6 +6,8 @@ and the exit status is 1. Converting a converted file changes nothing. See docs/
 
   the-mask convert model_final_500878.pkl m2f_r50.safetensors
   the-mask convert mit_b2.pth mit_b2.safetensors --from segformer
+  the-mask convert eomt.bin eomt.safetensors --base dinov3_vitl16.safetensors
+  the-mask convert model_final.pth folder --to-huggingface --config-file configs/vspw/videomt_l.yaml
 """
 
 from __future__ import annotations
@@ -33,11 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="write a config, based on --config-file, with the result and the keys under which it computes as released",
     )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="original weights of the encoder, for a file that holds what training added to them (EoMT on DINOv3)",
+    )
+    parser.add_argument(
+        "--to-huggingface",
+        action="store_true",
+        help="write OUT as a folder that transformers opens (EoMT, VidEoMT, EoMT-DINOv3); needs --config-file",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Convert and print what became of each tensor."""
-    from the_mask.weights.converters.files import convert_file
+    from the_mask.weights.converters.files import convert_file, write_huggingface
 
-    print(convert_file(args.source, args.target, args.family, args.trust, args.config_file, args.write_config))
+    if args.to_huggingface:
+        print(write_huggingface(args.source, args.target, args.config_file, args.trust))
+    else:
+        files = (args.config_file, args.write_config, args.base)
+        print(convert_file(args.source, args.target, args.family, args.trust, *files))
     print(f"written: {args.target}")

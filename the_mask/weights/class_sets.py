@@ -19,7 +19,9 @@ from the_mask.data import get_class_names
 from the_mask.data.class_names import config_classes, plain_name
 
 # Layers and class memories whose first axis counts classes; a file for another class list loses just these.
-CLASS_LAYERS = re.compile(r"(^|\.)(\w*(class_embed|conv_seg)\w*\.(weight|bias)|empty_weight|memory\.(rows|seen))$")
+CLASS_LAYERS = re.compile(
+    r"(^|\.)(\w*(class_embed|class_head|conv_seg)\w*\.(weight|bias)|empty_weight|memory\.(rows|seen))$"
+)
 # Key of a checkpoint under which its classes are kept.
 STORED = "class_names"
 

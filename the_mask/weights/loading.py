@@ -20,6 +20,7 @@ from the_mask.modeling.mask.mask_decoders import stage1_to_stage2
 from the_mask.modeling.propagation.official import bisenet_name, swiftnet_name
 from the_mask.weights.class_sets import CLASS_LAYERS, ClassSets, matching_rows, transfer_rows
 from the_mask.weights.converters import UnknownLayoutError, convert
+from the_mask.weights.converters.convert import DIFFERENCES
 from the_mask.weights.converters.tables import fit_position_tables
 from the_mask.weights.reading import read_weights
 from the_mask.weights.sharding import load_whole
@@ -271,6 +272,8 @@ def best_names(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: st
         conversion = convert(state, path)
     except UnknownLayoutError:
         return plain
+    if conversion.differences:
+        raise ValueError(f"{path} {DIFFERENCES}")
     better = fitting(conversion.state) - fitting(renamed)
     if better < 0 or (better == 0 and not description):
         return plain

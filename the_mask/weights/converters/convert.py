@@ -67,6 +67,10 @@ class Section:
 
 
 _NO_HEAD = "this project has no such head"
+DIFFERENCES = (
+    "holds what training added to an encoder (a released model on DINOv3), not its weights: convert it with the "
+    "original weights first, the-mask convert IN OUT --base DINOV3"
+)
 _FROM_CONFIG = "a constant that the config gives"
 # Programs, told apart by prefixes that must occur; the first that fits is taken, longer prefixes before shorter ones.
 LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[Section, ...]], ...] = (
@@ -153,6 +157,7 @@ class Conversion:
         ignored: names of the file that are left out on purpose, and why.
         unknown: names of the file that no converter knows; they are left out.
         missing: our names that a complete model of this kind has and the file lacks.
+        differences: the encoder's tensors are changes of weights that are not in the file.
         settings: config keys under which a model computes what the release of these weights computes.
     """
 
@@ -165,6 +170,7 @@ class Conversion:
     ignored: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    differences: bool = False
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -223,6 +229,7 @@ def convert(state: Mapping[str, Tensor], source: str = "the file", family: str =
         if local:
             _convert_section(section, local, result)
     result.unknown += rest
+    result.differences = layout.startswith("released") and encoder_only.holds_differences(result.state)
     if not result.parts and not result.used:
         first = ", ".join(list(state)[:4])
         raise UnknownLayoutError(

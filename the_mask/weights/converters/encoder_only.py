@@ -6,6 +6,7 @@ The encoder keeps timm's names, the head EoMT's; what differs is mostly the pref
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -45,6 +46,8 @@ HEAD_NAMES = (
     ),
     Names("query_updater.*", optional=True),
 )
+# Largest mean change of a norm's scales that passes for a change.
+LARGEST_CHANGE = 0.05
 _IN_MODEL = r"(cls_token|reg_token|pos_embed|patch_embed\.proj\..*|blocks\..*|norm\..*)"
 
 VIT = (
@@ -75,6 +78,45 @@ SETTINGS = (("MODEL.MASK_FORMER.MERGE_AT", "input"),)
 _HEAD_MARKS = (r"q\.weight", r"class_head\.weight", r"mask_head\.0\.weight")
 HEAD = (Part("encoder-only head", "native", _HEAD_MARKS, (), HEAD_NAMES),)
 RELEASED_HEAD = (Part("encoder-only head", "eomt", _HEAD_MARKS, (), HEAD_NAMES, settings=SETTINGS),)
+
+
+def holds_differences(state: Mapping[str, Tensor]) -> bool:
+    """Whether a converted state holds what was added to the encoder's weights, as the released DINOv3 models do.
+
+    The scales of a network's norms are never all near 0, but their changes in a short training are.
+    """
+    scales = [
+        value for name, value in state.items() if re.fullmatch(r"backbone\.model\.blocks\.\d+\.norm[12]\.weight", name)
+    ]
+    return bool(scales) and max(float(value.float().abs().mean()) for value in scales) < LARGEST_CHANGE
+
+
+def add_base(
+    state: Mapping[str, Tensor], base: Mapping[str, Tensor], source: str, base_source: str
+) -> dict[str, Tensor]:
+    """Encoder weights from their changes and the weights that they were added to; the heads started from 0.
+
+    Args:
+        state: of a file of changes, converted.
+        base: of a file with the original encoder, converted.
+        source, base_source: for messages.
+
+    Raises:
+        ValueError: the base is of another encoder.
+    """
+    encoder = [name for name in state if name.startswith("backbone.")]
+    absent = [name for name in encoder if name not in base]
+    differ = [name for name in encoder if name in base and base[name].shape != state[name].shape]
+    for kind, names in (("lacks", absent), ("has other shapes for", differ)):
+        if names:
+            raise ValueError(
+                f"{base_source} is not the encoder that {source} was trained from: it {kind} {len(names)} of "
+                f"{len(encoder)} tensors, e.g. {names[0]}"
+            )
+    return {
+        name: (base[name].float() + value.float()).to(base[name].dtype) if name in encoder else value
+        for name, value in state.items()
+    }
 
 
 def _head_rules() -> tuple[Rule, ...]:

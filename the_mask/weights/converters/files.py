@@ -17,7 +17,8 @@ import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
 from the_mask.data.files import atomic_write
 from the_mask.weights.class_sets import STORED
-from the_mask.weights.converters.convert import Conversion, check, convert
+from the_mask.weights.converters.convert import DIFFERENCES, Conversion, check, convert
+from the_mask.weights.converters.encoder_only import add_base
 from the_mask.weights.converters.tables import fit_position_tables
 from the_mask.weights.loading import LoadReport, compare
 from the_mask.weights.reading import read_weights
@@ -32,6 +33,7 @@ def convert_file(
     trust: bool = False,
     config_file: Path | None = None,
     write_config: Path | None = None,
+    base: Path | None = None,
 ) -> str:
     """Convert ``source`` to ``target``.
 
@@ -44,6 +46,7 @@ def convert_file(
             alone must fill the backbone.
         write_config: a new YAML based on ``config_file``, with these weights and the keys under which the model
             computes what their release computes.
+        base: the original encoder, for a file that holds what training added to it (released EoMT on DINOv3).
 
     Returns:
         the report, for people.
@@ -65,6 +68,15 @@ def convert_file(
             raise FileNotFoundError(f"{write_config}: its folder does not exist")
     file = read_weights(source, trust)
     result = check(convert(file.state, str(source), family))
+    if result.differences:
+        if base is None:
+            raise ValueError(f"{source} {DIFFERENCES}")
+        original = read_weights(base, trust)
+        encoder = check(convert(original.state, str(base))).state
+        result.state = add_base(result.state, encoder, str(source), str(base))
+        file.notes.append(f"added to the encoder of {base}")
+    elif base is not None:
+        raise ValueError(f"{source} holds whole weights, not changes of an encoder: leave {base} out")
     if config_file is not None:
         file.notes.append(_check_model(result, config_file))
     save_state(target, result.state, result.title, file.class_names)
@@ -117,3 +129,32 @@ def _check_model(result: Conversion, config_file: Path) -> str:
     return f"fills {', '.join(sorted(sections))} of {config_file}" + (
         f"; {len(resized)} position tables resized" if resized else ""
     )
+
+
+def write_huggingface(source: Path, folder: Path, config_file: Path | None, trust: bool = False) -> str:
+    """Write the weights of an encoder-only model as a folder that transformers opens.
+
+    Args:
+        source: any file that fills the model.
+        folder: the result; replaced file by file.
+        config_file: the model's config.
+
+    Returns:
+        the report, for people.
+
+    Raises:
+        FileNotFoundError, ValueError: no config, weights that do not fill the model, or a model transformers lacks.
+    """
+    from the_mask.weights.converters.to_huggingface import save_huggingface
+    from the_mask.weights.loading import load_weights
+
+    if config_file is None:
+        raise ValueError("a folder for transformers needs the model's config: --config-file")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"{folder}: its parent folder does not exist")
+    cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"])
+    model: Any = build_model(cfg).eval()
+    report = load_weights(model, source, trust, strict=True)
+    names = read_weights(source, trust).class_names
+    kind = save_huggingface(model, folder, names if names and len(names) == model.num_classes else None)
+    return f"{report}\n{folder}: model type {kind}"
