@@ -293,10 +293,16 @@ class ClipSegmentor(Segmentor):
         check_finite(scores, f"frame {state['seen']} of a stream", ())
         return scores, {**state, "seen": state["seen"] + 1, "memory": memory}
 
+    def image_logits(self, images: Tensor) -> Tensor:
+        """Logits [B, K, h, w], float32, of normalised images [B, 3, H, W], by a head that does not look back."""
+        return self.sem_seg_head(self.backbone(images)).logits.float()
+
     def _advance(
         self, images: Tensor, memory: dict[str, Any], prior: PriorMap | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Probabilities [B, K, h, w] of the next frames [B, 3, H, W] of B streams, and what they remember."""
+        if not self.memory_length and not self.sem_seg_head.uses_prior:
+            return self.image_logits(images).softmax(dim=1), memory
         features = self.backbone(images)
         if prior is None and self.sem_seg_head.uses_prior:
             prior = self.prior_provider.for_frame(memory["prior"])

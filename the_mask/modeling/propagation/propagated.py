@@ -359,7 +359,7 @@ class PropagatedSegmentor(Segmentor):
         assert isinstance(segmentor, ClipSegmentor)
         images, _ = segmentor.stack([clip])
         height, width = clip["frames"][0].shape[-2:]
-        return segmentor.crop_scores(segmentor.sem_seg_head(segmentor.backbone(images)).logits.float(), height, width)
+        return segmentor.crop_scores(segmentor.image_logits(images), height, width)
 
     def _key_in_stream(
         self, frame: Tensor, state: StreamState

@@ -1,0 +1,10 @@
+"""Runtimes: the networks of a segmentor run in PyTorch, ``torch.compile``, ONNX Runtime or OpenVINO.
+
+:func:`use_runtime` exchanges the parts of a model that are plain functions of tensors (backbone, decoder, propagator).
+Streams, batching, keyframe policies and test-time views around them stay as they are.
+"""
+
+from the_mask.inference.runtimes.cache import RuntimeCache
+from the_mask.inference.runtimes.choose import BACKENDS, PRECISIONS, RuntimeReport, use_runtime
+
+__all__ = ["BACKENDS", "PRECISIONS", "RuntimeCache", "RuntimeReport", "use_runtime"]

@@ -1,0 +1,264 @@
+"""Which runtime runs the parts of a model: by name, or the fastest one measured on the first frame."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from the_mask.export.package import write_onnx
+from the_mask.export.programs import Program
+from the_mask.inference.runtimes.cache import RuntimeCache, module_digest, text_digest
+from the_mask.inference.runtimes.part import Flat, Part, eager_results, register
+from the_mask.inference.runtimes.sessions import (
+    CompiledSession,
+    EagerSession,
+    OnnxRuntimeSession,
+    OpenVinoSession,
+    Session,
+    missing,
+)
+from the_mask.modeling.mask.mask_classifier import MaskClassifier
+from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor, looks_back
+from the_mask.modeling.propagation.propagators import Propagated
+
+BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
+PRECISIONS = ("float32", "bfloat16")
+# Largest difference to PyTorch, relative to the largest value of a result.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+# Seconds for which "auto" measures every candidate of a part, after one call that is not counted.
+MEASURE_SECONDS = 0.5
+_logger = logging.getLogger("the_mask.runtimes")
+
+
+@dataclass
+class RuntimeReport:
+    """What runs where.
+
+    Attributes:
+        chosen: part and layout -> the runtime that serves it.
+        seconds: part and layout -> seconds of a call by candidate, where candidates were measured.
+        left_out: candidate -> why it was not tried.
+    """
+
+    chosen: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = []
+        for part, name in self.chosen.items():
+            others = ", ".join(f"{key} {1e3 * value:.1f} ms" for key, value in self.seconds.get(part, {}).items())
+            lines.append(f"{part}: {name}" + (f" ({others})" if others else ""))
+        lines += [f"without {name}: {reason}" for name, reason in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def use_runtime(
+    model: nn.Module, backend: str = "auto", precision: str = "float32", cache: RuntimeCache | None = None
+) -> RuntimeReport:
+    """Let a segmentor's networks run in a runtime; changes the model in place, for inference only.
+
+    Sessions are made when a size is first seen. Each is compared with PyTorch once, on its first arguments.
+
+    Args:
+        model: a segmentor on the CPU. Called again, the earlier choice is replaced.
+        backend: one of :data:`BACKENDS`. "auto" measures the installed ones (without "compile", which takes minutes) on
+            the first call of every part, and takes the fastest one for each.
+        precision: "float32", or "bfloat16" (eager, compile and OpenVINO; the processor should know it).
+        cache: where exported graphs are kept; None takes the user's cache folder.
+
+    Returns:
+        A report that fills while sessions are made.
+
+    Raises:
+        ValueError: unknown backend or precision, a pair that does not exist, a model on another device.
+        ModuleNotFoundError: the backend's package is not installed; the message has the command.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if precision == "bfloat16" and backend == "onnxruntime":
+        raise ValueError("ONNX Runtime has no bfloat16 on the CPU: use backend openvino, compile or eager")
+    reason = missing(backend)
+    if reason:
+        raise ModuleNotFoundError(f"backend {backend}: {reason}")
+    device = next(model.parameters()).device
+    if device.type != "cpu" and backend not in ("auto", "eager"):
+        raise ValueError(f"backend {backend} runs on the CPU, the model is on {device} (MODEL.DEVICE cpu)")
+    register(Propagated)
+    report = RuntimeReport()
+    chooser = _Chooser(backend, precision, cache or RuntimeCache(), report)
+    model.eval()
+    for owner, name in _places(model):
+        _restore(owner, name)
+        if device.type == "cpu" and (backend, precision) != ("eager", "float32") or backend == "auto":
+            _exchange(owner, name, chooser)
+    return report
+
+
+def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Owners and names of the parts of a model: submodules or methods that are functions of tensors."""
+    if isinstance(model, PropagatedSegmentor):
+        return [*_places(model.segmentor), (model, "propagator")]
+    if isinstance(model, ClipSegmentor):
+        return [(model, "backbone"), (model, "sem_seg_head")] if looks_back(model) else [(model, "image_logits")]
+    if isinstance(model, MaskClassifier):
+        head = model.sem_seg_head
+        return [(model, "backbone"), (head, "pixel_decoder"), (head, "predictor")]
+    raise ValueError(f"{type(model).__name__} does not say which of its parts other runtimes can run")
+
+
+def _exchange(owner: nn.Module, name: str, chooser: _Chooser) -> None:
+    original = getattr(owner, name)
+    if isinstance(original, nn.Module):
+        setattr(owner, name, Part(name, original, "forward", chooser.open))
+    else:
+        # A plain attribute of the object comes before the method of its class.
+        object.__setattr__(owner, name, Part(name, owner, name, chooser.open))
+
+
+def _restore(owner: nn.Module, name: str) -> None:
+    part = getattr(owner, name)
+    if not isinstance(part, Part):
+        return
+    if part.function == "forward":
+        setattr(owner, name, part.original)
+    else:
+        object.__delattr__(owner, name)
+
+
+class _Chooser:
+    """Makes the session of a part's layout."""
+
+    def __init__(self, backend: str, precision: str, cache: RuntimeCache, report: RuntimeReport) -> None:
+        self.backend, self.precision, self.cache, self.report = backend, precision, cache, report
+        self.digests: dict[Part, str] = {}
+
+    def open(self, part: Part, flat: Flat, tensors: list[Tensor]) -> Session:
+        """The session that serves a layout from now on."""
+        expected = eager_results(flat, tensors)
+        shapes = " ".join("x".join(map(str, x.shape)) for x in tensors if x.dim() > 1)
+        label = f"{part.name} {shapes}"
+        if part not in self.digests:
+            self.digests[part] = module_digest(part.original)
+        digest = text_digest(self.digests[part], part.function, flat.spec, flat.constants, *map(_layout, tensors))
+
+        def graph() -> Any:
+            return self.cache.graph(digest, lambda path: _write(flat, tensors, path))
+
+        makers = self._makers(flat, tensors, graph)
+        if self.backend != "auto":
+            name = next(iter(makers))
+            session = makers[name]()
+            _check(session, tensors, expected, f"{label} in {name}", self.precision)
+            self.report.chosen[label] = name
+            return session
+        return self._fastest(label, digest, makers, tensors, expected)
+
+    def _makers(self, flat: Flat, tensors: list[Tensor], graph: Callable[[], Any]) -> dict[str, Callable[[], Session]]:
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else None
+        every: dict[str, Callable[[], Session]] = {
+            "eager": lambda: EagerSession(flat, tensors, dtype=dtype),
+            "eager, channels last": lambda: EagerSession(flat, tensors, channels_last=True, dtype=dtype),
+            "compile": lambda: CompiledSession(flat, tensors, channels_last=True, dtype=dtype),
+            "onnxruntime": lambda: OnnxRuntimeSession(graph()),
+            "openvino": lambda: OpenVinoSession(graph(), self.precision),
+        }
+        if self.backend != "auto":
+            return {self.backend: every[self.backend]}
+        del every["compile"]
+        if dtype is not None:
+            del every["onnxruntime"]
+        for name in ("onnxruntime", "openvino"):
+            reason = missing(name)
+            if name in every and reason:
+                self.report.left_out[name] = reason
+                del every[name]
+        return every
+
+    def _fastest(
+        self,
+        label: str,
+        digest: str,
+        makers: dict[str, Callable[[], Session]],
+        tensors: list[Tensor],
+        expected: list[Tensor],
+    ) -> Session:
+        key = text_digest(digest, self.precision, torch.get_num_threads(), sorted(makers), _processor())
+        kept = self.cache.choice(key)
+        if kept is not None and kept.get("runtime") in makers:
+            session = makers[kept["runtime"]]()
+            _check(session, tensors, expected, f"{label} in {kept['runtime']}", self.precision)
+            self.report.chosen[label] = kept["runtime"]
+            return session
+        seconds: dict[str, float] = {}
+        sessions: dict[str, Session] = {}
+        for name, make in makers.items():
+            try:
+                session = make()
+                _check(session, tensors, expected, f"{label} in {name}", self.precision)
+            # An exporter may fail in any way for a network it does not know; "auto" then does without, and says so.
+            except Exception as error:  # noqa: BLE001
+                text = str(error).strip().splitlines()
+                self.report.left_out[f"{name} for {label}"] = f"{type(error).__name__}: {text[0] if text else ''}"
+                _logger.warning("%s cannot run %s (%s)", name, label, text[0] if text else type(error).__name__)
+                continue
+            seconds[name], sessions[name] = _measure(session, tensors), session
+        best = min(seconds, key=seconds.__getitem__)
+        self.report.chosen[label], self.report.seconds[label] = best, seconds
+        self.cache.keep_choice(key, {"runtime": best, "part": label, "seconds": seconds})
+        _logger.info("%s", RuntimeReport({label: best}, {label: seconds}))
+        return sessions[best]
+
+
+def _write(flat: Flat, tensors: list[Tensor], path: Any) -> None:
+    results = eager_results(flat, tensors)
+    program = Program(
+        path.stem,
+        flat,
+        tuple(tensors),
+        [f"input{i}" for i in range(len(tensors))],
+        [f"output{i}" for i in range(len(results))],
+    )
+    write_onnx(program, path.parent)
+
+
+def _layout(x: Tensor) -> str:
+    return f"{x.dtype} {list(x.shape)}"
+
+
+def _check(session: Session, tensors: Sequence[Tensor], expected: Sequence[Tensor], name: str, precision: str) -> None:
+    found = session(list(tensors))
+    for right, other in zip(expected, found, strict=True):
+        if right.shape != other.shape:
+            raise RuntimeError(f"{name} gives shape {list(other.shape)}, PyTorch {list(right.shape)}")
+        difference = float((right.float() - other.float()).abs().max()) / (float(right.float().abs().max()) or 1.0)
+        if not difference <= TOLERANCE[precision]:
+            raise RuntimeError(
+                f"{name} differs from PyTorch by {difference:.2g} of the largest value (allowed: "
+                f"{TOLERANCE[precision]:g})"
+            )
+
+
+def _measure(session: Session, tensors: list[Tensor]) -> float:
+    """Median seconds of a call."""
+    session(tensors)
+    times: list[float] = []
+    while sum(times) < MEASURE_SECONDS or len(times) < 2:
+        start = time.perf_counter()
+        session(tensors)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _processor() -> str:
+    return torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,143 @@
+"""A part of a model whose calls run in a runtime's sessions, one for every layout of arguments.
+
+A layout is the structure of the arguments, the shapes and types of their tensors, and the values of everything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from the_mask.inference.runtimes.sessions import Session
+
+# Sessions of other layouts (sizes, batch sizes) are dropped, the least recently used first.
+MOST_SESSIONS = 8
+_logger = logging.getLogger("the_mask.runtimes")
+
+
+class Flat(nn.Module):
+    """A function of structured arguments as a module of tensors.
+
+    Args:
+        module: holds the parameters.
+        function: name of the method that is called; ``forward`` by default.
+        spec: structure of ``(args, kwargs)``.
+        leaves: all leaves; tensors are replaced by the arguments of a call.
+    """
+
+    def __init__(self, module: nn.Module, function: str, spec: pytree.TreeSpec, leaves: Sequence[Any]) -> None:
+        super().__init__()
+        self.module, self.function, self.spec = module, function, spec
+        self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.result_spec: pytree.TreeSpec | None = None
+        self.results: list[tuple[bool, Any]] = []
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves = list(self.constants)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        results, self.result_spec = pytree.tree_flatten(call(self.module, self.function, args, kwargs))
+        self.results = [(True, None) if isinstance(leaf, Tensor) else (False, leaf) for leaf in results]
+        return tuple(leaf for leaf in results if isinstance(leaf, Tensor))
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> Any:
+        """The structured result of the tensors that a session gave."""
+        assert self.result_spec is not None
+        left = iter(tensors)
+        leaves = [next(left) if is_tensor else constant for is_tensor, constant in self.results]
+        return pytree.tree_unflatten(leaves, self.result_spec)
+
+
+Opener = Callable[["Part", Flat, list[Tensor]], Session]
+
+
+class Part(nn.Module):
+    """Stands in a model's place of a module (or of a method) and has its calls run by sessions.
+
+    Attributes of the original are read through it. Calls that record gradients run the original.
+    """
+
+    def __init__(self, name: str, module: nn.Module, function: str, open_session: Opener) -> None:
+        """
+        Args:
+            name: of the part, for messages.
+            module: the original; its parameters are not copied.
+            function: its method that is run; "forward" for the module itself.
+            open_session: makes the session of a layout.
+        """
+        super().__init__()
+        # In a tuple, so that the original's parameters are not listed twice where it stays in the model.
+        self._original = (module,)
+        self.name, self.function = name, function
+        self._open_session = open_session
+        self._sessions: OrderedDict[Any, tuple[Flat, Session]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def original(self) -> nn.Module:
+        return self._original[0]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._original[0], name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
+        """A copied model shares its parts: sessions are bound to the weights that they were made from."""
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return call(self.original, self.function, args, kwargs)
+        layout = (spec, tuple(_describe(leaf) for leaf in leaves))
+        with self._lock:
+            if layout not in self._sessions:
+                flat = Flat(self.original, self.function, spec, leaves).eval()
+                self._sessions[layout] = (flat, self._open_session(self, flat, tensors))
+                while len(self._sessions) > MOST_SESSIONS:
+                    self._sessions.popitem(last=False)
+            self._sessions.move_to_end(layout)
+            flat, session = self._sessions[layout]
+        return flat.rebuilt(session(tensors))
+
+
+def call(module: nn.Module, function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a module, or the method of its class; a part of the same name in the object is passed by."""
+    if function == "forward":
+        return module(*args, **kwargs)
+    return getattr(type(module), function)(module, *args, **kwargs)
+
+
+def eager_results(flat: Flat, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What the original gives; also tells ``flat`` the structure of its results."""
+    with torch.no_grad():
+        return list(flat(*tensors))
+
+
+def _describe(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return (tuple(leaf.shape), leaf.dtype)
+    if isinstance(leaf, (int, float, str, bool, bytes, type(None))):
+        return leaf
+    raise TypeError(f"an argument of type {type(leaf).__name__} cannot be part of a runtime's call")
+
+
+def register(*kinds: type) -> None:
+    """Let dataclasses travel into and out of parts."""
+    for kind in kinds:
+        if kind not in pytree.SUPPORTED_NODES:
+            names = [field.name for field in dataclasses.fields(kind)]
+            pytree.register_dataclass(kind, field_names=names, drop_field_names=[])

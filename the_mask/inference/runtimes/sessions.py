@@ -1,0 +1,131 @@
+"""One network at one layout of its arguments, ready to run: tensors in, tensors out.
+
+Every session is made from an eager module whose ``forward`` takes and gives tensors only. Its threads are those that
+torch uses in the process that makes it.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from the_mask.inference.runtimes.fusion import fuse_norms
+
+Arguments = Sequence[Tensor]
+# Gives the path of the module's ONNX file, exporting it when first asked.
+GraphFile = Callable[[], Path]
+
+
+class Session(Protocol):
+    """A network that is ready to run."""
+
+    def __call__(self, arguments: Arguments) -> list[Tensor]:
+        """Results for some arguments of the layout that the session was made for."""
+
+
+class EagerSession:
+    """PyTorch itself, with frozen norms folded into convolutions.
+
+    Args:
+        channels_last: the layout of images and of the weights that meet them.
+        dtype: of autocast; None runs as the module is.
+    """
+
+    def __init__(
+        self, module: nn.Module, example: Arguments, channels_last: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
+        self.module = fuse_norms(copy.deepcopy(module).eval(), example)
+        self.layout = torch.channels_last if channels_last else torch.preserve_format
+        if channels_last:
+            self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = dtype
+        self.run: Callable[..., Sequence[Tensor]] = self.module
+
+    def __call__(self, arguments: Arguments) -> list[Tensor]:
+        images = [x.contiguous(memory_format=self.layout) if _is_image(x) else x for x in arguments]
+        with torch.no_grad(), torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
+            results = self.run(*images)
+        return [x.float() if x.dtype == self.dtype else x for x in results]
+
+
+class CompiledSession(EagerSession):
+    """``torch.compile`` with constants folded; the first call compiles."""
+
+    def __init__(self, module: nn.Module, example: Arguments, **options: Any) -> None:
+        super().__init__(module, example, **options)
+        self.run = torch.compile(self.module, dynamic=False, options={"freezing": True})
+
+
+class OnnxRuntimeSession:
+    """ONNX Runtime on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        # Threads that spin between two frames take the cores from decoding and drawing.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.names = [x.name for x in self.session.get_inputs()]
+
+    def __call__(self, arguments: Arguments) -> list[Tensor]:
+        feed = {name: _array(x) for name, x in zip(self.names, arguments, strict=True)}
+        return [torch.from_numpy(x) for x in self.session.run(None, feed)]
+
+
+class OpenVinoSession:
+    """OpenVINO on the CPU.
+
+    Args:
+        path: ONNX file.
+        precision: "float32" or "bfloat16", in which OpenVINO computes.
+    """
+
+    def __init__(self, path: Path, precision: str = "float32") -> None:
+        import openvino
+
+        types = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
+        core = openvino.Core()
+        self.compiled = core.compile_model(
+            core.read_model(str(path)),
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": types[precision],
+            },
+        )
+        # A request holds the arrays of one call, so every thread has its own.
+        self.local = threading.local()
+
+    def __call__(self, arguments: Arguments) -> list[Tensor]:
+        if not hasattr(self.local, "request"):
+            self.local.request = self.compiled.create_infer_request()
+        request = self.local.request
+        request.infer([_array(x) for x in arguments], share_inputs=True)
+        return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(len(self.compiled.outputs))]
+
+
+def missing(backend: str) -> str:
+    """What to install for a backend; empty when all is there."""
+    needs = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+    absent = [name for name in needs.get(backend, ()) if importlib.util.find_spec(name) is None]
+    return f"pip install 'the_mask[{backend}]' (missing: {', '.join(absent)})" if absent else ""
+
+
+def _is_image(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_floating_point()
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().contiguous().numpy()
