@@ -24,10 +24,8 @@ from the_mask.inference.runtimes.sessions import (
     Session,
     missing,
 )
-from the_mask.modeling.mask.mask_classifier import MaskClassifier
-from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
-from the_mask.modeling.propagation.propagated import PropagatedSegmentor, looks_back
 from the_mask.modeling.propagation.propagators import Propagated
+from the_mask.modeling.segmentor import Segmentor
 
 BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16")
@@ -62,7 +60,7 @@ class RuntimeReport:
 
 
 def use_runtime(
-    model: nn.Module, backend: str = "auto", precision: str = "float32", cache: RuntimeCache | None = None
+    model: Segmentor, backend: str = "auto", precision: str = "float32", cache: RuntimeCache | None = None
 ) -> RuntimeReport:
     """Let a segmentor's networks run in a runtime; changes the model in place, for inference only.
 
@@ -92,29 +90,17 @@ def use_runtime(
     if reason:
         raise ModuleNotFoundError(f"backend {backend}: {reason}")
     device = next(model.parameters()).device
-    if device.type != "cpu" and backend not in ("auto", "eager"):
-        raise ValueError(f"backend {backend} runs on the CPU, the model is on {device} (MODEL.DEVICE cpu)")
+    if device.type != "cpu" and (backend != "auto" or precision != "float32"):
+        raise ValueError(f"backend {backend} in {precision} runs on the CPU, the model is on {device} (MODEL.DEVICE cpu)")
     register(Propagated)
     report = RuntimeReport()
     chooser = _Chooser(backend, precision, cache or RuntimeCache(), report)
     model.eval()
-    for owner, name in _places(model):
+    for owner, name in model.runtime_parts():
         _restore(owner, name)
-        if device.type == "cpu" and (backend, precision) != ("eager", "float32") or backend == "auto":
+        if device.type == "cpu":
             _exchange(owner, name, chooser)
     return report
-
-
-def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Owners and names of the parts of a model: submodules or methods that are functions of tensors."""
-    if isinstance(model, PropagatedSegmentor):
-        return [*_places(model.segmentor), (model, "propagator")]
-    if isinstance(model, ClipSegmentor):
-        return [(model, "backbone"), (model, "sem_seg_head")] if looks_back(model) else [(model, "image_logits")]
-    if isinstance(model, MaskClassifier):
-        head = model.sem_seg_head
-        return [(model, "backbone"), (head, "pixel_decoder"), (head, "predictor")]
-    raise ValueError(f"{type(model).__name__} does not say which of its parts other runtimes can run")
 
 
 def _exchange(owner: nn.Module, name: str, chooser: _Chooser) -> None:

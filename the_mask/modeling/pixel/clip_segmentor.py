@@ -293,6 +293,12 @@ class ClipSegmentor(Segmentor):
         check_finite(scores, f"frame {state['seen']} of a stream", ())
         return scores, {**state, "seen": state["seen"] + 1, "memory": memory}
 
+    def runtime_parts(self) -> list[tuple[nn.Module, str]]:
+        """One part for images; backbone and head apart where frames are remembered between them."""
+        if self.memory_length or self.sem_seg_head.uses_prior:
+            return [(self, "backbone"), (self, "sem_seg_head")]
+        return [(self, "image_logits")]
+
     def image_logits(self, images: Tensor) -> Tensor:
         """Logits [B, K, h, w], float32, of normalised images [B, 3, H, W], by a head that does not look back."""
         return self.sem_seg_head(self.backbone(images)).logits.float()

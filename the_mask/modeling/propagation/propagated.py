@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
@@ -161,6 +161,10 @@ class PropagatedSegmentor(Segmentor):
         super().train(mode)
         self.segmentor.eval()
         return self
+
+    def runtime_parts(self) -> list[tuple[nn.Module, str]]:
+        """The key segmentor's parts, and the propagator."""
+        return [*self.segmentor.runtime_parts(), (self, "propagator")]
 
     # Streams.
 
