@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import the_mask.modeling  # noqa: F401  fills the registries
+from the_mask.cli import _options
 from the_mask.config import load_config
 from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--audio", choices=AUDIO, default="copy", help="sound of the input (default: copy)")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (0: all)")
     parser.add_argument("--asynchronous", action="store_true", help="keyframe models: compute keyframes beside")
+    _options.runtime_options(parser)
     parser.add_argument("--trust-pickle", action="store_true", help="read weights that can execute code")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, e.g. MODEL.DEVICE cpu")
     return parser
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     with interrupted_by_signals(), open_source(args.input, args.fps, on_problem=logger.warning) as source:
         check_outputs(source, palette, args.output, args.contact_sheet, style)
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
+        runtimes = _options.use_backend(args, segmentor.model)
         report = run_demo(
             segmentor,
             source,
@@ -84,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
     stopped = ", stopped by a signal" if report.interrupted else ""
     keys = f", {report.keyframes} of them keyframes," if report.keyframes else ""
     print(f"{report.frames} frames{keys} in {report.seconds:.1f} s ({speed:.1f} frames/s){stopped}: {args.output}")
+    if runtimes is not None:
+        print(runtimes)
     if args.contact_sheet:
         print(f"contact sheet: {args.contact_sheet}")
 

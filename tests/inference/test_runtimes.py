@@ -9,9 +9,10 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
 import the_mask.modeling  # noqa: F401
+from the_mask.cli import _options
 from the_mask.config import load_config
 from the_mask.inference import StreamingSegmentor
-from the_mask.inference.runtimes import RuntimeCache, choose, use_runtime
+from the_mask.inference.runtimes import BACKENDS, PRECISIONS, RuntimeCache, choose, use_runtime
 from the_mask.inference.runtimes.cache import module_digest
 from the_mask.inference.runtimes.fusion import fuse_norms
 from the_mask.inference.runtimes.part import Part
@@ -173,16 +174,29 @@ def test_norms_are_folded_only_where_nobody_else_reads():
     expected = module(x)[0]
     assert torch.equal(fuse_norms(module, [x])(x)[0], expected)
 
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)).eval()
-    for norm in (plain[1], plain[4]):
+
+class Chain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)
+        )
+
+    def forward(self, x):
+        return (self.body(x),)
+
+
+def test_norms_are_folded():
+    torch.manual_seed(0)
+    module = Chain().eval()
+    for norm in (module.body[1], module.body[4]):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.3, 3)
-    wrapped = nn.Module()
-    wrapped.body = plain
-    wrapped.forward = lambda x: (wrapped.body(x),)
-    expected = plain(x).clone()
-    fused = fuse_norms(wrapped, [x])
-    assert not [m for m in fused.body if isinstance(m, nn.BatchNorm2d)] or torch.equal(fused(x)[0], expected)
+    x = torch.rand(1, 3, 8, 8)
+    expected = module(x)[0]
+    fused = fuse_norms(module, [x])
+    assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+    torch.testing.assert_close(fused(x)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_input(tmp_path, monkeypatch):
@@ -208,3 +222,19 @@ def test_wrong_results_are_refused(tmp_path, monkeypatch):
     use_runtime(segmentor.model, "eager", cache=RuntimeCache(tmp_path))
     with pytest.raises(RuntimeError, match=r"in eager differs from PyTorch by 0\.1"):
         run(segmentor, video(1))
+
+
+def test_a_model_without_parts(monkeypatch):
+    segmentor, frames = streaming("swiftnet_debug"), video(1)
+    monkeypatch.setattr(type(segmentor.model), "runtime_parts", lambda self: [])
+    expected = run(segmentor, frames)
+    with pytest.raises(ValueError, match="backend eager: ClipSegmentor does not say which of its parts"):
+        use_runtime(segmentor.model, "eager")
+    report = use_runtime(segmentor.model, "auto")
+    assert torch.equal(run(segmentor, frames)[0], expected[0])
+    assert "does not say" in str(report)
+
+
+def test_the_command_line_offers_what_there_is():
+    assert _options.BACKENDS == BACKENDS
+    assert _options.PRECISIONS == PRECISIONS

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+# Those of the_mask.inference.runtimes, which imports torch; a test compares them.
+BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
+PRECISIONS = ("float32", "bfloat16")
 CONFIG_HELP = "a YAML file, or the name of a config that comes with the library (see `the-mask models --configs`)"
 
 
@@ -26,6 +30,26 @@ def process_options(parser: argparse._ActionsContainer) -> None:
     """``--num-gpus`` and ``--num-processes``, as Detectron2 counts them."""
     parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="processes per machine, one per GPU")
     parser.add_argument("--num-processes", type=int, default=0, metavar="N", help="processes per machine, on the CPU")
+
+
+def runtime_options(parser: argparse._ActionsContainer) -> None:
+    """``--backend`` and ``--precision``: what runs the networks."""
+    parser.add_argument(
+        "--backend",
+        default="eager",
+        choices=BACKENDS,
+        help="what runs the networks on a CPU: PyTorch (eager), or the fastest that is installed (auto)",
+    )
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the networks (default: float32)")
+
+
+def use_backend(args: argparse.Namespace, model: Any) -> Any:
+    """Let a model's networks run in what the command line names; the report, or None for PyTorch as it is."""
+    if (args.backend, args.precision) == ("eager", "float32"):
+        return None
+    from the_mask.inference.runtimes import use_runtime
+
+    return use_runtime(model, args.backend, args.precision)
 
 
 def overrides(parser: argparse.ArgumentParser) -> None:

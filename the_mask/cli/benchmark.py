@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-stride", type=int, default=1, choices=OUTPUT_STRIDES)
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; default: its own choice")
     parser.add_argument("--output", type=Path, metavar="JSON", help="write the report with its whole protocol")
+    _options.runtime_options(parser)
     _options.trust_option(parser)
     _options.loose_overrides(parser)
 
@@ -55,10 +56,13 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, _options.with_weights(args))
     model = build_random(cfg) if args.random_weights else None
     segmentor = StreamingSegmentor(cfg, model, trust_pickle=args.trust_pickle, output_stride=args.output_stride)
+    runtimes = _options.use_backend(args, segmentor.model)
     protocol = {
         "config": args.config_file,
         "overrides": args.opts,
         "weights": "random" if args.random_weights else cfg.MODEL.WEIGHTS,
+        "backend": args.backend,
+        "precision": args.precision,
     }
     if cfg.MODEL.META_ARCHITECTURE == "PropagatedSegmentor":
         options = cfg.MODEL.KEYFRAME
@@ -74,6 +78,9 @@ def run(args: argparse.Namespace) -> None:
         protocol=protocol,
     )
     print(table(report))
+    if runtimes is not None:
+        report["protocol"]["runtimes"] = str(runtimes).splitlines()
+        print(runtimes)
     peak = report["memory"]["peak_resident_mib"]
     print(f"memory at most {peak:.0f} MiB; state of a stream {report['model_only']['state_bytes'] / 2**20:.2f} MiB")
     if args.output is not None:

@@ -104,11 +104,11 @@ class Segmentor(nn.Module, Stream):
         raise NotImplementedError
 
     def runtime_parts(self) -> list[tuple[nn.Module, str]]:
-        """Owners and names of submodules or methods that are plain functions of tensors.
+        """Owners and names of submodules or methods that are plain functions of tensors; none by default.
 
         Together they do the work of a frame; :mod:`the_mask.inference.runtimes` may run them elsewhere.
         """
-        raise ValueError(f"{type(self).__name__} does not say which of its parts other runtimes can run")
+        return []
 
     # What a subclass may use.
 

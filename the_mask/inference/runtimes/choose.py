@@ -77,7 +77,8 @@ def use_runtime(
         A report that fills while sessions are made.
 
     Raises:
-        ValueError: unknown backend or precision, a pair that does not exist, a model on another device.
+        ValueError: unknown backend or precision, a pair that does not exist, a model on another device or without
+            parts for runtimes ("auto" then leaves it to PyTorch and says so).
         ModuleNotFoundError: the backend's package is not installed; the message has the command.
     """
     if backend not in BACKENDS:
@@ -91,12 +92,21 @@ def use_runtime(
         raise ModuleNotFoundError(f"backend {backend}: {reason}")
     device = next(model.parameters()).device
     if device.type != "cpu" and (backend != "auto" or precision != "float32"):
-        raise ValueError(f"backend {backend} in {precision} runs on the CPU, the model is on {device} (MODEL.DEVICE cpu)")
+        raise ValueError(
+            f"backend {backend} in {precision} is for the CPU; the model is on {device} (MODEL.DEVICE cpu)"
+        )
     register(Propagated)
     report = RuntimeReport()
     chooser = _Chooser(backend, precision, cache or RuntimeCache(), report)
     model.eval()
-    for owner, name in model.runtime_parts():
+    parts = model.runtime_parts()
+    if not parts:
+        reason = f"{type(model).__name__} does not say which of its parts other runtimes can run"
+        if backend != "auto":
+            raise ValueError(f"backend {backend}: {reason}")
+        report.left_out["everything but PyTorch"] = reason
+        _logger.warning("%s; PyTorch runs it", reason)
+    for owner, name in parts:
         _restore(owner, name)
         if device.type == "cpu":
             _exchange(owner, name, chooser)

@@ -45,7 +45,7 @@ class EagerSession:
         self.module = fuse_norms(copy.deepcopy(module).eval(), example)
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         if channels_last:
-            self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.module = self.module.to(memory_format=torch.channels_last)
         self.dtype = dtype
         self.run: Callable[..., Sequence[Tensor]] = self.module
 

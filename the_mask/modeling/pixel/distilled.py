@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 
 from the_mask.config import load_config
 from the_mask.modeling.build import trained_model
@@ -165,6 +165,10 @@ class DistilledSegmentor(Segmentor):
     def init_state(self) -> StreamState:
         """See :class:`Segmentor`."""
         return self.student.init_state()
+
+    def runtime_parts(self) -> list[tuple[nn.Module, str]]:
+        """Those of the student."""
+        return self.student.runtime_parts()
 
     def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
         """See :class:`ClipSegmentor`."""
