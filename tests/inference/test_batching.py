@@ -205,6 +205,41 @@ def test_asynchronous_streams_end_with_their_thread():
     assert decoder_threads() == []
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_one_stream_of_a_batch_fails(asynchronous):
+    """The other streams give what they give alone, keyframes in the background included."""
+    stream = propagated(3, output="scores")
+    real = stream.model.output
+
+    def output(state):
+        if state["size"] == list(stream.network_size(96, 48)) and state["seen"] == 5:
+            raise RuntimeError("scores are broken")
+        return real(state)
+
+    stream.model.output = output
+    good = [video(9, seed=i) for i in range(2)]
+    with StreamEngine(stream, asynchronous=asynchronous, stagger=False, max_wait=5.0) as engine:
+        if asynchronous:
+            engine.batcher.executor.shutdown()
+            engine.batcher.executor = LateExecutor(0)
+        for name, frames in zip("abc", [good[0], video(9, (96, 48)), good[1]]):
+            engine.add(source_of(frames, name=name))
+        found = {name: [] for name in "abc"}
+        for result in engine.results():
+            found[result.stream].append(result.output)
+    assert len(found["b"]) == 4
+    assert "scores are broken" in engine.reports["b"].error
+    for name, frames in zip("ac", good):
+        alone = StreamEngine(stream, asynchronous=asynchronous)
+        if asynchronous:
+            alone.batcher.executor.shutdown()
+            alone.batcher.executor = LateExecutor(0)
+        alone.add(source_of(frames))
+        for result, expected in zip(found[name], alone.results(), strict=True):
+            torch.testing.assert_close(result, expected.output, atol=1e-5, rtol=1e-4)
+        alone.close()
+
+
 def test_output_strides():
     frames = video(2, (50, 70))
     full, quarter, eighth = (segmentor("swiftnet_debug", output="scores", output_stride=stride) for stride in (1, 4, 8))

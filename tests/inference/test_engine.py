@@ -2,10 +2,12 @@
 
 import gc
 import os
+import re
 import resource
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -311,14 +313,112 @@ def test_leaving_by_an_error_ends_threads_too(tmp_path):
     assert decoder_threads() == []
 
 
-def test_a_defect_in_a_source_is_raised_where_it_can_be_seen():
+def eight_streams(engine, bad, length=6, closed=None):
+    """Results by stream of seven good sources and ``bad``, all in one engine."""
+    names = [engine.add(bad, name="bad") if i == 3 else engine.add(source_of(timed_frames(length))) for i in range(8)]
+    found = {name: [] for name in names}
+    for result in engine.results():
+        found[result.stream].append(number_of(result.frame.image))
+    for name in found:
+        if name != "bad":
+            assert found[name] == list(range(length)), name
+            assert engine.reports[name].error is None
+            assert not engine.reports[name].counts
+    return found["bad"], engine.reports["bad"]
+
+
+def timed_frames(length):
+    return timed([i / 10 for i in range(length)])
+
+
+def test_a_defect_in_a_source_ends_its_stream_only(caplog):
     def frames():
         yield from timed([0])
         raise ZeroDivisionError("a defect")
 
-    with StreamEngine(CountingStream()) as engine, pytest.raises(ZeroDivisionError, match="a defect"):  # noqa: PT012
-        engine.add(source_of(frames()))
-        list(engine.results())
+    with StreamEngine(CountingStream()) as engine:
+        numbers, report = eight_streams(engine, source_of(frames()))
+    assert numbers == [0]
+    assert (report.error, report.ended, dict(report.counts)) == ("ZeroDivisionError: a defect", True, {"lost": 1})
+    assert "a defect in its source" in caplog.text
+    assert 'raise ZeroDivisionError("a defect")' in caplog.text, "with the place"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 12, 3), np.float32), r"uint8 RGB \[H, W, 3\], got float32 \[8, 12, 3\]"),
+        (np.zeros((8, 12), np.uint8), r"got uint8 \[8, 12\]"),
+        (np.zeros((8, 12, 4), np.uint8), r"got uint8 \[8, 12, 4\]"),
+        (np.zeros((0, 12, 3), np.uint8), r"got uint8 \[0, 12, 3\]"),
+        (Image.new("RGB", (12, 8)), "got Image"),
+        (None, "got NoneType"),
+    ],
+)
+def test_a_bad_array_is_skipped_and_named(image, message):
+    """Every other frame of the source is segmented, and so is every frame of the other streams."""
+    frames = timed_frames(6)
+    frames[2] = TimedFrame(image, 0.2)
+    with StreamEngine(CountingStream()) as engine:
+        numbers, report = eight_streams(engine, source_of(frames, name="camera"))
+    assert numbers == [0, 1, 3, 4, 5]
+    assert (report.decoded, report.frames, report.dropped, report.error) == (5, 5, 0, None)
+    assert dict(report.counts) == {"damaged": 1}
+    assert re.search("camera: a frame at 0.200 s is skipped: a frame is " + ".*" + message, report.events[0].message)
+
+
+def test_damaged_pictures_of_a_folder_are_skipped_and_named(tmp_path):
+    for number in range(8):
+        Image.fromarray(picture(number, (8, 12))).save(tmp_path / f"{number}.png")
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "3.png").write_bytes(whole[:20] + bytes(20) + whole[40:])
+    (tmp_path / "5.png").unlink()
+    (tmp_path / "5.png").symlink_to(tmp_path / "nowhere.png")
+    with StreamEngine(CountingStream()) as engine:
+        numbers, report = eight_streams(engine, tmp_path)
+    assert numbers == [0, 2, 4, 6, 7]
+    assert dict(report.counts) == {"damaged": 3}
+    assert [event.message.split("/")[-1][:5] for event in report.events] == ["1.png", "3.png", "5.png"]
+    assert report.error is None
+
+
+class Picky(CountingStream):
+    """Fails on frames of one number and height; counts its calls."""
+
+    def __init__(self, number=2, height=9, kind=RuntimeError):
+        self.number, self.height, self.kind, self.calls = number, height, kind, 0
+
+    def step(self, frame, state, hints=NO_HINTS):
+        self.calls += 1
+        if number_of(frame) == self.number and frame.shape[0] == self.height:
+            raise self.kind("kernel size can't be greater than actual input size")
+        return super().step(frame, state)
+
+
+def failing_source(length=6):
+    return source_of([TimedFrame(picture(i, (9, 12)), i / 10) for i in range(length)])
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError])
+def test_a_frame_that_the_model_fails_on_ends_its_stream_only(kind, caplog):
+    with StreamEngine(Picky(kind=kind), max_wait=5.0) as engine:
+        numbers, report = eight_streams(engine, failing_source())
+    assert numbers == [0, 1]
+    assert report.error.startswith(f"frame 2 cannot be segmented: {kind.__name__}: ")
+    assert (report.ended, report.frames, report.decoded, dict(report.counts)) == (True, 2, 2, {"failed": 1})
+    assert "Traceback" in caplog.text
+
+
+def test_the_models_error_is_raised_when_no_stream_is_left():
+    with StreamEngine(Picky()) as engine:
+        engine.add(failing_source(), name="only")
+        found = [number_of(engine.tick()[0].frame.image) for _ in range(2)]
+        with pytest.raises(RuntimeError, match="kernel size"):
+            engine.tick()
+        assert found == [0, 1]
+        assert "kernel size" in engine.reports["only"].error
+        assert list(engine.results()) == []
 
 
 def test_a_decoder_that_hangs_is_named(monkeypatch):

@@ -318,6 +318,8 @@ def tiles(height: int, rows: int = ROWS_PER_TILE) -> Iterable[slice]:
 def as_image(frame: np.ndarray | Tensor) -> np.ndarray:
     """A frame as a NumPy array; a ValueError unless it is uint8 RGB [H, W, 3]."""
     image = frame.cpu().numpy() if isinstance(frame, Tensor) else frame
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"a frame is uint8 RGB [H, W, 3], got {type(frame).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"a frame is uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}")
     return image

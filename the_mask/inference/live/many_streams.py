@@ -5,11 +5,13 @@ and segments them together. What a stream leaves behind is a state of constant s
 
 Rules for what real sources do: the state is made anew, so that the next frame is a keyframe, when frames change size
 ("resolution"), timestamps go back ("seek") or jump ahead by more than ``max_gap`` ("gap"), and after a reconnection. It
-is kept over damaged parts that leave no such gap. Every case is an event in the stream's report.
+is kept over damaged parts that leave no such gap. Every case is an event in the stream's report. A frame that is no
+picture is skipped; a defect of a source, or a frame that the model fails on, ends that stream only.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,7 @@ from the_mask.inference.live.reader import Arrival, OpenSource, StreamReader, St
 from the_mask.inference.live.sources import FrameSource, OnProblem, TimedFrame, open_source
 from the_mask.modeling.stream import Hints, Stream, StreamState
 
+logger = logging.getLogger(__name__)
 Source = str | Path | int | FrameSource | OpenSource
 
 
@@ -220,22 +223,53 @@ class StreamEngine:
             timeout: seconds to wait for a first frame; None waits until there is one or every stream has ended.
 
         Raises:
-            ValueError: of the model, e.g. scores that are not finite. Sources' errors are in the reports.
+            Exception: of the model, when it leaves no stream running. An error of one stream ends that one, in its
+                report, as do sources' errors.
         """
         taken = self._collect(timeout)
-        if not taken:
-            return []
         jobs, resets = [], []
         for stream, arrival in taken:
             resets.append(self._apply_rules(stream, arrival))
             request = stream.phase > 0 and stream.since_reset == stream.phase
             jobs.append(Job(stream.report.name, arrival.frame.image, stream.state, Hints(keyframe=request)))
-        done = self.batcher.step(jobs)
+        done = self._segment(jobs)
         now = time.perf_counter()
-        return [
-            self._result(stream, arrival, result, reset, now)
-            for (stream, arrival), result, reset in zip(taken, done, resets, strict=True)
-        ]
+        results, failed = [], []
+        for (stream, arrival), outcome, reset in zip(taken, done, resets, strict=True):
+            if isinstance(outcome, Done):
+                results.append(self._result(stream, arrival, outcome, reset, now))
+            else:
+                failed.append(outcome)
+                self._fail(stream, outcome)
+        if failed and not results and not self._streams:
+            raise failed[0]
+        return results
+
+    def _segment(self, jobs: Sequence[Job]) -> list[Done | Exception]:
+        """Results of a batch; if it fails, those of each stream alone, or its error."""
+        if not jobs:
+            return []
+        try:
+            return [*self.batcher.step(jobs)]
+        except Exception as error:  # noqa: BLE001  (the boundary between streams)
+            # Whatever it is: states were not changed, and what one frame causes is not for the others to bear.
+            if len(jobs) == 1:
+                return [error]
+        return [outcome for job in jobs for outcome in self._segment([job])]
+
+    def _fail(self, stream: _Stream, error: Exception) -> None:
+        """End a stream that the model cannot go on with."""
+        name, report = stream.report.name, stream.report
+        message = f"frame {report.frames} cannot be segmented: {type(error).__name__}: {error}"
+        logger.error(f"{name} ends: {message}", exc_info=error)
+        try:
+            self.remove(name)
+        except RuntimeError as hang:
+            message += f"; {hang}"
+        with self._wake:
+            report.decoded -= 1
+            report.add("failed", message)
+            report.error = message
 
     def close(self) -> None:
         """Stop all streams and end all threads.
@@ -280,8 +314,6 @@ class StreamEngine:
             over = [s for s in streams if s not in ready and s.reader.finished()]
         for stream in over:
             self.remove(stream.report.name)
-            if stream.reader.crash is not None:
-                raise stream.reader.crash
         return taken
 
     def _any(self, test: Callable[[StreamReader], bool]) -> bool:

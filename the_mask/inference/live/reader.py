@@ -6,6 +6,7 @@ waiting frame away, so what is segmented is new, and counts it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -14,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from the_mask.inference.live.sources import FrameSource, OnProblem, TimedFrame
+from the_mask.inference.views import as_image
 
+logger = logging.getLogger(__name__)
 MODES = ("all", "latest")
 # A report keeps this many of its newest events; how many there were of each kind is counted without limit.
 EVENTS_KEPT = 100
@@ -28,8 +31,9 @@ class Event(NamedTuple):
     """Something a stream reports.
 
     Attributes:
-        kind: "damaged" (a part is skipped or filled in), "lost" (the source broke off), "reconnected", "seek"
-            (timestamps went back), "gap" (they jumped ahead), "resolution" (frames changed size).
+        kind: "damaged" (a part or frame is skipped or filled in), "lost" (the source broke off), "failed" (the model
+            cannot go on with the stream), "reconnected", "seek" (timestamps went back), "gap" (they jumped ahead),
+            "resolution" (frames changed size).
         frame: number of frames segmented before.
         message: one line for people.
     """
@@ -118,7 +122,6 @@ class StreamReader:
             raise ValueError(f"queue_size {queue_size}, reconnects {reconnects}: expected at least 1 and at least 0")
         self.report = report
         self.realtime, self.reconnects, self.reconnect_wait = realtime, reconnects, reconnect_wait
-        self.crash: BaseException | None = None
         self._open, self._wake = open_source, wake
         self._queue: deque[Arrival] = deque()
         self._stopping = threading.Event()
@@ -199,9 +202,11 @@ class StreamReader:
                 source, attempts = again
                 # The frames of a file go on where they broke off; those of a camera do not.
                 reopened = source.live
-        except BaseException as problem:  # noqa: BLE001
-            # A defect, not a bad source: the engine raises it in the caller's thread.
-            self.crash = problem
+        except Exception as problem:
+            # A defect in the source's own code, of whatever kind: it must not stop the other streams.
+            error = f"{type(problem).__name__}: {problem}"
+            logger.exception(f"{self.report.name} ends: a defect in its source")
+            self._note("lost", error)
         finally:
             with self._wake:
                 self.report.error, self._finished = error, True
@@ -233,6 +238,11 @@ class StreamReader:
             if after is not None and frame.seconds <= after:
                 continue
             after, self._last = None, frame.seconds
+            try:
+                frame = frame._replace(image=as_image(frame.image))
+            except ValueError as error:
+                self._damaged(f"{source.name}: a frame at {frame.seconds:.3f} s is skipped: {error}")
+                continue
             if self.realtime and not self._pace(frame.seconds):
                 return
             with self._wake:
