@@ -27,7 +27,7 @@ from the_mask.data import get_class_names, get_records, read_image
 from the_mask.engine import RunOptions
 from the_mask.engine.predict import run_calibration
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
-from the_mask.evaluation.frames import single_frame_clips
+from the_mask.evaluation.loop import stream_videos
 from the_mask.inference import MultiView, normalize_scores
 from the_mask.inference.compose import build_score_stream
 from the_mask.weights import trained
@@ -190,12 +190,11 @@ def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
     confusion = {name: np.zeros((classes, classes), dtype=np.int64) for name in names}
     to_b = dict.fromkeys(names, 0)
     disagreed, best, frames = 0, [0.0, 0.0], 0
-    for index, clip in enumerate(single_frame_clips(get_records(args.dataset))):
-        if index % every:
-            continue
-        image = read_image(clip["file_names"][0])
-        with torch.no_grad():
-            a, b = (normalize_scores(s.step(image, s.init_state())[0], "sum-to-one") for s in streams)
+    single = [{**record, "frames": [frame]} for record in get_records(args.dataset) for frame in record["frames"]]
+    both = zip(*(stream_videos(stream, single[::every]) for stream in streams), strict=True)
+    for (clips, ((a,),)), (_, ((b,),)) in both:
+        (clip,) = clips
+        a, b = (normalize_scores(scores, "sum-to-one") for scores in (a, b))
         flat_a, flat_b = a.softmax(0), b.softmax(0)
         best = [best[0] + float(a.amax(0).mean()), best[1] + float(flat_a.amax(0).mean())]
         frames += 1

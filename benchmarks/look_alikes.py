@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from the_mask.data import build_test_loader, get_records
+from the_mask.data import get_records
 from the_mask.data.datasets import dataset_root
 from the_mask.data.shapes import SHAPES
 from the_mask.data.synthetic import FIRST_SHAPE_VALUE, MANIFEST, SceneSize, render_video
 from the_mask.engine import RunOptions, exit_code
+from the_mask.evaluation.loop import tile_videos
 from the_mask.weights import trained
 
 DATASET, SPLIT = "moving_shapes_val", 1
@@ -52,8 +53,8 @@ def count(options: RunOptions) -> Counter[tuple[int, bool, bool]]:
     model: Any = trained(cfg, datasets=[DATASET])
     spoiled = spoiled_frames()
     pixels: Counter[tuple[int, bool, bool]] = Counter()
-    for clips in build_test_loader(cfg, DATASET):
-        for clip, predictions in zip(clips, model.predict(clips), strict=True):
+    for clips, maps in tile_videos(cfg, model, DATASET):
+        for clip, predictions in zip(clips, maps, strict=True):
             for file, predicted, label in zip(clip["file_names"], predictions, clip["labels"], strict=True):
                 if label is None:
                     continue

@@ -11,8 +11,7 @@ from PIL import Image
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
-from the_mask.evaluation import evaluate_dataset, evaluate_predictions
-from the_mask.evaluation import submission as room
+from the_mask.evaluation import evaluate_dataset, evaluate_predictions, sinks
 from the_mask.evaluation.submission import predict_dataset
 
 NAME = "submission_toy"
@@ -101,7 +100,7 @@ def test_resuming_does_only_what_is_missing(model, tmp_path, monkeypatch):
     predict_dataset(config(), model, NAME, whole)
 
     def stop_after(count):
-        real, calls = room.save_label_map, []
+        real, calls = sinks.save_label_map, []
 
         def save(path, *rest):
             if len(calls) == count:
@@ -109,7 +108,7 @@ def test_resuming_does_only_what_is_missing(model, tmp_path, monkeypatch):
             calls.append(path)
             real(path, *rest)
 
-        monkeypatch.setattr(room, "save_label_map", save)
+        monkeypatch.setattr(sinks, "save_label_map", save)
         return calls
 
     stop_after(3)

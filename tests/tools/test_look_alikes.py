@@ -43,8 +43,7 @@ def test_counts(tool, monkeypatch):
                 maps.append(frames)
             return maps
 
-    monkeypatch.setattr(tool.Trainer, "build_model", lambda cfg: Oracle())
-    monkeypatch.setattr(tool, "load_weights", lambda *args, **kwargs: None)
+    monkeypatch.setattr(tool, "trained", lambda cfg, **options: Oracle())
     config = str(ROOT / "configs" / "debug" / "the_mask_debug_1f.yaml")
     pixels = tool.count(tool.RunOptions(config, ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]))
     for pair, right_when_clear in enumerate((100, 0, 100, 0)):

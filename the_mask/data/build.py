@@ -211,11 +211,16 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
     return TrainLoader(_loader(cfg, dataset, sampler), len(dataset))
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Clip]:
+def build_test_loader(cfg: CfgNode, dataset_name: str, records: Sequence[Record] | None = None) -> DataLoader[Clip]:
     """Loader of this rank's test clips: whole videos in order, tiled by ``cfg.TEST.CLIP_LENGTH`` and ``CLIP_STRIDE``.
 
     Yields lists of at most ``cfg.TEST.CLIPS_PER_BATCH`` clips of one video. Each video is on one rank; a rank without
     videos gets an empty loader.
+
+    Args:
+        cfg: config.
+        dataset_name: registered data set.
+        records: its videos to take, default all.
 
     Raises:
         ValueError: unknown data set, or a class list that disagrees with the model.
@@ -224,7 +229,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Clip]:
     check_classes(cfg, [dataset_name])
     if cfg.TEST.CLIPS_PER_BATCH < 1:
         raise ValueError(f"TEST.CLIPS_PER_BATCH {cfg.TEST.CLIPS_PER_BATCH} must be at least 1")
-    records = get_records(dataset_name)
+    records = get_records(dataset_name) if records is None else records
     shards = shard_videos([len(record["frames"]) for record in records], comm.get_world_size())
     dataset = TestClips(
         records,

@@ -1,10 +1,10 @@
 """Metrics as pure functions on label maps, and the evaluators that feed them."""
 
 from the_mask.evaluation.baseline import constant_baseline
+from the_mask.evaluation.evaluate import evaluate_dataset
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.metrics import best_constant_class, confusion_matrix, iou_from_confusion
 from the_mask.evaluation.predictions import PredictionErrors, evaluate_predictions
-from the_mask.evaluation.runner import evaluate_dataset
 from the_mask.evaluation.temporal_consistency import (
     TemporalConsistency,
     raft_flow,

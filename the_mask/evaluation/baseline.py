@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 
 from the_mask.data import get_records
+from the_mask.data.video_tree import Record
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
+from the_mask.evaluation.loop import Predicted, feed
 from the_mask.evaluation.metrics import best_constant_class, check_labels
 
 
@@ -47,8 +49,12 @@ def constant_baseline(
         raise ValueError(f"data set {dataset_name} has no labelled pixel")
     best, _ = best_constant_class(np.diag(pixels))
     evaluator = VideoSemSegEvaluator(dataset_name, windows=windows)
+    feed(_constant_predictions(records, best), [evaluator])
+    return metadata.stuff_classes[best], OrderedDict(sem_seg=evaluator.results(evaluator.local_totals()))
+
+
+def _constant_predictions(records: Sequence[Record], value: int) -> Iterator[Predicted]:
     for clip in single_frame_clips(records):
         labels = clip["labels"][0]
         shape = (1, 1) if labels is None else labels.shape
-        evaluator.process([clip], [[np.full(shape, best, dtype=np.int32)]])
-    return metadata.stuff_classes[best], OrderedDict(sem_seg=evaluator.results(evaluator.local_totals()))
+        yield [clip], [[np.full(shape, value, dtype=np.int32)]]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from the_mask.data.io import read_image
 from the_mask.data.video_tree import Record
-from the_mask.evaluation.frames import single_frame_clips
+from the_mask.evaluation.loop import feed, stream_videos
 from the_mask.inference.merge import LEAST_SCORE
-from the_mask.modeling.stream import Hints, Stream
+from the_mask.modeling.stream import Stream
 
 LIMITS = (0.02, 50.0)
 
@@ -56,6 +56,35 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -
     return Calibration(float(np.exp(found.x)), loss(0.0), float(found.fun))
 
 
+class PixelSampler:
+    """A sink of score maps [K, H, W] that keeps random labelled pixels of every labelled frame.
+
+    Args:
+        ignore_label: pixels of this label are not drawn.
+        per_frame: most pixels of one frame.
+        seed: of the choice.
+    """
+
+    def __init__(self, ignore_label: int, per_frame: int = 500, seed: int = 0) -> None:
+        self.ignore_label, self.per_frame = ignore_label, per_frame
+        self.rng = np.random.default_rng(seed)
+        self.scores: list[NDArray[np.float32]] = []
+        self.labels: list[NDArray[np.int64]] = []
+
+    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
+        """Draw from the frames of some clips."""
+        for clip, maps in zip(clips, predictions, strict=True):
+            for labels, scores in zip(clip["labels"], maps, strict=True):
+                if labels is None:
+                    continue
+                truth = np.asarray(labels).reshape(-1)
+                usable = np.flatnonzero(truth != self.ignore_label)
+                chosen = self.rng.choice(usable, min(self.per_frame, len(usable)), replace=False)
+                drawn = scores.flatten(1)[:, torch.from_numpy(chosen).to(scores.device)]
+                self.scores.append(drawn.t().float().cpu().numpy())
+                self.labels.append(truth[chosen].astype(np.int64))
+
+
 def sample_pixels(
     stream: Stream, records: Sequence[Record], ignore_label: int, per_frame: int = 500, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -64,26 +93,10 @@ def sample_pixels(
     Args:
         stream: output "scores", [K, H, W] at frame size.
         records: the videos.
-        ignore_label: pixels of this label are not drawn.
-        per_frame: most pixels of one frame.
-        seed: of the choice.
+        ignore_label, per_frame, seed: see :class:`PixelSampler`.
     """
-    rng = np.random.default_rng(seed)
-    scores, labels = [], []
-    state = stream.init_state()
-    for clip in single_frame_clips(records):
-        if clip["is_first"]:
-            state = stream.init_state()
-        image = read_image(clip["file_names"][0])
-        with torch.no_grad():
-            maps, state = stream.step(image, state, Hints(name=(clip["video_id"], clip["frame_ids"][0])))
-        if clip["labels"][0] is None:
-            continue
-        truth = np.asarray(clip["labels"][0]).reshape(-1)
-        usable = np.flatnonzero(truth != ignore_label)
-        chosen = rng.choice(usable, min(per_frame, len(usable)), replace=False)
-        scores.append(maps.flatten(1)[:, torch.from_numpy(chosen).to(maps.device)].t().float().cpu().numpy())
-        labels.append(truth[chosen].astype(np.int64))
-    if not labels:
+    sampler = PixelSampler(ignore_label, per_frame, seed)
+    feed(stream_videos(stream, records), [sampler])
+    if not sampler.labels:
         raise ValueError("no labelled frame to fit a temperature on")
-    return np.concatenate(scores), np.concatenate(labels)
+    return np.concatenate(sampler.scores), np.concatenate(sampler.labels)

@@ -10,7 +10,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,8 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 
 from the_mask.data.class_pixels import class_warnings
-from the_mask.data.files import inside
 from the_mask.data.io import read_image, read_label_raw
 from the_mask.evaluation.boundary import BoundaryIoU
-from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
 from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
 from the_mask.evaluation.report import class_table, summary_table
 from the_mask.evaluation.temporal_consistency import FlowFunction, TemporalConsistency
@@ -103,7 +100,6 @@ class VideoSemSegEvaluator:
         dataset_name: name in ``MetadataCatalog``; its ``stuff_classes``, ``ignore_label``, ``label_table`` are used.
         windows: window lengths n of VC_n; none leaves VC out.
         max_pending: frames that may wait for an earlier one; ``CLIP_LENGTH * CLIP_STRIDE`` of the tiling suffices.
-        save_dir: write every prediction to ``<save_dir>/<video>/<frame>.png`` with the data set's raw label values.
         flow: optical flow for TC (see ``raft_flow``); ``None`` leaves TC out of the results.
         tc_videos: ids of the videos that count for TC; ``None`` takes all.
         boundary_ratio: boundary IoU with boundaries this wide, as a share of the frame's diagonal (the paper: 0.02); 0
@@ -116,7 +112,6 @@ class VideoSemSegEvaluator:
         *,
         windows: Sequence[int] = (8, 16),
         max_pending: int = 256,
-        save_dir: str | Path | None = None,
         flow: FlowFunction | None = None,
         tc_videos: set[str] | None = None,
         boundary_ratio: float = 0.0,
@@ -128,11 +123,9 @@ class VideoSemSegEvaluator:
         self.num_classes = len(self.class_names)
         self.windows = tuple(windows)
         self.max_pending = max_pending
-        self.save_dir = Path(save_dir) if save_dir else None
         # Whether a train id of the ground truth does not tell what was stored (VSPW: 0 and 255 are both ignored).
         mapped = [train_id for train_id in metadata.label_table if train_id >= 0]
         self._loses_values = len(set(mapped)) < len(mapped)
-        self._raw_values = raw_values_of_classes(metadata.label_table, self.num_classes) if save_dir else None
         self._flow = flow
         self._tc_videos = tc_videos
         self.boundary_ratio = boundary_ratio
@@ -208,10 +201,6 @@ class VideoSemSegEvaluator:
     def _add_frame(self, video: _Video, frame: _Frame) -> None:
         source = f"video {video.video_id}, frame {frame.frame_id} ({frame.file_name})"
         self.counts.frames += 1
-        if self.save_dir is not None:
-            assert self._raw_values is not None
-            path = inside(self.save_dir, video.video_id, f"{frame.frame_id}.png")
-            save_label_map(path, frame.pred, self._raw_values)
         self._add_temporal(video, frame)
         if frame.gt is None:
             # No window can cross a frame whose truth is unknown.

@@ -21,18 +21,24 @@ def single_frame_clips(records: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
         ValueError, FileNotFoundError: an unreadable mask, or illegal values in it; the file is named.
     """
     for record in records:
-        label_table = MetadataCatalog.get(record["dataset"]).label_table
-        for index, frame in enumerate(record["frames"]):
-            mask = frame["sem_seg_file_name"]
-            yield {
-                "dataset": record["dataset"],
-                "video_id": record["video_id"],
-                "frame_ids": [frame["frame_id"]],
-                "file_names": [frame["file_name"]],
-                "frame_indices": [index],
-                "labels": [None if mask is None else read_label(mask, label_table)],
-                "mask_file_name": mask,
-                "mask_file_names": [mask],
-                "is_first": index == 0,
-                "is_last": index == len(record["frames"]) - 1,
-            }
+        for index in range(len(record["frames"])):
+            yield frame_clip(record, index)
+
+
+def frame_clip(record: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """One frame of a video, see :func:`single_frame_clips`."""
+    frame = record["frames"][index]
+    mask = frame["sem_seg_file_name"]
+    label_table = MetadataCatalog.get(record["dataset"]).label_table
+    return {
+        "dataset": record["dataset"],
+        "video_id": record["video_id"],
+        "frame_ids": [frame["frame_id"]],
+        "file_names": [frame["file_name"]],
+        "frame_indices": [index],
+        "labels": [None if mask is None else read_label(mask, label_table)],
+        "mask_file_name": mask,
+        "mask_file_names": [mask],
+        "is_first": index == 0,
+        "is_last": index == len(record["frames"]) - 1,
+    }

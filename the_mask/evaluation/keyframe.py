@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from the_mask.data import get_records
-from the_mask.data.augmentation import fit_size, resize_image, round_up
-from the_mask.data.io import check_same_size, read_image, read_label
+from the_mask.data.io import check_same_size, read_image
 from the_mask.data.samplers import shard_videos
+from the_mask.evaluation.frames import frame_clip
+from the_mask.evaluation.loop import Predicted, feed
 from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
+from the_mask.inference.stream import StreamingSegmentor
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
-from the_mask.modeling.scores import label_map
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -115,92 +116,98 @@ def evaluate_keyframes(
     records = get_records(dataset_name)
     shard = shard_videos([len(record["frames"]) for record in records], comm.get_world_size())[comm.get_rank()]
     ignore = MetadataCatalog.get(dataset_name).ignore_label
-    total = _Counts(distances, model.num_classes)
-    for number in shard:
-        _score_video(cfg, model, records[number], total, ignore)
+    total = DistanceConfusion(distances, model.num_classes, ignore)
+    mine = [records[number] for number in shard]
+    feed(keyframe_predictions(cfg, model, mine, distances), [total])
     parts = comm.all_gather(total)
     for part in parts[1:]:
         parts[0].add(part)
-    whole: _Counts = parts[0]
+    whole: DistanceConfusion = parts[0]
     if not whole.frames:
         raise ValueError(
             f"{dataset_name} has no labelled frame with {distances - 1} frames before it: lower "
             "TEST.KEYFRAME_DISTANCES, or use a data set with the frames between labels"
         )
     results = summarise(whole.confusions, whole.segmentor)
-    results.update(frames=whole.frames, left_out=whole.left_out)
+    left_out = sum(plan_starts(_labelled(record), distances)[1] for record in records)
+    results.update(frames=whole.frames, left_out=left_out)
     logger.info("keyframes on %s: %s", dataset_name, ", ".join(f"{k} {v:.2f}" for k, v in results.items()))
     return results
 
 
-class _Counts:
-    """Confusion matrices and counts of one process."""
+class DistanceConfusion:
+    """The sink of :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
 
-    def __init__(self, distances: int, num_classes: int) -> None:
+    Attributes:
+        confusions: int64 [L, K, K].
+        segmentor: int64 [K, K].
+        frames: scored.
+    """
+
+    def __init__(self, distances: int, num_classes: int, ignore_label: int) -> None:
         self.confusions = np.zeros((distances, num_classes, num_classes), dtype=np.int64)
         self.segmentor = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.ignore_label = ignore_label
         self.frames = 0
-        self.left_out = 0
 
-    def add(self, other: _Counts) -> None:
+    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
+        """Count label maps; a clip's ``distance`` is None for the segmentor alone."""
+        for clip, (labels,) in zip(clips, predictions, strict=True):
+            distance = clip["distance"]
+            matrix = self.segmentor if distance is None else self.confusions[distance]
+            truth, source = clip["labels"][0], clip["file_names"][0]
+            matrix += confusion_matrix(labels, truth, len(self.segmentor), self.ignore_label, source)
+            self.frames += distance is None
+
+    def add(self, other: DistanceConfusion) -> None:
+        """Add the counts of another process."""
         self.confusions += other.confusions
         self.segmentor += other.segmentor
         self.frames += other.frames
-        self.left_out += other.left_out
 
 
-@torch.no_grad()
-def _score_video(cfg: CfgNode, model: PropagatedSegmentor, record: Record, total: _Counts, ignore_label: int) -> None:
-    labelled = [frame["sem_seg_file_name"] is not None for frame in record["frames"]]
-    starts, left_out = plan_starts(labelled, len(total.confusions))
-    total.left_out += left_out
-    window = _Window(cfg, record)
-    for start in starts:
-        window.forget_before(start.frame)
-        frame, _ = window.read(start.frame)
-        (state,) = model.key_step([frame], [model.init_state()])
-        for distance in range(max(start.distances) + 1):
-            frame, labels = window.read(start.frame + distance)
-            if distance:
-                (state,) = model.propagate(model.small_frames([frame]), [state])
-            if distance not in start.distances:
-                continue
-            assert labels is not None
-            source = record["frames"][start.frame + distance]["file_name"]
-            sizes = (frame.shape[1], frame.shape[2]), (labels.shape[0], labels.shape[1])
-            predicted = label_map(model.output(state), *sizes, model.score_stride)
-            counts = confusion_matrix(predicted, labels, model.num_classes, ignore_label, source)
-            total.confusions[distance] += counts
-            if distance == 0:
-                (alone,) = model.segmentor.score_maps([{"frames": [frame]}])
-                plain = label_map(alone[0], *sizes, model.segmentor.score_stride)
-                total.segmentor += confusion_matrix(plain, labels, model.num_classes, ignore_label, source)
-                total.frames += 1
+def keyframe_predictions(
+    cfg: CfgNode, model: PropagatedSegmentor, records: Sequence[Record], distances: int
+) -> Iterator[Predicted]:
+    """Labelled frames of some videos as clips of one frame, by ``distance`` from their keyframe, with their label maps.
+
+    Each frame also comes once with ``distance`` None, predicted by the segmentor alone.
+    """
+    stream, alone = StreamingSegmentor(cfg, model=model), StreamingSegmentor(cfg, model=model.segmentor)
+    for record in records:
+        # Frames and clips, read once and kept while they may be needed.
+        kept: dict[int, tuple[torch.Tensor, dict[str, Any]]] = {}
+        for start in plan_starts(_labelled(record), distances)[0]:
+            kept = {index: frame for index, frame in kept.items() if index >= start.frame}
+            state = model.init_state()
+            for distance in range(max(start.distances) + 1):
+                index = start.frame + distance
+                if index not in kept:
+                    kept[index] = _read(stream, record, index)
+                pixels, clip = kept[index]
+                with torch.no_grad():
+                    if distance:
+                        (state,) = model.propagate(model.small_frames([pixels]), [state])
+                    else:
+                        (state,) = model.key_step([pixels], [state])
+                    if distance not in start.distances:
+                        continue
+                    sizes = (pixels.shape[1], pixels.shape[2]), clip["labels"][0].shape
+                    labels = stream.finish(model.output(state), *sizes)
+                yield [{**clip, "distance": distance}], [[labels]]
+                if distance == 0:
+                    (scores,) = model.segmentor.score_maps([{"frames": [pixels]}])
+                    yield [{**clip, "distance": None}], [[alone.finish(scores[0], *sizes)]]
 
 
-class _Window:
-    """Frames and labels of a video, read once and kept while they may be needed."""
+def _read(stream: StreamingSegmentor, record: Record, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A frame [3, H, W] at network size, and its clip."""
+    clip = frame_clip(record, index)
+    image, labels = read_image(clip["file_names"][0]), clip["labels"][0]
+    if labels is not None:
+        check_same_size(image, labels, clip["file_names"][0], clip["mask_file_name"])
+    return stream.prepare(image), clip
 
-    def __init__(self, cfg: CfgNode, record: Record) -> None:
-        self.box = (cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE)
-        self.multiple = cfg.INPUT.TEST.SIZE_MULTIPLE
-        self.record = record
-        self.label_table = MetadataCatalog.get(record["dataset"]).label_table
-        self.kept: dict[int, tuple[torch.Tensor, NDArray[Any] | None]] = {}
 
-    def forget_before(self, index: int) -> None:
-        for old in [i for i in self.kept if i < index]:
-            del self.kept[old]
-
-    def read(self, index: int) -> tuple[torch.Tensor, NDArray[Any] | None]:
-        """Frame [3, H, W] at network size, and labels [height, width] at their own."""
-        if index not in self.kept:
-            frame = self.record["frames"][index]
-            image, labels = read_image(frame["file_name"]), None
-            if frame["sem_seg_file_name"] is not None:
-                labels = read_label(frame["sem_seg_file_name"], self.label_table)
-                check_same_size(image, labels, frame["file_name"], frame["sem_seg_file_name"])
-            size = round_up(fit_size(image.shape[0], image.shape[1], self.box), self.multiple)
-            pixels = np.ascontiguousarray(resize_image(image, size).transpose(2, 0, 1))
-            self.kept[index] = torch.from_numpy(pixels), labels
-        return self.kept[index]
+def _labelled(record: Record) -> list[bool]:
+    return [frame["sem_seg_file_name"] is not None for frame in record["frames"]]

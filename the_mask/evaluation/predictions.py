@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from tqdm import tqdm
 from the_mask.data import get_records
 from the_mask.data.files import inside
 from the_mask.data.io import apply_label_table, read_label_raw
+from the_mask.data.video_tree import Record
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
+from the_mask.evaluation.loop import Predicted, feed
 from the_mask.evaluation.metrics import check_labels
 from the_mask.evaluation.temporal_consistency import FlowFunction
 
@@ -91,22 +93,28 @@ def evaluate_predictions(
         flow=flow,
         tc_videos={record["video_id"] for record in records[:tc_videos]} if tc_videos else None,
     )
-    metadata = MetadataCatalog.get(dataset_name)
     problems: list[str] = []
     with tqdm(total=len(wanted), unit="frame", disable=None if progress else True) as bar:
-        for clip, path in zip(single_frame_clips(records), wanted, strict=True):
-            try:
-                labels = _read_prediction(path, metadata, train_ids)
-                _check_against_truth(labels, clip["labels"][0], metadata.ignore_label, path)
-                # After a problem nothing can be scored any more; go on only to list all of them.
-                if not problems:
-                    evaluator.process([clip], [[labels]])
-            except ValueError as error:
-                problems.append(str(error))
-            bar.update()
+        feed(_stored_predictions(records, wanted, train_ids, problems, bar), [evaluator])
     if problems:
         raise PredictionErrors(folder, problems)
     return evaluator.evaluate(expected_frames=len(wanted))
+
+
+def _stored_predictions(
+    records: Sequence[Record], paths: Sequence[Path], train_ids: bool, problems: list[str], bar: Any
+) -> Iterator[Predicted]:
+    """The frames of some videos with the label maps of their files; from the first problem on only problems."""
+    for clip, path in zip(single_frame_clips(records), paths, strict=True):
+        metadata = MetadataCatalog.get(clip["dataset"])
+        try:
+            labels = _read_prediction(path, metadata, train_ids)
+            _check_against_truth(labels, clip["labels"][0], metadata.ignore_label, path)
+        except ValueError as error:
+            problems.append(str(error))
+        if not problems:
+            yield [clip], [[labels]]
+        bar.update()
 
 
 def _read_prediction(path: Path, metadata: Any, train_ids: bool) -> NDArray[np.integer]:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from the_mask.data import ClipMapper, get_records, tile_video
+from the_mask.data import get_records
 from the_mask.data.class_names import check_classes
-from the_mask.data.files import inside
-from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.claims import claim_folder, make_claim
-from the_mask.evaluation.label_png import raw_values_of_classes, save_label_map
-from the_mask.evaluation.metrics import as_label_array
-from the_mask.evaluation.runner import ProgressMeter, evaluation_mode, make_stream, stream_videos, unwrap
-from the_mask.inference.compose import build_stream, is_plain, must_stream
+from the_mask.evaluation.label_png import raw_values_of_classes
+from the_mask.evaluation.loop import predict_videos, unlabelled, unwrap
+from the_mask.evaluation.sinks import PngSink
 from the_mask.inference.saved_scores import score_path
 
 logger = logging.getLogger(__name__)
@@ -67,48 +61,13 @@ def predict_dataset(
     table = list(range(classes)) if values == "train-ids" else raw_values_of_classes(metadata.label_table, classes)
 
     open_records = [record for record in records if not _is_done(record, folder, scores)]
-    shard = shard_videos([len(record["frames"]) for record in open_records], comm.get_world_size())[comm.get_rank()]
-    mine = [open_records[i] for i in shard]
     logger.info(f"{dataset_name}: {len(records) - len(open_records)} of {len(records)} videos are there already")
-    meter = ProgressMeter(dataset_name, sum(len(record["frames"]) for record in mine))
-    with evaluation_mode(plain), torch.no_grad(), meter:
-        for clip, maps in _predictions(cfg, plain, dataset_name, mine, meter):
-            for frame_id, labels in zip(clip["frame_ids"], maps, strict=True):
-                path = inside(folder, clip["video_id"], f"{frame_id}.png")
-                save_label_map(path, as_label_array(labels), table)
-                meter.update(1)
+    frames = predict_videos(cfg, plain, dataset_name, unlabelled(open_records), [PngSink(folder, table)])
     comm.synchronize()
-    return meter.frames
+    return frames
 
 
 def _is_done(record: Record, folder: Path, scores: Path | None) -> bool:
     names = [(record["video_id"], frame["frame_id"]) for frame in record["frames"]]
     done = all((folder / video / f"{frame}.png").is_file() for video, frame in names)
     return done and (scores is None or all(score_path(scores, name).is_file() for name in names))
-
-
-def _predictions(
-    cfg: CfgNode, model: Any, dataset_name: str, records: Sequence[Record], meter: ProgressMeter
-) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-    """Clips with their label maps, as an evaluation would make them."""
-    if must_stream(cfg):
-        for clips, maps in stream_videos(make_stream(cfg, model, dataset_name), _unlabelled(records), meter):
-            yield clips[0], maps[0]
-        return
-    mapper = ClipMapper.from_config(cfg, False, [dataset_name])
-    classes = MetadataCatalog.get(dataset_name).stuff_classes
-    predictor = model if is_plain(cfg) else build_stream(cfg, model, classes)
-    for record in _unlabelled(records):
-        tiling = tile_video(len(record["frames"]), cfg.TEST.CLIP_LENGTH, cfg.TEST.CLIP_STRIDE)
-        for number, indices in enumerate(tiling):
-            clip = mapper.test_clip(record, indices, number == 0, number == len(tiling) - 1)
-            with meter.model_time():
-                maps = predictor.predict([clip])
-            yield clip, maps[0]
-
-
-def _unlabelled(records: Sequence[Record]) -> list[Record]:
-    """The records without their ground truth, which a prediction does not read."""
-    return [
-        {**record, "frames": [{**frame, "sem_seg_file_name": None} for frame in record["frames"]]} for record in records
-    ]

@@ -1,4 +1,4 @@
-"""evaluate_dataset with the runners of TEST.*: real tiny models on a tiny tree."""
+"""evaluate_dataset with the streams of TEST.*: real tiny models on a tiny tree."""
 
 from pathlib import Path
 

@@ -15,10 +15,10 @@ from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.data.io import read_label, read_label_raw
 from the_mask.engine import launch
-from the_mask.evaluation import evaluate_dataset, runner, video_consistency
+from the_mask.evaluation import evaluate, evaluate_dataset, loop, progress, video_consistency
 from the_mask.modeling.stream import NO_HINTS, Stream
 
-NAME = "runner_toy"
+NAME = "evaluate_toy"
 LENGTHS = {"a": 7, "b": 20}
 SIZE = (20, 30)
 
@@ -102,7 +102,7 @@ def test_tilings_and_batches_change_nothing(cfg, length, stride, batch):
 def test_streaming_gives_the_same_and_resets_for_each_video(cfg, monkeypatch):
     reference = evaluate_dataset(cfg, Oracle(), NAME)
     stream = Remembering()
-    monkeypatch.setattr(runner, "make_stream", lambda cfg, model, name: stream)
+    monkeypatch.setattr(loop, "build_stream", lambda cfg, model, names: stream)
     cfg.TEST.STREAMING = True
     assert evaluate_dataset(cfg, Oracle(), NAME) == reference
     assert stream.videos == list(LENGTHS.values())
@@ -184,7 +184,7 @@ def test_temporal_consistency_from_config(cfg, tmp_path, monkeypatch):
         pairs.append(first.shape)
         return np.zeros((*first.shape[:2], 2))
 
-    monkeypatch.setattr(runner, "raft_flow", lambda path, device: flow)
+    monkeypatch.setattr(evaluate, "raft_flow", lambda path, device: flow)
     results = evaluate_dataset(cfg, Oracle(), NAME)["sem_seg"]
     assert 50 < results["TC"] < 100
     assert len(pairs) == sum(LENGTHS.values()) - len(LENGTHS)
@@ -196,7 +196,7 @@ def test_temporal_consistency_from_config(cfg, tmp_path, monkeypatch):
 
 def test_time_per_frame_is_logged(cfg, caplog, monkeypatch):
     caplog.set_level("INFO")
-    monkeypatch.setattr(runner, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     evaluate_dataset(cfg, Oracle(), NAME)
     assert f"{NAME}: 27 frames in" in caplog.text
     assert "s/frame" in caplog.text

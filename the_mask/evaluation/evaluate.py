@@ -1,0 +1,87 @@
+"""Run a model over a test set and score it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from the_mask.data import get_records
+from the_mask.data.class_names import check_classes
+from the_mask.data.video_tree import Record
+from the_mask.evaluation.claims import disclaim
+from the_mask.evaluation.evaluator import VideoSemSegEvaluator
+from the_mask.evaluation.keyframe import evaluate_keyframes
+from the_mask.evaluation.label_png import raw_values_of_classes
+from the_mask.evaluation.loop import Sink, evaluation_mode, predict_videos, unwrap
+from the_mask.evaluation.sinks import PngSink
+from the_mask.evaluation.temporal_consistency import raft_flow
+
+
+def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> OrderedDict[str, dict[str, float]]:
+    """Predict every frame of a test set and score it; a collective call when there are several processes.
+
+    Args:
+        cfg, model: see :func:`predict_videos`; predictions and scores are also written where ``TEST.SAVE_*`` say so.
+        dataset_name: registered data set.
+
+    Returns:
+        As :meth:`VideoSemSegEvaluator.evaluate`, on every process; with ``TEST.KEYFRAME_DISTANCES`` also ``keyframe``,
+        see :func:`the_mask.evaluation.keyframe.evaluate_keyframes`.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown data set, classes that do not fit the model, bad files (named).
+    """
+    check_classes(cfg, [dataset_name])
+    records = get_records(dataset_name)
+    plain = unwrap(model)
+    evaluator = build_evaluator(cfg, dataset_name, records, _device(plain))
+    predict_videos(cfg, plain, dataset_name, records, [evaluator, *_writers(cfg, dataset_name)])
+    by_distance = None
+    if cfg.TEST.KEYFRAME_DISTANCES:
+        with evaluation_mode(plain):
+            by_distance = evaluate_keyframes(cfg, plain, dataset_name)
+    results = evaluator.evaluate(expected_frames=sum(len(record["frames"]) for record in records))
+    if by_distance is not None:
+        results["keyframe"] = by_distance
+    return results
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, records: Sequence[Record], device: torch.device | str = "cpu"
+) -> VideoSemSegEvaluator:
+    """Evaluator with the settings of ``cfg.TEST``; the flow of TC runs on ``device``."""
+    weights, tc_videos = cfg.TEST.TC_FLOW_WEIGHTS, cfg.TEST.TC_MAX_VIDEOS
+    return VideoSemSegEvaluator(
+        dataset_name,
+        windows=cfg.TEST.VC_WINDOWS,
+        # A block of the tiling, and the clips of a batch may finish it together.
+        max_pending=cfg.TEST.CLIP_LENGTH * cfg.TEST.CLIP_STRIDE,
+        flow=raft_flow(weights, device) if weights else None,
+        tc_videos={record["video_id"] for record in records[:tc_videos]} if tc_videos else None,
+        boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
+    )
+
+
+def _writers(cfg: CfgNode, dataset_name: str) -> list[Sink]:
+    """The sink of ``TEST.SAVE_PREDICTIONS``; its folder and that of ``TEST.SAVE_SCORES`` are nobody's to resume."""
+    if cfg.TEST.SAVE_SCORES:
+        disclaim(cfg.TEST.SAVE_SCORES)
+    if not cfg.TEST.SAVE_PREDICTIONS:
+        return []
+    folder = Path(cfg.TEST.SAVE_PREDICTIONS)
+    if len(cfg.DATASETS.TEST) > 1:
+        folder = folder / dataset_name
+    disclaim(folder)
+    metadata = MetadataCatalog.get(dataset_name)
+    return [PngSink(folder, raw_values_of_classes(metadata.label_table, len(metadata.stuff_classes)))]
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

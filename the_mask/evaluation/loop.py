@@ -1,0 +1,155 @@
+"""The one prediction loop: frames of a data set in, label maps out, sinks that take them.
+
+Whatever predicts is a source, an iterator of clips with their label maps: a model over videos, keyframes at every
+distance, files on disk. Whatever is made of predictions is a sink: metrics, PNGs, samples, reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from torch import nn
+
+from the_mask.data import build_test_loader
+from the_mask.data.io import check_same_size, read_image
+from the_mask.data.samplers import shard_videos
+from the_mask.data.video_tree import Record
+from the_mask.evaluation.frames import single_frame_clips
+from the_mask.evaluation.progress import ProgressMeter
+from the_mask.inference.compose import build_stream, is_plain, must_stream
+from the_mask.modeling.stream import Hints, Stream, StreamState
+
+Clip = Mapping[str, Any]
+# Clips as the test loader gives them, and of each the label maps [height, width], or scores [K, height, width].
+Predicted = tuple[Sequence[Clip], Sequence[Sequence[Any]]]
+Clock = Callable[[], AbstractContextManager[None]]
+
+
+class Sink(Protocol):
+    """Takes predictions, and has its own way to tell what it made of them.
+
+    ``process`` is that of Detectron2's ``DatasetEvaluator``.
+    """
+
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
+        """Take some clips of one video, and of each the maps of its frames; videos follow one another."""
+        ...
+
+
+def feed(predictions: Iterable[Predicted], sinks: Sequence[Sink], meter: ProgressMeter | None = None) -> int:
+    """Give all predictions to all sinks. Returns the number of frames."""
+    frames = 0
+    for clips, maps in predictions:
+        for sink in sinks:
+            sink.process(clips, maps)
+        count = sum(len(own) for own in maps)
+        frames += count
+        if meter is not None:
+            meter.update(count)
+    return frames
+
+
+def predict_videos(
+    cfg: CfgNode, model: nn.Module, dataset_name: str, records: Sequence[Record], sinks: Sequence[Sink]
+) -> int:
+    """Predict every frame of some videos, as ``cfg.TEST`` asks; each process takes its share of whole videos.
+
+    Clips come from ``build_test_loader``; with ``TEST.STREAMING`` each video is fed frame by frame through a stream
+    instead. With keys such as ``TEST.VIEWS`` the model runs inside what :func:`build_stream` makes of it, either way;
+    ensembles and stages always stream. Memory does not grow with the data set. The model is switched to eval mode and
+    every module's mode is restored afterwards, also after an error.
+
+    Args:
+        cfg: keys ``TEST.*`` and ``INPUT.TEST.*``.
+        model: has ``predict(clips)``; may be wrapped in DistributedDataParallel.
+        dataset_name: registered data set.
+        records: videos of it.
+        sinks: what takes the label maps.
+
+    Returns:
+        Number of frames of this process.
+    """
+    lengths = [len(record["frames"]) for record in records]
+    mine = [records[i] for i in shard_videos(lengths, comm.get_world_size())[comm.get_rank()]]
+    model = unwrap(model)
+    meter = ProgressMeter(dataset_name, sum(len(record["frames"]) for record in mine))
+    with evaluation_mode(model), torch.no_grad(), meter:
+        predictor: Any = model
+        if must_stream(cfg) or not is_plain(cfg):
+            predictor = build_stream(cfg, model, MetadataCatalog.get(dataset_name).stuff_classes)
+        if must_stream(cfg):
+            source = stream_videos(predictor, mine, meter.model_time)
+        else:
+            source = tile_videos(cfg, predictor, dataset_name, records, meter.model_time)
+        return feed(source, sinks, meter)
+
+
+def tile_videos(
+    cfg: CfgNode, predictor: Any, dataset_name: str, records: Sequence[Record] | None = None, clock: Clock = nullcontext
+) -> Iterator[Predicted]:
+    """Clips of the test loader with their label maps.
+
+    Args:
+        cfg: keys ``TEST.*`` and ``INPUT.TEST.*``.
+        predictor: has ``predict(clips)``.
+        dataset_name: registered data set.
+        records: videos of it, default all.
+        clock: entered while the model works.
+    """
+    for clips in build_test_loader(cfg, dataset_name, records):
+        with clock():
+            maps = predictor.predict(clips)
+        yield clips, maps
+
+
+def stream_videos(stream: Stream, records: Sequence[Record], clock: Clock = nullcontext) -> Iterator[Predicted]:
+    """Videos frame by frame, each from a fresh state, as clips of one frame with what the stream gives.
+
+    Raises:
+        ValueError, FileNotFoundError: unreadable image or mask, or one of another size; the file is named.
+    """
+    state: StreamState = {}
+    for clip in single_frame_clips(records):
+        if clip["is_first"]:
+            state = stream.init_state()
+        file_name, labels = clip["file_names"][0], clip["labels"][0]
+        image = read_image(file_name)
+        if labels is not None:
+            check_same_size(image, labels, file_name, clip["mask_file_name"])
+        with clock(), torch.no_grad():
+            output, state = stream.step(image, state, Hints(name=(clip["video_id"], clip["frame_ids"][0])))
+        yield [clip], [[output]]
+
+
+def unlabelled(records: Sequence[Record]) -> list[Record]:
+    """The records without their ground truth, which a prediction need not read."""
+    return [
+        {**record, "frames": [{**frame, "sem_seg_file_name": None} for frame in record["frames"]]} for record in records
+    ]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch a model to eval mode and give every module its own mode back, whatever happens inside.
+
+    ``model.train()`` afterwards would not do: it wakes up modules that were frozen in eval mode.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The segmentor inside a wrapper such as DistributedDataParallel."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, nn.Module) and not hasattr(model, "predict") else model
