@@ -76,7 +76,7 @@ def test_all_predictions_reach_all_sinks_in_order(records):
     sinks = [Recording(log, "first"), Recording(log, "second")]
     assert feed(stream_videos(stream, records, clock), sinks, meter) == meter.frames == 5
     frames = [(video, f"{index:02d}", index) for video, length in LENGTHS.items() for index in range(length)]
-    assert log == [(sink, video, name, i, i) for video, name, i in frames for sink in ("first", "second")]
+    assert log == [(sink, video, name, i, i + 1) for video, name, i in frames for sink in ("first", "second")]
     assert stream.names == [(video, name) for video, name, _ in frames]
     assert len(ticks) == 5
 

@@ -76,7 +76,7 @@ def _open_files(
         for number in range(start, len(images)):
             try:
                 image = read_image(images[number])
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 if on_problem is None:
                     raise
                 on_problem(f"skipped: {error}")
