@@ -9,9 +9,10 @@ import the_mask
 import the_mask.modeling
 from the_mask import models
 from the_mask.config import load_config
+from the_mask.data.files import file_digest
 from the_mask.inference import StreamingSegmentor
 from the_mask.modeling.build import build_segmentor
-from the_mask.models import digest, model_config, model_names, read_card
+from the_mask.models import model_config, model_names, read_card
 from the_mask.weights.packing import pack_model
 from the_mask.weights.trained import trained
 
@@ -73,7 +74,7 @@ def test_packing_again_keeps_what_people_wrote(shelf):
     pack_model(cfg, "small-one", folder=folder)
     again = read_card("small-one")
     # The order of safetensors' own notes varies, and with it the digest.
-    assert again.facts == {"summary": "tiny", **old, "sha256": digest(folder / "small-one.safetensors")}
+    assert again.facts == {"summary": "tiny", **old, "sha256": file_digest(folder / "small-one.safetensors")}
     assert again.text == "Fails at night.\n"
     content = load_file(folder / "small-one.safetensors")
     assert {value.dtype for value in content.values() if value.ndim > 1} == {torch.float16}

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from the_mask.config import load_config
-from the_mask.data.files import read_json, write_json
+from the_mask.data.files import file_digest, read_json, write_json
 from the_mask.data.registry import Record
 from the_mask.modeling.digest import weights_digest
 
@@ -131,18 +131,9 @@ def _files_digest(named: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
     # Hashing lets other threads run.
     with ThreadPoolExecutor() as pool:
-        for name, content in zip(names, pool.map(_file_digest, paths), strict=True):
-            digest.update(f"{name}\0".encode())
-            digest.update(content)
+        for name, content in zip(names, pool.map(file_digest, paths), strict=True):
+            digest.update(f"{name}\0{content}\0".encode())
     return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.digest()
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

@@ -8,7 +8,6 @@ stand, and the digest of the weights. ``tools/pack_model.py`` writes them, ``the
 from __future__ import annotations
 
 import difflib
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from the_mask.config import load_config
+from the_mask.data.files import file_digest
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -96,13 +96,8 @@ def check_digest(path: Path, expected: str) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the installation is incomplete, install the package again")
-    found = digest(path)
+    found = file_digest(path)
     if found != expected:
         raise ValueError(
             f"{path} is damaged: its SHA-256 is {found}, the card says {expected}; install the package again"
         )
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

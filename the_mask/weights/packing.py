@@ -11,8 +11,8 @@ from torch import Tensor
 
 from the_mask.config import load_config
 from the_mask.data.class_names import config_classes
-from the_mask.data.files import atomic_write
-from the_mask.models import FOLDER, digest, parse_card
+from the_mask.data.files import atomic_write, file_digest
+from the_mask.models import FOLDER, parse_card
 from the_mask.weights.converters.files import save_state
 from the_mask.weights.trained import trained
 
@@ -67,7 +67,7 @@ def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path
     header = f"# The whole config of {name}, written by tools/pack_model.py.\n"
     atomic_write(folder / f"{name}.yaml", (header + content).encode())
     facts |= {
-        "sha256": digest(target),
+        "sha256": file_digest(target),
         "bytes": target.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "classes": list(classes or ()),

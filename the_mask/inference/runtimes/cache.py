@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import logging
 import os
 import tempfile
@@ -21,6 +20,8 @@ import torch
 from torch import nn
 
 import the_mask
+from the_mask.data.files import atomic_write, file_digest, read_json, write_json
+from the_mask.modeling.digest import weights_digest
 
 ENVIRONMENT = "THE_MASK_CACHE"
 # Least recently used graphs are dropped above this.
@@ -37,18 +38,16 @@ def default_folder() -> Path:
 
 
 def module_digest(module: nn.Module) -> str:
-    """Digest of a module's tensors and of the source code of its classes."""
-    digest = hashlib.sha256(f"{the_mask.__version__} {torch.__version__}".encode())
-    digest.update(repr(module).encode())
+    """Digest of a module's weights and buffers, its settings and the source code of its classes."""
+    parts = [the_mask.__version__, torch.__version__, repr(module)]
     for kind in sorted({type(child) for child in module.modules()}, key=lambda kind: kind.__qualname__):
         try:
-            digest.update(inspect.getsource(kind).encode())
+            parts.append(inspect.getsource(kind))
         except (OSError, TypeError):  # a class made at run time has no source
-            digest.update(kind.__qualname__.encode())
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            parts.append(kind.__qualname__)
+    saved = module.state_dict().keys()
+    parts += [f"{name} {x.tolist()}" for name, x in module.named_buffers() if name not in saved]
+    return weights_digest(module, text_digest(*parts))
 
 
 def text_digest(*parts: Any) -> str:
@@ -71,7 +70,7 @@ class RuntimeCache:
         path = self.folder / f"{digest}.onnx"
         seal = path.with_suffix(".sha256")
         if path.is_file() and seal.is_file():
-            if seal.read_text().strip() == _file_digest(path):
+            if seal.read_text().strip() == file_digest(path):
                 os.utime(path)
                 return path
             _logger.warning("%s does not have the content it was written with: made anew", path)
@@ -79,9 +78,8 @@ class RuntimeCache:
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             made = Path(temporary) / path.name
             write(made)
-            (made.with_suffix(".sha256")).write_text(_file_digest(made))
             # The graph last: a seal without its graph is never read.
-            os.replace(made.with_suffix(".sha256"), seal)
+            atomic_write(seal, file_digest(made).encode())
             os.replace(made, path)
         self._trim(path)
         return path
@@ -89,22 +87,18 @@ class RuntimeCache:
     def choice(self, digest: str) -> dict[str, Any] | None:
         """What :meth:`keep_choice` kept, if it can be read."""
         path = self.folder / f"{digest}.json"
+        if not path.is_file():
+            return None
         try:
-            content = json.loads(path.read_text())
-        except FileNotFoundError:
+            return read_json(path)
+        except ValueError as error:
+            _logger.warning("%s: measured anew", error)
             return None
-        except (OSError, ValueError) as error:
-            _logger.warning("%s cannot be read (%s): measured anew", path, error)
-            return None
-        return content if isinstance(content, dict) else None
 
     def keep_choice(self, digest: str, choice: dict[str, Any]) -> None:
         """Keep which runtime was the fastest."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{digest}.json"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(choice, indent=1))
-        os.replace(partial, path)
+        write_json(self.folder / f"{digest}.json", choice)
 
     def _trim(self, kept: Path) -> None:
         graphs = sorted(self.folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
@@ -115,11 +109,3 @@ class RuntimeCache:
             total -= path.stat().st_size
             path.unlink(missing_ok=True)
             path.with_suffix(".sha256").unlink(missing_ok=True)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
