@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -57,7 +56,7 @@ def step_time(args: argparse.Namespace, label: str) -> float:
     if fast:
         model = build_segmentor(cfg).train()
     else:
-        with mock.patch(patch, lambda model: None):
+        with mock.patch(patch, return_value=None):
             model = build_segmentor(cfg).train()
     height, width = args.size
     blocks = torch.randint(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (args.batch, height // 32, width // 32))
@@ -85,7 +84,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", metavar="NAME", help="also write benchmarks/results/NAME.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -23,6 +23,7 @@ from the_mask.cli import _options
 from the_mask.config import load_config
 from the_mask.engine import exit_code
 from the_mask.engine.logs import setup_logging
+from the_mask.engine.memory import keep_freed_memory
 from the_mask.engine.signals import interrupted_by_signals
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.demo import AUDIO, DemoStyle, check_outputs, palette_from_config, run_demo
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     setup_logging(None)
+    keep_freed_memory()
     return exit_code(lambda: run(args))
 
 

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from the_mask.data.files import atomic_write
 from the_mask.engine.logs import setup_logging
+from the_mask.engine.memory import keep_freed_memory
 from the_mask.env import environment_report
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def set_library_flags(cfg: CfgNode) -> None:
 
 
 def setup(cfg: CfgNode) -> None:
-    """Create ``OUTPUT_DIR``, start logging, record the environment and the config, set library flags.
+    """Create ``OUTPUT_DIR``, start logging, record the environment and the config, set library and memory flags.
 
     Args:
         cfg: written to ``OUTPUT_DIR/config.yaml`` by the first process.
@@ -57,6 +58,8 @@ def setup(cfg: CfgNode) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     setup_logging(folder, comm.get_rank())
     set_library_flags(cfg)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     if not comm.is_main_process():
         return
     logger.info("environment:\n%s", environment_report())
