@@ -1,4 +1,4 @@
-# One door to everything: make setup | demo | test | lint | package | bench | cuda-check
+# One door to everything: make setup | demo | test | lint | package | bench | cuda-check | gpu-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.the_mask_installed
 TORCH ?= torch
 KERNELS := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: setup demo test test-slow lint format package bench cuda-check clean
+.PHONY: setup demo test test-slow lint format package bench cuda-check gpu-check clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,10 @@ bench: setup
 
 cuda-check: setup
 	$(BIN)/python csrc/cuda_check.py
+
+# On a machine with a GPU, with the Python that has its torch: PYTHON=python3 make gpu-check. Needs torch and numpy only.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 clean:
 	rm -rf build dist *.egg-info output .pytest_cache .mypy_cache .ruff_cache

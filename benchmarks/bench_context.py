@@ -23,7 +23,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import machine, peak_memory, quartiles, race, ratio, write_json
+from common import machine, peak_memory, write_json
+from timing import quartiles, race, ratio
 from torch import Tensor
 
 import the_mask.modeling  # noqa: F401  (fills the registries)

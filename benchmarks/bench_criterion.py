@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import quartiles, synchronise
+from timing import quartiles, synchronise
 from torch import Tensor
 
 import the_mask

@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from common import RESULTS, machine, ratio
+from common import RESULTS, machine
 from tabulate import tabulate
+from timing import ratio
 
 CLASSES = 150
 GOAL_SPEED, GOAL_MEMORY, TOLERANCE = 2.0, 0.9, 1e-4

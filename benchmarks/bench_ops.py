@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import bandwidth, geometric_mean, machine, multiply_adds, peak_memory, quartiles, race, ratio, write_json
+from common import bandwidth, geometric_mean, machine, multiply_adds, peak_memory, write_json
 from op_contenders import LEVELS, STAGES, Problem, encoder_problem, stage_problem
+from timing import quartiles, race, ratio
 
 from the_mask.config import load_config
 from the_mask.ops import explain, use

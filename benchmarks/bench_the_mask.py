@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 from bench_criterion import Clock, Times, random_clips, show, time_matching
-from common import machine, peak_memory, quartiles, race, synchronise, write_json
+from common import machine, peak_memory, write_json
+from timing import quartiles, race, synchronise
 from torch import nn
 
 from the_mask.config import load_config

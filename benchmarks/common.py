@@ -1,8 +1,4 @@
-"""What benchmarks share: the machine, interleaved timing with medians and quartiles, peak memory, JSON.
-
-Contenders run in turn, round by round, so that what else the machine does hits all of them alike; a ratio is the median
-of the rounds' ratios.
-"""
+"""What benchmarks share: the machine, its bandwidth and arithmetic, peak memory, JSON."""
 
 from __future__ import annotations
 
@@ -10,17 +6,16 @@ import gc
 import json
 import os
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import race
 
 from the_mask.inference.benchmark import machine as library_machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
-Row = dict[str, float]
 
 
 def machine() -> dict[str, Any]:
@@ -39,60 +34,6 @@ def machine() -> dict[str, Any]:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
     return facts
-
-
-def quartiles(values: Sequence[float]) -> Row:
-    """Median and interquartile range of seconds, in milliseconds, and how many there were."""
-    ordered = sorted(values)
-    if len(ordered) < 4:
-        spread = ordered[-1] - ordered[0]
-    else:
-        first, _, third = statistics.quantiles(ordered, n=4)
-        spread = third - first
-    return {"median_ms": 1e3 * statistics.median(ordered), "iqr_ms": 1e3 * spread, "runs": len(ordered)}
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read afterwards means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def race(
-    contenders: Mapping[str, Callable[[], object]],
-    rounds: int,
-    device: torch.device,
-    seconds_per_turn: float = 0.1,
-    most_per_turn: int = 20,
-) -> dict[str, list[float]]:
-    """Time contenders in turn; one number per round each: the mean of as many calls as fit into a turn."""
-    calls: dict[str, int] = {}
-    for name, function in contenders.items():
-        function()
-        synchronise(device)
-        start = time.perf_counter()
-        function()
-        synchronise(device)
-        once = time.perf_counter() - start
-        calls[name] = max(1, min(most_per_turn, int(seconds_per_turn / max(once, 1e-7))))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, function in contenders.items():
-                start = time.perf_counter()
-                for _ in range(calls[name]):
-                    function()
-                synchronise(device)
-                times[name].append((time.perf_counter() - start) / calls[name])
-    finally:
-        gc.enable()
-    return times
-
-
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times faster, as the median over rounds."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

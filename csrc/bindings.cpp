@@ -39,6 +39,9 @@ TORCH_LIBRARY(the_mask_kernels, m) {
       "dcnv3_backward(Tensor grad_output, Tensor x, Tensor offset, Tensor mask, Tensor? scale, int[] kernel, "
       "int[] stride, int[] padding, int[] dilation, int groups, float offset_scale, bool remove_center, "
       "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "upsample_argmax(Tensor scores, Tensor row_start, Tensor row_weights, Tensor column_start, Tensor column_weights) "
+      "-> Tensor");
   m.def("built_with_cuda() -> bool", &the_mask::built_with_cuda);
   m.def("cpu_capability() -> str", &the_mask::cpu_capability);
   m.def("force_cpu_capability(str name) -> ()", &the_mask::force_cpu_capability);
@@ -49,6 +52,7 @@ TORCH_LIBRARY_IMPL(the_mask_kernels, CPU, m) {
   m.impl("ms_deform_attn_backward", &the_mask::msda_backward_cpu);
   m.impl("dcnv3_forward", &the_mask::dcn_forward_cpu);
   m.impl("dcnv3_backward", &the_mask::dcn_backward_cpu);
+  m.impl("upsample_argmax", &the_mask::upsample_argmax_cpu);
 }
 
 #if defined(THE_MASK_WITH_CUDA)
@@ -57,5 +61,6 @@ TORCH_LIBRARY_IMPL(the_mask_kernels, CUDA, m) {
   m.impl("ms_deform_attn_backward", &the_mask::msda_backward_cuda);
   m.impl("dcnv3_forward", &the_mask::dcn_forward_cuda);
   m.impl("dcnv3_backward", &the_mask::dcn_backward_cuda);
+  m.impl("upsample_argmax", &the_mask::upsample_argmax_cuda);
 }
 #endif

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 CSRC = Path(__file__).resolve().parent
 ARCHITECTURES = "8.0;9.0+PTX"
-OPERATORS = ("ms_deform_attn_forward", "ms_deform_attn_backward", "dcnv3_forward", "dcnv3_backward")
+OPERATORS = ("ms_deform_attn_forward", "ms_deform_attn_backward", "dcnv3_forward", "dcnv3_backward", "upsample_argmax")
 SOURCES = ("*.cpp", "cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu")
 CUDA_FLAGS = ("-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v")
 

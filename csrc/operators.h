@@ -28,7 +28,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
     const std::optional<Tensor>& scale, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center, bool deterministic);
 
+// Best class of every pixel of a score map [K, h, w] enlarged to [H, W], H and W being the lengths of the starts.
+Tensor upsample_argmax_cpu(const Tensor& scores, const Tensor& row_start, const Tensor& row_weights,
+                           const Tensor& column_start, const Tensor& column_weights);
+
 #if defined(THE_MASK_WITH_CUDA)
+Tensor upsample_argmax_cuda(const Tensor& scores, const Tensor& row_start, const Tensor& row_weights,
+                            const Tensor& column_start, const Tensor& column_weights);
 Tensor msda_forward_cuda(const Tensor& value, at::IntArrayRef sizes, const std::optional<Tensor>& device_shapes,
                          const Tensor& locations, const Tensor& weights);
 std::tuple<Tensor, Tensor, Tensor> msda_backward_cuda(const Tensor& grad_output, const Tensor& value,

@@ -102,4 +102,28 @@ struct DcnSizes {
   }
 };
 
+struct LabelSizes {
+  int64_t K, h, w, H, W, taps;
+  bool bytes;
+
+  LabelSizes(const Tensor& scores, const Tensor& row_start, const Tensor& row_weights, const Tensor& column_start,
+             const Tensor& column_weights) {
+    TORCH_CHECK(scores.dim() == 3, "scores has ", scores.dim(), " axes, expected 3");
+    TORCH_CHECK(row_start.dim() == 1 && column_start.dim() == 1 && row_weights.dim() == 2,
+                "starts must have 1 axis and weights 2");
+    K = scores.size(0), h = scores.size(1), w = scores.size(2);
+    H = row_start.size(0), W = column_start.size(0), taps = row_weights.size(1);
+    TORCH_CHECK(K > 0 && h > 0 && w > 0, "scores of shape ", scores.sizes(), " are empty");
+    TORCH_CHECK(taps == 2 || taps == 3, "weights have ", taps, " taps, expected 2 or 3");
+    check_tensor("scores", scores, scores.sizes(), at::kFloat, scores);
+    check_tensor("row_start", row_start, {H}, at::kInt, scores);
+    check_tensor("row_weights", row_weights, {H, taps}, at::kFloat, scores);
+    check_tensor("column_start", column_start, {W}, at::kInt, scores);
+    check_tensor("column_weights", column_weights, {W, taps}, at::kFloat, scores);
+    check_count("scores", h * w);
+    check_count("labels", H * W);
+    bytes = K <= 255;
+  }
+};
+
 }  // namespace the_mask

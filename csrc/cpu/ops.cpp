@@ -228,4 +228,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
   return {grad_x, grad_offset, grad_mask, grad_scale};
 }
 
+Tensor upsample_argmax_cpu(const Tensor& scores, const Tensor& row_start, const Tensor& row_weights,
+                           const Tensor& column_start, const Tensor& column_weights) {
+  const LabelSizes sizes(scores, row_start, row_weights, column_start, column_weights);
+  const auto check_starts = [&](const char* name, const Tensor& start, const Tensor& weights, int64_t cells) {
+    const int32_t* first = start.const_data_ptr<int32_t>();
+    const float* weight = weights.const_data_ptr<float>();
+    for (int64_t i = 0; i < start.size(0); ++i) {
+      for (int64_t t = 0; t < sizes.taps; ++t) {
+        const bool read = t == 0 || weight[i * sizes.taps + t] != 0;
+        TORCH_CHECK(!read || (first[i] >= 0 && first[i] + t < cells), name, " reads cell ", first[i] + t, " of ", cells);
+      }
+    }
+  };
+  check_starts("row_start", row_start, row_weights, sizes.h);
+  check_starts("column_start", column_start, column_weights, sizes.w);
+  Tensor labels = at::empty({sizes.H, sizes.W}, scores.options().dtype(sizes.bytes ? at::kByte : at::kInt));
+  if (labels.numel() == 0) return labels;
+  LabelProblem problem{sizes.K, sizes.h, sizes.w, sizes.H, sizes.W, sizes.taps};
+  problem.scores = scores.const_data_ptr<float>();
+  problem.row_start = row_start.const_data_ptr<int32_t>();
+  problem.row_weights = row_weights.const_data_ptr<float>();
+  problem.column_start = column_start.const_data_ptr<int32_t>();
+  problem.column_weights = column_weights.const_data_ptr<float>();
+  problem.labels = labels.mutable_data_ptr();
+  problem.bytes = sizes.bytes;
+  const Kernels& run = kernels();
+  const int64_t bytes = run.labels_scratch(problem);
+  at::parallel_for(0, sizes.H, 8, [&](int64_t begin, int64_t end) {
+    const Tensor scratch = scratch_of(bytes);
+    run.labels(problem, begin, end, scratch.mutable_data_ptr());
+  });
+  return labels;
+}
+
 }  // namespace the_mask

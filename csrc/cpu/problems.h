@@ -48,6 +48,19 @@ struct DcnTile {
   int64_t first_row, last_row, first_column, last_column;
 };
 
+// Labels of a score map that is enlarged by linear interpolation along both axes; a pixel is a weighted sum of `taps` (2
+// or 3) neighbouring cells per axis. A weight of zero may stand at a cell beyond the map.
+struct LabelProblem {
+  int64_t K, h, w, H, W, taps;
+  const float* scores;         // [K, h, w]
+  const int32_t* row_start;    // [H]: first map row
+  const float* row_weights;    // [H, taps]
+  const int32_t* column_start;  // [W]
+  const float* column_weights;  // [W, taps]
+  void* labels;                 // [H, W] uint8 with `bytes`, else int32
+  bool bytes;
+};
+
 // One instruction set's kernels. Calls for different heads, tiles, or groups write to different memory.
 struct Kernels {
   const char* name;
@@ -62,6 +75,8 @@ struct Kernels {
   void (*dcn_forward)(const DcnProblem&, int64_t n, const DcnTile&, void* scratch);
   // Groups group..group+groups-1 of image n, in column strips of that width.
   void (*dcn_backward)(const DcnProblem&, int64_t n, int64_t group, int64_t groups, int64_t strip, void* scratch);
+  int64_t (*labels_scratch)(const LabelProblem&);
+  void (*labels)(const LabelProblem&, int64_t first_row, int64_t last_row, void* scratch);
 };
 
 const Kernels& kernels_baseline();

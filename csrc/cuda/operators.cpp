@@ -202,4 +202,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cuda(
   return {grads.value, grads.places, grads.weights, grads.share};
 }
 
+Tensor upsample_argmax_cuda(const Tensor& scores, const Tensor& row_start, const Tensor& row_weights,
+                            const Tensor& column_start, const Tensor& column_weights) {
+  const c10::cuda::CUDAGuard guard(scores.device());
+  const LabelSizes size(scores, row_start, row_weights, column_start, column_weights);
+  Tensor labels = at::empty({size.H, size.W}, scores.options().dtype(size.bytes ? at::kByte : at::kInt));
+  if (labels.numel() == 0) return labels;
+  cuda::LabelProblem problem{};
+  problem.K = cuda::to_int(size.K, "classes"), problem.taps = int(size.taps);
+  problem.h = int(size.h), problem.w = int(size.w), problem.H = int(size.H), problem.W = int(size.W);
+  problem.scores = scores.const_data_ptr<float>();
+  problem.row_start = row_start.const_data_ptr<int32_t>();
+  problem.row_weights = row_weights.const_data_ptr<float>();
+  problem.column_start = column_start.const_data_ptr<int32_t>();
+  problem.column_weights = column_weights.const_data_ptr<float>();
+  problem.labels = labels.mutable_data_ptr();
+  problem.bytes = size.bytes;
+  cuda::labels(problem, cuda::stream_of(scores));
+  return labels;
+}
+
 }  // namespace the_mask

@@ -54,11 +54,24 @@ struct DcnGeometry {
   double offset_scale;
 };
 
+// Labels of a score map [K, h, w] that is enlarged to [H, W]; a pixel is a weighted sum of taps x taps (2 or 3) cells.
+struct LabelProblem {
+  int K, h, w, H, W, taps;
+  const float* scores;
+  const int32_t* row_start;  // [H]: first map row
+  const float* row_weights;  // [H, taps]
+  const int32_t* column_start;
+  const float* column_weights;
+  void* labels;  // uint8 with `bytes`, else int32
+  bool bytes;
+};
+
 // stream is a cudaStream_t. Throw c10::Error when a launch fails.
 void forward(const Problem& problem, const MsdaGeometry& geometry, void* stream);
 void backward(const Problem& problem, const MsdaGeometry& geometry, void* stream);
 void forward(const Problem& problem, const DcnGeometry& geometry, void* stream);
 void backward(const Problem& problem, const DcnGeometry& geometry, void* stream);
+void labels(const LabelProblem& problem, void* stream);
 
 }  // namespace cuda
 }  // namespace the_mask

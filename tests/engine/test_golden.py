@@ -44,7 +44,8 @@ def losses_of(folder):
 @pytest.mark.parametrize("name", RUNS)
 def test_debug_run_has_golden_numbers(data, tmp_path, name):
     configs = [ROOT / "configs" / "debug" / f"{stage}.yaml" for stage in RUNS[name]]
-    results, _ = train_two_stage(configs, tmp_path / "run", ["MODEL.DEVICE", "cpu"])
+    device = os.environ.get("THE_MASK_TEST_DEVICE", "cpu")
+    results, _ = train_two_stage(configs, tmp_path / "run", ["MODEL.DEVICE", device])
     found = {
         stage: {
             "losses": losses_of(tmp_path / "run" / stage),

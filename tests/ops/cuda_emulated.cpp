@@ -7,6 +7,7 @@
 #define run_backward run_scalar_backward
 #else
 #include "kernels.cuh"
+#include "labels.cuh"
 #endif
 
 using namespace the_mask::cuda;
@@ -33,3 +34,11 @@ extern "C" const char* run_msda(const Problem* problem, const MsdaGeometry* geom
 extern "C" const char* run_dcn(const Problem* problem, const DcnGeometry* geometry, int backward, int blocks) {
   return run(problem, geometry, backward, blocks);
 }
+#if !defined(SCALAR_BASELINE)
+extern "C" const char* run_labels_here(const LabelProblem* problem, int blocks) {
+  emulator::failure = nullptr;
+  most_blocks = blocks;
+  run_labels(*problem, nullptr);
+  return emulator::failure;
+}
+#endif

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from the_mask.ops.dcn.geometry import Geometry, make_geometry
 from the_mask.ops.dcn.reference import dcnv3_reference
+from the_mask.ops.labels.reference import upsample_argmax_reference
+from the_mask.ops.labels.taps import axis_taps
 from the_mask.ops.msda.reference import ms_deform_attn_reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,8 @@ def build(folder: Path, *defines: str) -> ctypes.CDLL:
     subprocess.run([compiler, *flags, "-fPIC", "-shared", *paths], check=True)
     loaded = ctypes.CDLL(str(path))
     loaded.run_msda.restype = loaded.run_dcn.restype = ctypes.c_char_p
+    if "-DSCALAR_BASELINE" not in defines:
+        loaded.run_labels_here.restype = ctypes.c_char_p
     return loaded
 
 
@@ -341,6 +345,37 @@ def test_dcnv3(library: ctypes.CDLL, name: str, dtype: torch.dtype, deterministi
     assert_near(output, expected, FORWARD[dtype], "output")
     for which, found, wanted in zip(("x", "offset", "mask", "scale"), grads, wanted_grads):
         assert_near(found, wanted, BACKWARD[dtype], f"gradient of {which}")
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+
+class LabelProblem(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_int) for name in ("K", "h", "w", "H", "W", "taps")]
+        + [(name, ctypes.c_void_p) for name in ("scores", "row_start", "row_weights", "column_start")]
+        + [(name, ctypes.c_void_p) for name in ("column_weights", "labels")]
+        + [("bytes", ctypes.c_bool)]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [1, 7, 300])
+@pytest.mark.parametrize("output", [(18, 26), (31, 20), (5, 3)])
+def test_labels(library: ctypes.CDLL, classes: int, output: tuple[int, int]) -> None:
+    scores = random_tensor(classes, 5, 7, dtype=torch.float32, seed=1)
+    arrays = (*axis_taps(5, 4, 18, output[0]), *axis_taps(7, 4, 26, output[1]))
+    taps = max(arrays[1].shape[1], arrays[3].shape[1])
+    tensors = [torch.from_numpy(a) for a in arrays]
+    for axis in (1, 3):
+        tensors[axis] = torch.nn.functional.pad(tensors[axis], (0, taps - tensors[axis].shape[1])).contiguous()
+    labels = torch.full(output, 99, dtype=torch.uint8 if classes <= 255 else torch.int32)
+    pointers = [tensor.data_ptr() for tensor in (scores, *tensors, labels)]
+    problem = LabelProblem(classes, 5, 7, *output, taps, *pointers, classes <= 255)
+    failure = library.run_labels_here(ctypes.byref(problem), 1)
+    assert failure is None, failure
+    expected = upsample_argmax_reference(scores, *tensors)
+    assert (labels == expected).double().mean() > 0.999
 
 
 # ------------------------------------------------------------------------------------ the scalar kernels of benchmarks

@@ -1,21 +1,28 @@
-"""The compiled CUDA path of both operators against the float64 oracle, on a GPU."""
+"""The compiled CUDA path of the operators against the float64 oracle, on a GPU.
+
+``benchmarks/gpu_check.py`` runs this file without pytest: parameters are all it may use. THE_MASK_TEST_DEVICE=cpu runs
+it on the CPU kernels, to try the file itself.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from the_mask.ops import dcnv3, ms_deform_attn, use
+from the_mask.ops import dcnv3, ms_deform_attn, upsample_argmax, use
 from the_mask.ops.extension import missing_for
+
+DEVICE = os.environ.get("THE_MASK_TEST_DEVICE", "cuda")
 
 
 def _why_skipped() -> str | None:
-    if not torch.cuda.is_available():
+    if DEVICE == "cuda" and not torch.cuda.is_available():
         return "needs a CUDA device"
-    return missing_for("cuda")
+    return missing_for(DEVICE)
 
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(_why_skipped() is not None, reason=str(_why_skipped()))]
@@ -65,7 +72,7 @@ def msda_inputs(case: MsdaCase, dtype: torch.dtype) -> tuple[Tensor, Tensor, Ten
     return value.to(dtype), locations.to(work), weights.to(work), grad.to(dtype)
 
 
-def leaf(tensor: Tensor, device: str = "cuda", dtype: torch.dtype | None = None) -> Tensor:
+def leaf(tensor: Tensor, device: str = DEVICE, dtype: torch.dtype | None = None) -> Tensor:
     return tensor.to(device=device, dtype=dtype).detach().clone().requires_grad_()
 
 
@@ -84,7 +91,7 @@ def compare_msda(case: MsdaCase, dtype: torch.dtype, shapes: Tensor | list[tuple
     on_gpu = [leaf(value), leaf(locations), leaf(weights)]
     with use("compiled"):
         output = ms_deform_attn(on_gpu[0], shapes, None, on_gpu[1], on_gpu[2])
-        output.backward(grad.cuda())
+        output.backward(grad.to(DEVICE))
     on_cpu = [leaf(tensor, "cpu", torch.float64) for tensor in (value, locations, weights)]
     with use("reference"):
         expected = ms_deform_attn(on_cpu[0], list(case.levels), None, on_cpu[1], on_cpu[2])
@@ -106,16 +113,16 @@ def test_ms_deform_attn(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["wide", "odd-channels"])
 def test_ms_deform_attn_reads_sizes_on_the_device(name: str) -> None:
-    compare_msda(MSDA_CASES[name], torch.float32, torch.tensor(MSDA_CASES[name].levels, device="cuda"))
+    compare_msda(MSDA_CASES[name], torch.float32, torch.tensor(MSDA_CASES[name].levels, device=DEVICE))
 
 
 def test_ms_deform_attn_with_mixed_dtypes_and_strides() -> None:
     value, locations, weights, _ = msda_inputs(MSDA_CASES["wide"], torch.bfloat16)
     levels = list(MSDA_CASES["wide"].levels)
-    spread = value.cuda().transpose(1, 2).contiguous().transpose(1, 2)
-    shifted = torch.cat((torch.zeros(1), locations.flatten())).cuda()[1:].view(locations.shape)
+    spread = value.to(DEVICE).transpose(1, 2).contiguous().transpose(1, 2)
+    shifted = torch.cat((torch.zeros(1), locations.flatten())).to(DEVICE)[1:].view(locations.shape)
     with use("compiled"):
-        output = ms_deform_attn(spread, levels, None, shifted, weights.cuda().half())
+        output = ms_deform_attn(spread, levels, None, shifted, weights.to(DEVICE).half())
     with use("reference"):
         expected = ms_deform_attn(value.double(), levels, None, locations.double(), weights.half().double())
     assert_near(output, expected, FORWARD[torch.bfloat16], "output")
@@ -193,7 +200,7 @@ def test_dcnv3(name: str, dtype: torch.dtype, deterministic: bool) -> None:
     try:
         with use("compiled"):
             output = apply(on_gpu)
-            output.backward(grad.cuda())
+            output.backward(grad.to(DEVICE))
     finally:
         torch.use_deterministic_algorithms(before)
     with use("reference"):
@@ -217,7 +224,7 @@ def test_deterministic_gradients_are_equal_bit_by_bit() -> None:
         for _ in range(3):
             inputs = [leaf(value), leaf(locations), leaf(weights)]
             with use("compiled"):
-                ms_deform_attn(inputs[0], list(case.levels), None, inputs[1], inputs[2]).backward(grad.cuda())
+                ms_deform_attn(inputs[0], list(case.levels), None, inputs[1], inputs[2]).backward(grad.to(DEVICE))
             found.append(inputs[0].grad)
     finally:
         torch.use_deterministic_algorithms(before)
@@ -234,7 +241,7 @@ def test_locations_that_are_not_numbers_or_far_outside_contribute_nothing() -> N
     inputs = [leaf(value), leaf(locations), leaf(weights)]
     with use("compiled"):
         output = ms_deform_attn(inputs[0], list(case.levels), None, inputs[1], inputs[2])
-        output.backward(grad.cuda())
+        output.backward(grad.to(DEVICE))
     tame = torch.where(locations.abs() < 1e6, locations, torch.full((), -9.0))
     with use("reference"):
         expected = ms_deform_attn(value.double(), list(case.levels), None, tame.double(), weights.double())
@@ -245,8 +252,10 @@ def test_locations_that_are_not_numbers_or_far_outside_contribute_nothing() -> N
 
 
 def test_runs_on_the_current_stream() -> None:
+    if DEVICE != "cuda":
+        pytest.skip("streams are CUDA's")
     case = MSDA_CASES["encoder"]
-    value, locations, weights, _ = (tensor.cuda() for tensor in msda_inputs(case, torch.float32))
+    value, locations, weights, _ = (tensor.to(DEVICE) for tensor in msda_inputs(case, torch.float32))
     with use("compiled"):
         expected = ms_deform_attn(value, list(case.levels), None, locations, weights)
         torch.cuda.synchronize()
@@ -261,9 +270,11 @@ def test_runs_on_the_current_stream() -> None:
 
 
 def test_can_be_captured_in_a_graph() -> None:
+    if DEVICE != "cuda":
+        pytest.skip("graphs are CUDA's")
     case = MSDA_CASES["wide"]
-    value, locations, weights, _ = (tensor.cuda() for tensor in msda_inputs(case, torch.float32))
-    shapes = torch.tensor(case.levels, device="cuda")
+    value, locations, weights, _ = (tensor.to(DEVICE) for tensor in msda_inputs(case, torch.float32))
+    shapes = torch.tensor(case.levels, device=DEVICE)
     with use("compiled"):
         expected = ms_deform_attn(value, shapes, None, locations, weights)
         graph = torch.cuda.CUDAGraph()
@@ -273,3 +284,17 @@ def test_can_be_captured_in_a_graph() -> None:
         graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("classes", [1, 19, 124, 300])
+@pytest.mark.parametrize("output", [(480, 853), (97, 131), (30, 50)])
+def test_upsample_argmax(classes: int, output: tuple[int, int]) -> None:
+    scores = torch.randn(classes, 30, 54, generator=torch.Generator().manual_seed(3))
+    with use("compiled"):
+        labels = upsample_argmax(scores.to(DEVICE), (120, 213), output, 4)
+    with use("reference"):
+        expected = upsample_argmax(scores, (120, 213), output, 4)
+    assert labels.device.type == DEVICE
+    assert labels.dtype == expected.dtype
+    # Labels may differ where two classes are equal to float32.
+    assert (labels.cpu() == expected).double().mean() > 0.9999

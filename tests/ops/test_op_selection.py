@@ -30,7 +30,7 @@ def test_explain_names_the_path():
     with use("portable"):
         text = explain()
         assert "mode portable" in text
-        assert "ms_deform_attn, dcnv3 on cpu: portable" in text
+        assert "ms_deform_attn, dcnv3, upsample_argmax on cpu: portable" in text
     with Path("compiled").running():
         assert "on cpu: compiled" in explain()
         assert "CPU code for" in explain()
@@ -54,7 +54,7 @@ def test_use_restores_and_refuses():
 
 
 def test_compiled_asked_for_but_missing_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(extension, "missing_for", lambda device: "it was never built")
+    monkeypatch.setattr(extension, "missing_for", lambda device, operator=None: "it was never built")
     case = MSDA_CASES[1]
     value, locations, weights = case.arguments(torch.float32)
     with use("compiled"), pytest.raises(RuntimeError, match="never built"):
@@ -64,7 +64,7 @@ def test_compiled_asked_for_but_missing_is_an_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_one_notice_when_auto_has_no_kernel(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(extension, "missing_for", lambda device: "it was never built")
+    monkeypatch.setattr(extension, "missing_for", lambda device, operator=None: "it was never built")
     monkeypatch.setattr(selection, "_noticed", False)
     with use("auto"), caplog.at_level(logging.WARNING, "the_mask.ops"):
         assert selection.choose(torch.device("cpu")).path == "portable"

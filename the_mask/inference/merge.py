@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from the_mask.modeling.scores import label_map
+
 NORMALIZATIONS = ("none", "sum-to-one", "softmax", "temperature")
 MEANS = ("arithmetic", "geometric")
 PARITIES = ("", "mmseg")
@@ -136,4 +138,5 @@ def merge_scores(
 
 def score_labels(scores: Tensor) -> Tensor:
     """Best class per pixel, the lowest of equal ones: uint8 (int32 with more than 255 classes) [H, W] on the CPU."""
-    return scores.argmax(dim=0).to("cpu", torch.uint8 if scores.shape[0] <= 255 else torch.int32)
+    size = (scores.shape[1], scores.shape[2])
+    return label_map(scores, size, size, 1)

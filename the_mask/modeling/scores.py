@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from the_mask.ops import upsample_argmax
+
 PIXELS_PER_CHUNK = 1 << 16
 ROWS_PER_TILE = 16
 
@@ -141,27 +143,15 @@ def _resize_band(scores: Tensor, matrix: Tensor, network_width: int, output_widt
         return matrix[:, first:last].to(band) @ band[0]
 
 
-def label_map(
-    scores: Tensor,
-    network_size: tuple[int, int],
-    output_size: tuple[int, int],
-    stride: int,
-    rows_per_tile: int = ROWS_PER_TILE,
-) -> Tensor:
-    """Best class per pixel of the original frame, in row tiles: never K x H' x W' at once.
+def label_map(scores: Tensor, network_size: tuple[int, int], output_size: tuple[int, int], stride: int) -> Tensor:
+    """Best class per pixel of the original frame, never K x H' x W' at once: :func:`the_mask.ops.upsample_argmax`.
 
     Args: as :func:`resize_scores`.
 
     Returns:
-        uint8 (int32 with more than 255 classes) [H', W'] on the CPU.
+        uint8 (int32 with more than 255 classes) [H', W'] on the CPU; the lowest of equal classes.
     """
-    dtype = torch.uint8 if scores.shape[0] <= 255 else torch.int32
-    labels = torch.empty(output_size, dtype=dtype)
-    matrix = _row_matrix(scores.shape[-2], network_size[0], output_size[0], stride)
-    for tile, part in zip(matrix.split(rows_per_tile), labels.split(rows_per_tile), strict=True):
-        # max() gives the first of equal classes, as argmax() does, and is faster over the outermost dimension.
-        part.copy_(_resize_band(scores, tile, network_size[1], output_size[1], stride).max(dim=0).indices)
-    return labels
+    return upsample_argmax(scores, network_size, output_size, stride).cpu()
 
 
 def _row_matrix(height: int, network_height: int, output_height: int, stride: int) -> Tensor:

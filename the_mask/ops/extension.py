@@ -6,6 +6,7 @@ The library has no Python binding of its own: it registers operators in the priv
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,9 @@ class Extension(NamedTuple):
 
 
 def _find() -> Path | None:
+    # Another build, such as one with sanitizers (tests/ops/test_sanitizers.py).
+    if os.environ.get("THE_MASK_OPS_LIBRARY"):
+        return Path(os.environ["THE_MASK_OPS_LIBRARY"])
     found = sorted(_FOLDER.glob("_C*.so")) + sorted(_FOLDER.glob("_C*.pyd")) + sorted(_FOLDER.glob("_C*.dylib"))
     return found[0] if found else None
 
@@ -59,10 +63,17 @@ def _load(path: Path | None) -> Extension:
 LOADED = _load(_find())
 
 
-def missing_for(device_type: str) -> str | None:
-    """Why there is no kernel for ``device_type``, or None if there is one."""
+# Operators that libraries of an earlier state of the project lack.
+_RECENT = frozenset({"upsample_argmax"} if LOADED.problem is None else ())
+_LACKING = frozenset(name for name in _RECENT if not hasattr(torch.ops.the_mask_kernels, name))
+
+
+def missing_for(device_type: str, operator: str | None = None) -> str | None:
+    """Why there is no kernel for ``device_type`` (of that operator, if one is named), or None if there is one."""
     if LOADED.problem is not None:
         return LOADED.problem
+    if operator in _LACKING:
+        return f"the extension is older than the operator {operator}; {_REBUILD}"
     if device_type == "cpu" or (device_type == "cuda" and LOADED.with_cuda):
         return None
     if device_type == "cuda":

@@ -19,7 +19,7 @@ import torch
 from the_mask.ops import extension
 
 MODES = ("auto", "reference", "portable", "compiled")
-OPERATORS = ("ms_deform_attn", "dcnv3")
+OPERATORS = ("ms_deform_attn", "dcnv3", "upsample_argmax")
 _ENVIRONMENT = "THE_MASK_OPS"
 _logger = logging.getLogger("the_mask.ops")
 
@@ -57,7 +57,7 @@ def use(mode: str) -> Iterator[None]:
 
 
 def decomposed() -> contextlib.AbstractContextManager[None]:
-    """Inside the block both operators run as standard PyTorch operators (``grid_sample``), so that exporters see those.
+    """Inside the block the deformable operators run as standard ones (``grid_sample``), so that exporters see those.
 
     ``torch.export.export``, ``torch.onnx.export``, ``torch.func`` transforms and double backward work there; values
     equal the kernels'.
@@ -65,8 +65,12 @@ def decomposed() -> contextlib.AbstractContextManager[None]:
     return use("portable")
 
 
-def choose(device: torch.device) -> Choice:
+def choose(device: torch.device, operator: str | None = None) -> Choice:
     """The path that an operator takes for tensors on ``device`` now.
+
+    Args:
+        device: of the tensors.
+        operator: the operator, where not every extension that loads has it.
 
     Raises:
         RuntimeError: the compiled path was asked for and there is none.
@@ -75,7 +79,7 @@ def choose(device: torch.device) -> Choice:
         return Choice(_mode, f"{_ENVIRONMENT} or use() asks for it")
     if device.type == "meta":
         return Choice("compiled", "the meta device needs shapes only")
-    missing = extension.missing_for(device.type)
+    missing = extension.missing_for(device.type, operator)
     if missing is None:
         return Choice("compiled", f"the extension has {device.type} kernels")
     if _mode == "compiled":
@@ -96,11 +100,14 @@ def explain() -> str:
     lines = [f"the_mask.ops: mode {_mode}; extension: {extension.describe()}"]
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for name in devices:
-        try:
-            choice = choose(torch.device(name))
-            lines.append(f"  {', '.join(OPERATORS)} on {name}: {choice.path} ({choice.reason})")
-        except RuntimeError as error:
-            lines.append(f"  {', '.join(OPERATORS)} on {name}: error: {error}")
+        found: dict[str, list[str]] = {}
+        for operator in OPERATORS:
+            try:
+                choice = choose(torch.device(name), operator)
+                found.setdefault(f"{choice.path} ({choice.reason})", []).append(operator)
+            except RuntimeError as error:
+                found.setdefault(f"error: {error}", []).append(operator)
+        lines += [f"  {', '.join(operators)} on {name}: {text}" for text, operators in found.items()]
     if "cuda" not in devices:
         lines.append("  cuda: no device here")
     return "\n".join(lines)

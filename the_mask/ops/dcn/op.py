@@ -16,9 +16,6 @@ from the_mask.ops.dcn.geometry import Geometry, make_geometry
 from the_mask.ops.dcn.reference import dcnv3_portable, dcnv3_python_backward, dcnv3_reference
 from the_mask.ops.selection import choose
 
-# What the schema carries of a Geometry, in this order.
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "offset_scale", "remove_center")
-
 
 def dcnv3(
     x: Tensor,
@@ -121,99 +118,61 @@ def _kernel_arguments(
     return (x.contiguous(), offset.to(work).contiguous(), mask.to(work).contiguous(), scale, *geometry)
 
 
-@torch.library.custom_op("the_mask::dcnv3", mutates_args=())
-def _operator(
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    center_feature_scale: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    offset_scale: float,
-    remove_center: bool,
-) -> Tensor:
-    geometry = make_geometry(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    _check(x, offset, mask, geometry, center_feature_scale)
+# One list of arguments for the operator, its gradient and the fake kernels of both.
+_ARGUMENTS = (
+    "Tensor x, Tensor offset, Tensor mask, Tensor? center_feature_scale, SymInt[] kernel_size, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, float offset_scale, bool remove_center"
+)
+
+
+@torch.library.custom_op("the_mask::dcnv3", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+def _operator(x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any) -> Tensor:
+    geometry = make_geometry(*arguments)
+    _check(x, offset, mask, geometry, scale)
     path = choose(x.device).path
     if path != "compiled":
-        return _run_python(path, x, offset, mask, geometry, center_feature_scale).contiguous()
-    arguments = _kernel_arguments(x, offset, mask, center_feature_scale, geometry)
-    return torch.ops.the_mask_kernels.dcnv3_forward(*arguments)
+        return _run_python(path, x, offset, mask, geometry, scale).contiguous()
+    return torch.ops.the_mask_kernels.dcnv3_forward(*_kernel_arguments(x, offset, mask, scale, geometry))
 
 
 @_operator.register_fake
-def _(
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    center_feature_scale: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    offset_scale: float,
-    remove_center: bool,
-) -> Tensor:
-    geometry = make_geometry(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    _check(x, offset, mask, geometry, center_feature_scale)
+def _(x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any) -> Tensor:
+    geometry = make_geometry(*arguments)
+    _check(x, offset, mask, geometry, scale)
     return x.new_empty(x.shape[0], *geometry.output_size(x.shape[1], x.shape[2]), x.shape[3])
 
 
-@torch.library.custom_op("the_mask::dcnv3_backward", mutates_args=())
+@torch.library.custom_op(
+    "the_mask::dcnv3_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward_operator(
-    grad_output: Tensor,
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    center_feature_scale: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    offset_scale: float,
-    remove_center: bool,
+    grad_output: Tensor, x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, offset, mask and center_feature_scale (empty without one), each in its argument's dtype."""
-    geometry = make_geometry(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    _check(x, offset, mask, geometry, center_feature_scale)
-    inputs = [x, offset, mask] + ([] if center_feature_scale is None else [center_feature_scale])
+    geometry = make_geometry(*arguments)
+    _check(x, offset, mask, geometry, scale)
+    inputs = [x, offset, mask] + ([] if scale is None else [scale])
     path = choose(x.device).path
     if path == "compiled":
-        arguments = _kernel_arguments(x, offset, mask, center_feature_scale, geometry)
         deterministic = torch.are_deterministic_algorithms_enabled()
         found = torch.ops.the_mask_kernels.dcnv3_backward(
-            grad_output.to(x.dtype).contiguous(), *arguments, deterministic
+            grad_output.to(x.dtype).contiguous(), *_kernel_arguments(x, offset, mask, scale, geometry), deterministic
         )
     else:
         work = torch.float64 if path == "reference" else _work_dtype(x)
         converted = [tensor.to(work) for tensor in inputs]
-        scale = converted[3] if len(converted) == 4 else None
-        found = dcnv3_python_backward(grad_output.to(work), converted[0], converted[1], converted[2], geometry, scale)
+        share = converted[3] if len(converted) == 4 else None
+        found = dcnv3_python_backward(grad_output.to(work), converted[0], converted[1], converted[2], geometry, share)
     grads = [grad.to(tensor.dtype).contiguous() for grad, tensor in zip(found, inputs)]
     return grads[0], grads[1], grads[2], grads[3] if len(grads) == 4 else x.new_empty(0)
 
 
 @_backward_operator.register_fake
 def _(
-    grad_output: Tensor,
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    center_feature_scale: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    offset_scale: float,
-    remove_center: bool,
+    grad_output: Tensor, x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scale = center_feature_scale
     grad_scale = x.new_empty(0) if scale is None else scale.new_empty(scale.shape)
     return x.new_empty(x.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape), grad_scale
 
@@ -227,7 +186,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     x, offset, mask, scale = ctx.saved_tensors
     grads = torch.ops.the_mask.dcnv3_backward(grad_output, x, offset, mask, scale, *ctx.geometry)
     grad_scale = None if scale is None else grads[3]
-    return grads[0], grads[1], grads[2], grad_scale, *([None] * len(_GEOMETRY))
+    return grads[0], grads[1], grads[2], grad_scale, *([None] * len(ctx.geometry))
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

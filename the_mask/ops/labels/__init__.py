@@ -1,0 +1,1 @@
+"""Labels of an enlarged score map: operator and paths."""
