@@ -3,13 +3,16 @@
 import contextlib
 import io
 import itertools
+import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import the_mask
 from the_mask.data import get_records, register_image_tree
 from the_mask.data.check import check_dataset
 from the_mask.data.io import (
@@ -335,3 +338,15 @@ def test_damaged_pictures_of_every_format_are_named(tmp_path):
             for read in (read_image, read_label_raw):
                 with contextlib.suppress(ValueError):
                     read(path)
+
+
+def test_there_is_one_reader():
+    """Whoever opens pictures or videos by himself does without formats, limits, orientation, tracks and colours."""
+    readers = {"data/io.py", "inference/live/video_file.py", "inference/live/sources.py"}
+    writers = {"inference/rendering/video_writer.py", "inference/rendering/sound.py"}
+    opens = re.compile(r"Image\.open\(|\bav\.open\(|cv2\.(imread|imdecode|VideoCapture)\(|PIL\.open|ToPILImage|imageio")
+    root = Path(the_mask.__file__).parent
+    files = [file for file in root.rglob("*.py") if "runtime" not in file.relative_to(root).parts]
+    files += [file for folder in ("tools", "datasets", "benchmarks") for file in root.parent.glob(f"{folder}/*.py")]
+    found = {file for file in files if opens.search(file.read_text())}
+    assert found == {root / name for name in readers | writers}

@@ -426,6 +426,19 @@ class TestDamage:
         assert numbers == [0, 1, 2, 2, 2, 5, 6, 7, 7, 9, 10, 10]
         assert times == pytest.approx([n / 10 for n in range(12)], abs=2e-3)
 
+    def test_a_track_that_begins_later(self, tmp_path):
+        first = write(tmp_path / "a.ts", numbered(5), options=B_FRAMES)
+        second = add_sound(write(tmp_path / "b.mkv", numbered(5)), tmp_path / "b.ts")
+        (tmp_path / "v.ts").write_bytes(first.read_bytes() + second.read_bytes())
+        numbers, _ = stamps(tmp_path / "v.ts", [])
+        assert numbers[:5] == list(range(5))
+        assert len(numbers) == 10
+
+    @pytest.mark.parametrize("space", [3, 8, 11])
+    def test_reserved_colour_matrices_are_none(self, tmp_path, space):
+        path = write(tmp_path / "v.mkv", numbered(2), colorspace=space)
+        assert stamps(path)[0] == [0, 1]
+
     def test_trimmed_files_are_whole(self, tmp_path):
         """An edit list hides frames that the container counts."""
         path = write(tmp_path / "v.mp4", numbered(20), options=B_FRAMES)

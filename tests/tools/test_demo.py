@@ -222,6 +222,25 @@ def test_bad_input_is_one_clear_line(tool, folder, weights, tmp_path, capsys, ch
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--output", "frames.mp4", "is a folder"),
+        ("--output", "in.mp4", "is the input"),
+        ("--contact-sheet", "sheet", "expected a name that ends in .png"),
+    ],
+)
+def test_names_are_checked_before_a_model_is_built(tool, tmp_path, capsys, monkeypatch, option, value, message):
+    monkeypatch.setattr(tool, "StreamingSegmentor", lambda *_, **__: pytest.fail("a model is built"))
+    (tmp_path / "frames.mp4").mkdir()
+    with VideoWriter(tmp_path / "in.mp4") as writer:
+        writer.write(np.zeros((32, 32, 3), dtype=np.uint8))
+    options = {"--config-file": CONFIG, "--input": tmp_path / "in.mp4", "--output": tmp_path / "out.mp4"}
+    options[option] = tmp_path / value
+    assert tool.main([str(word) for pair in options.items() for word in pair]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_broken_videos(tool, weights, tmp_path, capsys):
     arguments = ["--config-file", str(CONFIG), "--weights", str(weights), "--output", str(tmp_path / "out.mp4")]
     broken = tmp_path / "broken.mp4"

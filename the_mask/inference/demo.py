@@ -24,6 +24,7 @@ from tqdm import tqdm
 import the_mask.data  # noqa: F401  registers the data sets
 from the_mask.data.class_names import check_classes, classes_dataset
 from the_mask.data.classes import distinct_colors
+from the_mask.data.files import atomic_write
 from the_mask.inference.live.frame_source import TimedFrame
 from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
@@ -250,9 +251,7 @@ def check_outputs(
         )
         writer.check_size(*drawn.shape[:2])
     if contact_sheet is not None:
-        sheet = Path(contact_sheet)
-        if sheet.suffix.lower() not in PICTURE_SUFFIXES:
-            raise ValueError(f"contact sheet {sheet}: expected a name that ends in {', '.join(PICTURE_SUFFIXES)}")
+        sheet = _sheet_path(contact_sheet)
         check_writable(sheet)
         if sheet.absolute() == Path(output).absolute():
             raise ValueError(f"contact sheet and output are both {sheet}")
@@ -285,10 +284,22 @@ def palette_from_config(cfg: CfgNode, dataset_name: str = "") -> Palette:
 
 
 def save_picture(picture: Picture, path: str | Path) -> None:
-    """Write a picture; the folder is made if needed."""
-    path = Path(path)
+    """Write a picture; the folder is made if needed.
+
+    Raises:
+        ValueError: a suffix that is none of a picture.
+    """
+    path = _sheet_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    form = Image.registered_extensions()[path.suffix.lower()]
+    atomic_write(path, lambda stream: Image.fromarray(picture).save(stream, format=form))
+
+
+def _sheet_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"contact sheet {path}: expected a name that ends in {', '.join(PICTURE_SUFFIXES)}")
+    return path
 
 
 def _sheet_cell(frame: Picture, labels: Labels, palette: Palette, style: DemoStyle) -> Picture:

@@ -34,6 +34,8 @@ MAX_REORDER = 1.0
 # From so many lines on, colours without a tag are those of HD television, as players take them.
 HD_LINES = 720
 UNSPECIFIED = 2
+# Matrices of ITU-T H.273 that FFmpeg converts: RGB, BT.709, none given, FCC, BT.601 (two names), SMPTE 240M, BT.2020.
+COLOUR_MATRICES = (0, 1, UNSPECIFIED, 4, 5, 6, 7, 9)
 # Steps back, in seconds, of a seek that landed too late. The first frames after a seek in a stream without an index are
 # incomplete and have rough times.
 STEPS_BACK = {"mpegts": (2.0, 8.0, 32.0), "mpeg": (2.0, 8.0, 32.0)}
@@ -238,6 +240,9 @@ class VideoDecoder:
             return next(packets, None)
         except av.error.FFmpegError as error:
             raise ValueError(f"video {self.name} cannot be read after frame {self.count}: {error}") from error
+        except IndexError:
+            # PyAV's last step trips over tracks that a transport stream began after it was opened.
+            return None
 
     def _say_shortage(self, packets: int | None, ticks: int, last: _Shown | None) -> None:
         """A container that announces more than there is was cut, or its connection has broken."""
@@ -265,12 +270,21 @@ class VideoDecoder:
         if ratio and ratio != 1 and 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO:
             # Enlarged, so that nothing is lost.
             width, height = (round(width * ratio), height) if ratio > 1 else (width, round(height / ratio))
+        if picture.colorspace not in COLOUR_MATRICES:
+            picture.colorspace = UNSPECIFIED
         untagged = picture.colorspace == UNSPECIFIED and not picture.format.is_rgb
         space = Colorspace.ITU709 if untagged and picture.height >= HD_LINES else None
-        rgb = self.reformatter.reformat(picture, width, height, "rgb24", src_colorspace=space)
+        try:
+            rgb = self.reformatter.reformat(picture, width, height, "rgb24", src_colorspace=space)
+        except (av.error.FFmpegError, OSError) as error:
+            raise ValueError(
+                f"video {self.name}: frame {self.count} ({picture.format.name}) cannot be converted to RGB: {error}"
+            ) from error
         matrix = picture.side_data.get("DISPLAYMATRIX")
         image = rgb.to_ndarray()
-        return np.ascontiguousarray(image if matrix is None else turned(image, np.frombuffer(matrix, np.int32)))
+        if matrix is not None:
+            image = turned(image, np.frombuffer(matrix, np.int32).astype(np.float64))
+        return np.ascontiguousarray(image)
 
 
 class _Clock:
