@@ -7,6 +7,7 @@ float16.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -114,15 +115,11 @@ class SavedScores(Stream):
             raise FileNotFoundError(
                 f"score file {path} is missing (video {name[0]}, frame {name[1]}); write it with TEST.SAVE_SCORES"
             )
+        expected = (self.num_classes, *size)
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                array = archive["scores"]
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            array = _read_npz(path, expected)
+        except _DAMAGE as error:
             raise ValueError(f"score file {path} cannot be read ({error}); delete it and write it again") from error
-        if array.shape != (self.num_classes, *size):
-            raise ValueError(
-                f"score file {path} has shape {list(array.shape)}, expected {[self.num_classes, *size]} (K, H, W)"
-            )
         return torch.from_numpy(array.astype(np.float32))
 
 
@@ -152,6 +149,27 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: 
         f"the members of an ensemble need the same classes in the same order; {second_name} has others: "
         f"{describe_difference(first, second, first_name)}"
     )
+
+
+# What zipfile, zlib and numpy's header reader report of damaged archives.
+_DAMAGE = (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def _read_npz(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The scores of a file; an archive that claims another shape is refused before anything is unpacked."""
+    with zipfile.ZipFile(path) as archive, archive.open("scores.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"array format {version}, expected (1, 0)")
+        found, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        if found != shape or dtype != np.float16 or fortran_order:
+            raise ValueError(f"it has {dtype} of shape {list(found)}, expected float16 of {list(shape)} (K, H, W)")
+        # The rest is read to its end, where the archive's checksum is compared.
+        wanted = int(np.prod(shape)) * dtype.itemsize
+        data = stream.read(wanted + 1)
+    if len(data) != wanted:
+        raise ValueError(f"{len(data)} bytes of scores, expected {wanted}")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _write_npz(target: BinaryIO, scores: np.ndarray) -> None:
