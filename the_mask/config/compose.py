@@ -8,10 +8,12 @@ folder; they are merged from left to right, and what the body says comes last.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -98,6 +100,13 @@ def read_config(config: ConfigFile | str, allow_unsafe: bool = False, allow_remo
     return _read(config, allow_unsafe, allow_remote, ())
 
 
+def config_bases(config: ConfigFile) -> list[ConfigFile]:
+    """The configs that a config names as its bases, in order; those on other machines are an error."""
+    body = _table(config.path)[config.row] if config.row else parse_yaml(config.path.read_bytes(), str(config.path))
+    found = [_base(base, config, allow_remote=False) for base in _bases((body or {}).get(BASE), str(config))]
+    return [base for base in found if isinstance(base, ConfigFile)]
+
+
 def _read(config: ConfigFile | str, allow_unsafe: bool, allow_remote: bool, above: tuple[str, ...]) -> Tree:
     label = str(config)
     if label in above:
@@ -107,7 +116,7 @@ def _read(config: ConfigFile | str, allow_unsafe: bool, allow_remote: bool, abov
     elif config.row is None:
         body = parse_yaml(config.path.read_bytes(), str(config.path), allow_unsafe)
     else:
-        body = _table(config.path, allow_unsafe)[config.row]
+        body = copy.deepcopy(_table(config.path, allow_unsafe)[config.row])
         logger.info("%s is %s", config.path.with_name(f"{config.row}.yaml"), _summary(config, body))
     if not isinstance(body, dict):
         raise ValueError(f"{label}: a config is a mapping of config keys to values, got {type(body).__name__}")
@@ -131,6 +140,13 @@ def _at(path: Path) -> ConfigFile | None:
 
 
 def _table(path: Path, allow_unsafe: bool = False) -> Tree:
+    """Rows of a table; not to be changed."""
+    now = path.stat()
+    return _parsed_table(path, now.st_mtime_ns, now.st_size, allow_unsafe)
+
+
+@lru_cache(maxsize=32)
+def _parsed_table(path: Path, modified: int, size: int, allow_unsafe: bool) -> Tree:
     rows = parse_yaml(path.read_bytes(), str(path), allow_unsafe)
     if not isinstance(rows, dict) or not all(isinstance(body, dict) for body in rows.values()):
         raise ValueError(f"{path}: a table of configs maps names to configs, 'name: {{{BASE}: ..., KEY: value}}'")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,11 +53,6 @@ class ModelStats:
     def training_memory(self) -> int | None:
         """Bytes that training with one clip per process needs at least."""
         return None if self.activations is None else self.state + self.activations
-
-
-def model_configs(folder: Path) -> list[Path]:
-    """Configs of whole models below a folder: no bases (``_*.yaml``) and no fragments (``backbones/``)."""
-    return sorted(p for p in folder.rglob("*.yaml") if not p.name.startswith("_") and p.parent.name != "backbones")
 
 
 def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:

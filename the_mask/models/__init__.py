@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from the_mask.config import load_config
+from the_mask.config.strict_yaml import parse_yaml
 from the_mask.data.files import file_digest
 
 FOLDER = Path(__file__).resolve().parent
@@ -64,7 +64,7 @@ def parse_card(name: str, content: str) -> Card:
     start, front, text = ("", "", "")
     if content.count("---\n") >= 2:
         start, front, text = content.split("---\n", 2)
-    facts = yaml.safe_load(front)
+    facts = parse_yaml(front, f"card of {name}")
     if start or not isinstance(facts, dict) or "sha256" not in facts:
         raise ValueError(f"the card of {name} is damaged: it does not begin with facts that name a sha256")
     return Card(name, facts, text.lstrip("\n"))
