@@ -12,7 +12,7 @@ from engine_fakes import CONFIGS
 from torch import nn
 
 import the_mask.modeling  # noqa: F401
-from the_mask.config import load_config
+from the_mask.config import config_names, load_config
 from the_mask.engine.layer_decay import LayerDecay, layer_decay_factors, layer_ids
 from the_mask.engine.optimizer import build_optimizer
 
@@ -223,8 +223,9 @@ def test_published_recipes_reach_the_optimizer() -> None:
 
 def test_every_vspw_model_of_the_report_has_its_pretraining() -> None:
     """The two documented commands use one name; both configs have the same model but for the classes."""
-    names = {path.stem for path in (CONFIGS / "coco_stuff164k").glob("[!_]*.yaml")}
-    shared = sorted(name for name in names if (CONFIGS / f"vspw/{name}.yaml").is_file())
+    known = set(config_names())
+    names = {name.removeprefix("coco_stuff164k/") for name in known if name.startswith("coco_stuff164k/")}
+    shared = sorted(name for name in names if f"vspw/{name}" in known)
     backbones = ("r50", "swin_l", "convnext_xl", "internimage_l", "internimage_xl", "internimage_h")
     assert {f"{head}_{backbone}" for head in ("mask2former", "upernet") for backbone in backbones} <= set(shared)
     assert {"mask2former_beit_l", "upernet_beitl", "the_mask_internimage_h_1f", "the_mask_swin_l_1f"} <= set(shared)
