@@ -14,7 +14,8 @@ PACKAGE = "the_mask"
 # From the ground up; a room may import itself and those before it. Rooms on one line do not import each other.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("_detectron2", "config", "ops"),
-    ("data", "models"),
+    ("data",),
+    ("models",),
     ("modeling",),
     ("weights", "export"),
     ("inference",),
