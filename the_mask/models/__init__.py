@@ -87,17 +87,15 @@ def model_config(name: str, overrides: list[str] | None = None) -> CfgNode:
     return load_config(FOLDER / f"{name}.yaml", ["MODEL.WEIGHTS", str(weights), *(overrides or [])])
 
 
-def check_digest(path: Path, expected: str) -> None:
-    """Raise unless a file has this SHA-256.
+def check_digest(path: Path, expected: str, remedy: str = "install the package again") -> None:
+    """Raise unless a file has this SHA-256; ``remedy`` is what a user then does.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: another content.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the installation is incomplete, install the package again")
+        raise FileNotFoundError(f"{path} is missing: the installation is incomplete, {remedy}")
     found = file_digest(path)
     if found != expected:
-        raise ValueError(
-            f"{path} is damaged: its SHA-256 is {found}, the card says {expected}; install the package again"
-        )
+        raise ValueError(f"{path} is damaged: its SHA-256 is {found}, the card says {expected}; {remedy}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+import the_mask
 from the_mask.config import load_config
-from the_mask.data.class_names import config_classes
+from the_mask.data.class_names import classes_dataset, config_classes
 from the_mask.data.files import atomic_write, file_digest
 from the_mask.models import FOLDER, parse_card
 from the_mask.weights.converters.files import save_state
@@ -21,11 +25,17 @@ LEFT_OUT = ("OUTPUT_DIR", "DATALOADER", "SOLVER", "SEED", "CUDNN_BENCHMARK")
 TEMPLATE = "\nWhat it is for, what it was trained on, what it fails at: to be written.\n"
 
 
-def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path = FOLDER) -> Path:
-    """Write ``NAME.safetensors``, ``NAME.yaml`` and ``NAME.md`` for the model of a config.
+@dataclass(frozen=True)
+class ModelFiles:
+    """The three files of a model: weights (``.safetensors``), whole config (YAML), card (Markdown with facts)."""
 
-    Averaged weights are taken where the checkpoint has them. Facts and prose of a card that exists stay, but for what
-    is computed here: ``sha256``, ``bytes``, ``parameters``, ``classes``.
+    weights: Path
+    config: Path
+    card: Path
+
+
+def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path = FOLDER) -> Path:
+    """Write ``NAME.safetensors``, ``NAME.yaml`` and ``NAME.md`` for the model of a config, see :func:`write_model`.
 
     Args:
         cfg: with ``MODEL.WEIGHTS``.
@@ -42,16 +52,46 @@ def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path
     """
     if not name or not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
         raise ValueError(f"{name!r}: a model's name has lower case letters, digits and hyphens only")
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("there is nothing to pack: MODEL.WEIGHTS is empty")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: the folder does not exist")
-    target, card = folder / f"{name}.safetensors", folder / f"{name}.md"
-    facts: dict[str, Any] = {}
+    files = ModelFiles(*(folder / f"{name}{suffix}" for suffix in (".safetensors", ".yaml", ".md")))
+    write_model(cfg, files, name, trust_pickle=trust_pickle)
+    return files.weights
+
+
+def write_model(
+    cfg: CfgNode,
+    files: ModelFiles,
+    name: str,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    halve: bool = True,
+    trust_pickle: bool = False,
+) -> None:
+    """Write the model of a config so that it needs nothing else: no data set, no other weights, no base config.
+
+    Averaged weights are taken where the checkpoint has them. Facts and prose of a card that exists stay, but for what
+    is computed here: ``sha256``, ``bytes``, ``parameters``, ``classes``, ``colors``.
+
+    Args:
+        cfg: with ``MODEL.WEIGHTS``.
+        files: what to write; their folder exists.
+        name: of the model, for the notes in the files.
+        facts: further facts for the card.
+        halve: matrices and kernels in float16.
+        trust_pickle: of :func:`the_mask.weights.load_weights`.
+
+    Raises:
+        ValueError: no weights, or weights that do not fill the model.
+        FileNotFoundError: no such weights.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("there is nothing to pack: MODEL.WEIGHTS is empty")
+    known: dict[str, Any] = {}
     text = TEMPLATE
-    if card.exists():
-        old = parse_card(name, card.read_text(encoding="utf-8"))
-        facts, text = old.facts, "\n" + old.text
+    if files.card.exists():
+        old = parse_card(name, files.card.read_text(encoding="utf-8"))
+        known, text = old.facts, "\n" + old.text
     own = cfg.clone()
     own.defrost()
     # The whole model is in the file, so nothing else is to be read for it.
@@ -60,21 +100,24 @@ def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path
     own.MODEL.DEVICE = "cpu"
     model = trained(own, trust_pickle=trust_pickle)
     classes = config_classes(own, own.DATASETS.TRAIN)
-    state = {key: half(value) for key, value in model.state_dict().items() if not key.startswith("criterion.")}
-    save_state(target, state, f"the_mask model {name}", classes)
-    own.MODEL.DEVICE, own.MODEL.WEIGHTS = "auto", ""
+    dataset = classes_dataset(own, own.DATASETS.TRAIN)
+    state = {k: half(v) if halve else v for k, v in model.state_dict().items() if not k.startswith("criterion.")}
+    save_state(files.weights, state, f"the_mask model {name}", classes)
+    # Modules of the user are left behind: names and colours of the classes go into the card.
+    own.MODEL.DEVICE, own.MODEL.WEIGHTS, own.DATASETS.IMPORT = "auto", "", []
     content = yaml.safe_dump({"VERSION": own.VERSION, **changed_keys(own, load_config())}, sort_keys=True)
-    header = f"# The whole config of {name}, written by tools/pack_model.py.\n"
-    atomic_write(folder / f"{name}.yaml", (header + content).encode())
-    facts |= {
-        "sha256": file_digest(target),
-        "bytes": target.stat().st_size,
+    header = f"# The whole config of {name}, written by the_mask {the_mask.__version__}.\n"
+    atomic_write(files.config, (header + content).encode())
+    found = known | dict(facts or {})
+    found |= {
+        "sha256": file_digest(files.weights),
+        "bytes": files.weights.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "classes": list(classes or ()),
+        "colors": [list(map(int, c)) for c in MetadataCatalog.get(dataset).stuff_colors] if dataset else [],
     }
-    front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)
-    atomic_write(card, f"---\n{front}---\n{text}".encode())
-    return target
+    front = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120)
+    atomic_write(files.card, f"---\n{front}---\n{text}".encode())
 
 
 def half(value: Tensor) -> Tensor:

@@ -1,0 +1,204 @@
+"""Models as folders, on this machine and on the Hugging Face hub.
+
+A folder has ``model.safetensors``, ``config.yaml`` (the whole config) and ``README.md``, the card: facts between two
+lines ``---``, then prose. Nothing in it is executed: a config that would import modules or read other files is refused.
+
+The hub needs ``pip install "the_mask[hub]"``, which is imported only when a hub model is asked for. Where it is,
+who is logged in and where files are kept is the hub client's business (``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``,
+``HF_HUB_OFFLINE``).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from the_mask.config import ConfigFile, load_config, read_config
+from the_mask.config.compose import BASE
+from the_mask.config.strict_yaml import parse_yaml
+from the_mask.models import Card, check_digest, parse_card
+from the_mask.weights.packing import ModelFiles, write_model
+
+logger = logging.getLogger(__name__)
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+HUB_PREFIX = "hf://"
+# owner/name, with "@" and a branch, tag or commit after it.
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@\s]+))?")
+# What the hub shows and searches by.
+HUB_FACTS: dict[str, Any] = {
+    "library_name": "the_mask",
+    "pipeline_tag": "image-segmentation",
+    "tags": ["video-semantic-segmentation", "semantic-segmentation"],
+}
+
+
+def save_pretrained(
+    cfg: CfgNode,
+    folder: str | Path,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    halve: bool = False,
+    trust_pickle: bool = False,
+) -> Path:
+    """Write the model of a config as a folder. Facts and prose of a card that is there already are kept.
+
+    Args:
+        cfg: with ``MODEL.WEIGHTS``.
+        folder: made if needed; its last part is the model's name.
+        facts: for the card: ``license``, ``datasets``, ``metrics``, ...; they replace those of a card that is there.
+        halve: store matrices and kernels in float16: half the size, not the same numbers.
+        trust_pickle: of :func:`the_mask.weights.load_weights`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: no weights, or weights that do not fill the model.
+        FileNotFoundError: no such weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = ModelFiles(folder / WEIGHTS, folder / CONFIG, folder / CARD)
+    write_model(
+        cfg, files, folder.resolve().name, HUB_FACTS | dict(facts or {}), halve=halve, trust_pickle=trust_pickle
+    )
+    return folder
+
+
+def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, Card]:
+    """Config and card of a folder; the config's ``MODEL.WEIGHTS`` is the folder's, checked against the card.
+
+    Args:
+        folder: of :func:`save_pretrained`.
+        overrides: flat list ``[KEY, VALUE, ...]`` on top.
+
+    Raises:
+        FileNotFoundError: one of the three files is missing.
+        ValueError: a damaged card or weights; a config that imports modules, or is based on another.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS, CARD):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is not a model: {name} is missing (the-mask publish writes all three files)"
+            )
+    card = parse_card(folder.resolve().name, (folder / CARD).read_text(encoding="utf-8"))
+    check_digest(folder / WEIGHTS, str(card.facts["sha256"]), "get it again")
+    path = folder / CONFIG
+    # The file may come from a stranger, so that what leads out of it is found before it is followed.
+    body = parse_yaml(path.read_bytes(), str(path))
+    if isinstance(body, dict) and BASE in body:
+        raise ValueError(f"{path}: the config of a model is whole, but this one has {BASE}")
+    tree = read_config(ConfigFile(path))
+    if tree.get("DATASETS", {}).get("IMPORT"):
+        raise ValueError(
+            f"{path}: DATASETS.IMPORT runs code, which a model's config must not; delete it if you trust it"
+        )
+    return load_config(path.resolve(), ["MODEL.WEIGHTS", str(folder / WEIGHTS), *overrides]), card
+
+
+def hub_id(name: str) -> tuple[str, str | None] | None:
+    """Repository and revision if a name is that of a hub model: ``owner/name``, ``owner/name@revision``, ``hf://...``.
+
+    Anything whose first part is a folder here is taken for a path, not for a hub model.
+    """
+    explicit = name.startswith(HUB_PREFIX)
+    match = _HUB_ID.fullmatch(name.removeprefix(HUB_PREFIX))
+    if match is None or (not explicit and Path(name.split("/")[0]).exists()):
+        return None
+    return match["id"], match["revision"]
+
+
+def fetch_pretrained(
+    repo_id: str, revision: str | None = None, *, refresh: bool = False, token: str | None = None, endpoint: str = ""
+) -> Path:
+    """The folder of a hub model. What was fetched before is used without asking the network.
+
+    Args:
+        repo_id: ``owner/name``.
+        revision: branch, tag or commit; None is the main branch, as it was when it was fetched first.
+        refresh: look for a newer state of the revision.
+        token: of a private model; None takes that of ``hf auth login`` or ``HF_TOKEN``.
+        endpoint: address of the hub; "" is the client's.
+
+    Raises:
+        ModuleNotFoundError: huggingface_hub is not installed.
+        FileNotFoundError: no such model, revision or file there.
+        OSError: the hub cannot be reached.
+    """
+    hub = _hub()
+    found = []
+    for name in (CARD, CONFIG, WEIGHTS):
+        arguments: dict[str, Any] = {"revision": revision, "token": token, "endpoint": endpoint or None}
+        arguments |= {"library_name": "the_mask"}
+        place = "" if refresh else _cached(hub, repo_id, name, revision)
+        if not place:
+            logger.info("%s: %s comes from %s", repo_id, name, endpoint or hub.constants.ENDPOINT)
+            try:
+                place = hub.hf_hub_download(repo_id, name, **arguments)
+            except hub.errors.RepositoryNotFoundError as error:
+                raise FileNotFoundError(
+                    f"the hub has no model {repo_id}, or it is private and you are not logged in (hf auth login)"
+                ) from error
+            except hub.errors.RevisionNotFoundError as error:
+                raise FileNotFoundError(f"{repo_id} on the hub has no branch, tag or commit {revision!r}") from error
+            except hub.errors.RemoteEntryNotFoundError as error:
+                raise FileNotFoundError(f"{repo_id} on the hub is no model of the_mask: it has no {name}") from error
+        found.append(Path(place).parent)
+    if len(set(found)) != 1:
+        # One file came from a newer commit than another that was kept.
+        return fetch_pretrained(repo_id, revision, refresh=True, token=token, endpoint=endpoint)
+    return found[0]
+
+
+def _cached(hub: ModuleType, repo_id: str, name: str, revision: str | None) -> str:
+    place = hub.try_to_load_from_cache(repo_id, name, revision=revision)
+    return place if isinstance(place, str) else ""
+
+
+def push_to_hub(
+    folder: str | Path, repo_id: str, *, private: bool = True, token: str | None = None, endpoint: str = ""
+) -> str:
+    """Send a folder to the hub in one commit. The repository is made if there is none.
+
+    Args:
+        folder: of :func:`save_pretrained`; it is read and checked first.
+        repo_id: ``owner/name``.
+        private: of a new repository.
+        token: with the right to write; None takes that of ``hf auth login`` or ``HF_TOKEN``.
+        endpoint: address of the hub; "" is the client's.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ModuleNotFoundError: huggingface_hub is not installed.
+        FileNotFoundError, ValueError: the folder is no whole model.
+        OSError: the hub refuses, or cannot be reached.
+    """
+    read_pretrained(folder)
+    api = _hub().HfApi(endpoint=endpoint or None, token=token, library_name="the_mask")
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=str(folder),
+        allow_patterns=[WEIGHTS, CONFIG, CARD],
+        commit_message="Model of the_mask",
+    )
+    return str(commit.commit_url)
+
+
+def _hub() -> ModuleType:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('models of the hub need huggingface_hub: pip install "the_mask[hub]"') from error
+    return huggingface_hub
