@@ -57,19 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(words[0], words[1:], f"the-mask {words[0]}")
 
 
-def door(name: str) -> Callable[..., int]:
-    """The main function of a script that does what a subcommand does."""
+def door(name: str, **variant: bool) -> Callable[..., int]:
+    """The main function of a script that does what a subcommand does.
+
+    Args:
+        name: of the subcommand.
+        variant: further arguments of its ``add_arguments``, for a script whose command line is another.
+    """
 
     def run(argv: Sequence[str] | None = None) -> int:
-        return run_command(name, argv)
+        return run_command(name, argv, **variant)
 
     return run
 
 
-def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None, **variant: bool) -> int:
     """Parse a subcommand's arguments and run it; returns the exit code: 1 with a plain message after a user's error."""
     command = load_command(name)
-    args = parse(command, argv, prog)
+    args = parse(command, argv, prog, **variant)
     # Here and not at the top: it imports torch.
     from the_mask.engine import exit_code
 
@@ -85,13 +90,15 @@ def load_command(name: str) -> ModuleType:
     return importlib.import_module(f"the_mask.cli.{module}" + ("" if (FOLDER / f"{module}.py").is_file() else "_"))
 
 
-def parse(command: ModuleType, argv: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
+def parse(
+    command: ModuleType, argv: Sequence[str] | None, prog: str | None = None, **variant: bool
+) -> argparse.Namespace:
     """Parse arguments; config overrides may stand before, between and after options unless they take the whole rest."""
     assert command.__doc__ is not None
     parser = argparse.ArgumentParser(
         prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command.add_arguments(parser)
+    command.add_arguments(parser, **variant)
     rest = any(action.nargs == argparse.REMAINDER for action in parser._actions)
     return parser.parse_args(argv) if rest else parser.parse_intermixed_args(argv)
 

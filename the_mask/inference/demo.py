@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +25,7 @@ import the_mask.data  # noqa: F401  registers the data sets
 from the_mask.data.class_names import check_classes, classes_dataset
 from the_mask.data.classes import distinct_colors
 from the_mask.data.files import atomic_write
+from the_mask.inference.label_sinks import LabelSink
 from the_mask.inference.live.frame_source import TimedFrame
 from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
@@ -160,9 +161,10 @@ def run_demo(
     segmentor: Any,
     source: FrameSource,
     palette: Palette,
-    output: str | Path,
+    output: str | Path | None,
     *,
     contact_sheet: str | Path | None = None,
+    sinks: Sequence[LabelSink] = (),
     style: DemoStyle | None = None,
     max_frames: int = 0,
     progress: bool = True,
@@ -178,8 +180,9 @@ def run_demo(
         segmentor: see :func:`segment_video`.
         source: open input.
         palette: names and colours of the segmentor's classes.
-        output: video file to write.
+        output: video file to write, or None.
         contact_sheet: PNG with about a dozen frames.
+        sinks: what else gets each frame's labels; they are closed at the end, also after Ctrl-C and errors.
         style: how to draw.
         max_frames: 0 takes all.
         progress: show a bar when standard error is a terminal.
@@ -208,10 +211,19 @@ def run_demo(
     results = segment_video(segmentor, source, max_frames, asynchronous)
     try:
         sound = source.sound if audio == "copy" else None
-        with VideoWriter(output, source.fps, sound=sound) as writer, bar, contextlib.closing(results):
+        with contextlib.ExitStack() as stack:
+            writer = None
+            if output is not None:
+                writer = stack.enter_context(VideoWriter(output, source.fps, sound=sound))
+            for opened in (*sinks, results):
+                stack.enter_context(contextlib.closing(opened))
+            stack.enter_context(bar)
             for result in results:
                 (frame, seconds, duration), labels = result.frame, np.asarray(result.output)
-                writer.write(TimedFrame(annotator.draw(frame, labels), seconds, duration))
+                if writer is not None:
+                    writer.write(TimedFrame(annotator.draw(frame, labels), seconds, duration))
+                for sink in sinks:
+                    sink.write(report.frames, seconds, labels)
                 if contact_sheet is not None:
                     sheet.add((seconds, _sheet_cell(frame, labels, palette, style)))
                     seen.update(render.present_classes(labels, len(palette.names), LEGEND_SHARE))
@@ -223,7 +235,8 @@ def run_demo(
     except ValueError as error:
         if not report.frames:
             raise
-        raise ValueError(f"{error}; the {report.frames} frames before it are in {output}") from error
+        where = f"are in {output}" if output is not None else "were written"
+        raise ValueError(f"{error}; the {report.frames} frames before it {where}") from error
     if contact_sheet is not None and report.frames:
         save_picture(_sheet(sheet.items(), sorted(seen), palette, style), contact_sheet)
     report.seconds = time.perf_counter() - start
@@ -233,7 +246,7 @@ def run_demo(
 def check_outputs(
     source: FrameSource,
     palette: Palette,
-    output: str | Path,
+    output: str | Path | None,
     contact_sheet: str | Path | None = None,
     style: DemoStyle | None = None,
 ) -> None:
@@ -243,8 +256,8 @@ def check_outputs(
         ValueError: an unknown suffix, a folder, a place that cannot be written, the input itself, or a size that the
             encoder does not take.
     """
-    writer = VideoWriter(output, source.fps)
-    if source.size is not None:
+    writer = VideoWriter(output, source.fps) if output is not None else None
+    if writer is not None and source.size is not None:
         blank = np.zeros(source.size, np.uint8)
         drawn = FrameAnnotator(palette, style or DemoStyle(), source.fps).draw(
             np.zeros((*source.size, 3), np.uint8), blank
@@ -253,11 +266,11 @@ def check_outputs(
     if contact_sheet is not None:
         sheet = _sheet_path(contact_sheet)
         check_writable(sheet)
-        if sheet.absolute() == Path(output).absolute():
+        if output is not None and sheet.absolute() == Path(output).absolute():
             raise ValueError(f"contact sheet and output are both {sheet}")
         if source.path is not None and source.path.is_dir() and sheet.resolve().parent == source.path.resolve():
             raise ValueError(f"contact sheet {sheet} would become a frame of the input {source.path}")
-    for path in (Path(output), *([Path(contact_sheet)] if contact_sheet is not None else [])):
+    for path in (Path(given) for given in (output, contact_sheet) if given is not None):
         if source.path is not None and path.exists() and os.path.samefile(path, source.path):
             raise ValueError(f"output {path} is the input, which it would replace; choose another name")
 

@@ -1,0 +1,127 @@
+"""the-mask segment: every kind of output holds what the model says, and what is wrong is said before it runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from the_mask import models
+from the_mask.cli import main
+from the_mask.config import load_config
+from the_mask.inference import StreamingSegmentor
+from the_mask.inference.rendering.video_writer import open_source
+from the_mask.inference.stream import build_random
+from the_mask.weights.packing import pack_model
+from the_mask.weights.pretrained import save_pretrained
+
+CONFIG = "configs/debug/swiftnet_debug.yaml"
+SIZES = ["INPUT.TEST.SHORT_EDGE", "64", "INPUT.TEST.LONG_EDGE", "96", "MODEL.DEVICE", "cpu"]
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    torch.manual_seed(0)
+    cfg = load_config(CONFIG, SIZES)
+    cfg.MODEL.WEIGHTS = str(tmp_path_factory.mktemp("weights") / "model.pth")
+    torch.save({"model": build_random(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("frames")
+    pictures = np.random.default_rng(0).integers(0, 256, (FRAMES, 48, 64, 3), dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(path / f"{index}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(cfg, folder):
+    """Labels of the frames, by the Python interface."""
+    segmentor = StreamingSegmentor(cfg)
+    state, labels = segmentor.init_state(), []
+    with open_source(folder) as source:
+        for frame in source:
+            found, state = segmentor.step(frame[0] if isinstance(frame, tuple) else frame, state)
+            labels.append(found.numpy())
+    return labels
+
+
+def test_all_outputs_of_one_run(cfg, folder, expected, tmp_path, capsys):
+    words = ["segment", str(folder), "--config", CONFIG, "--weights", cfg.MODEL.WEIGHTS]
+    for output in ("out.mp4", "labels/", "shares.json"):
+        words += ["-o", f"{tmp_path}/{output}"]
+    assert main([*words, "--contact-sheet", str(tmp_path / "sheet.png"), *SIZES]) == 0
+    assert f"{FRAMES} frames in" in capsys.readouterr().out
+    with open_source(tmp_path / "out.mp4") as source:
+        assert len(list(source)) == FRAMES
+    files = sorted((tmp_path / "labels").iterdir())
+    assert [file.name for file in files] == [f"{i:08d}.png" for i in range(FRAMES)]
+    for file, labels in zip(files, expected, strict=True):
+        assert Image.open(file).mode == "L"
+        assert np.array_equal(np.asarray(Image.open(file)), labels)
+    table = json.loads((tmp_path / "shares.json").read_text())
+    assert len(table["classes"]) == 11
+    assert [row["frame"] for row in table["frames"]] == list(range(FRAMES))
+    assert [row["seconds"] for row in table["frames"]] == pytest.approx([i / 15 for i in range(FRAMES)], abs=1e-5)
+    for row, labels in zip(table["frames"], expected, strict=True):
+        shares = [row["shares"].get(name, 0.0) for name in table["classes"]]
+        assert shares == pytest.approx([(labels == i).mean() for i in range(11)], abs=1e-6)
+
+
+def test_a_palette_does_not_change_the_ids(cfg, folder, expected, tmp_path):
+    words = ["segment", str(folder), "-o", f"{tmp_path}/labels", "--palette", "--config", CONFIG]
+    assert main([*words, "--weights", cfg.MODEL.WEIGHTS, *SIZES]) == 0
+    first = Image.open(tmp_path / "labels" / "00000000.png")
+    assert first.mode == "P"
+    assert np.array_equal(np.asarray(first), expected[0])
+    colors = np.asarray(load_class_colors(), np.uint8)
+    assert np.array_equal(np.asarray(first.convert("RGB")), colors[expected[0]])
+
+
+def load_class_colors():
+    content = json.loads(Path("the_mask/data/categories/moving_shapes.json").read_text())
+    return [entry["color"] for entry in sorted(content["categories"], key=lambda entry: entry["train_id"])]
+
+
+def test_models_by_name_by_folder_and_by_default(cfg, folder, expected, tmp_path, monkeypatch, capsys):
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    monkeypatch.setattr(models, "FOLDER", shelf)
+    assert main(["segment", str(folder), "-o", f"{tmp_path}/none"]) == 1
+    assert "no model comes with this installation" in capsys.readouterr().err
+    pack_model(cfg, "small-one", folder=shelf)
+    save_pretrained(cfg, tmp_path / "my-model")
+    for number, words in enumerate(([], ["--model", "small-one"], ["--model", str(tmp_path / "my-model")])):
+        output = tmp_path / str(number)
+        assert main(["segment", str(folder), *words, "-o", f"{output}/", "MODEL.DEVICE", "cpu"]) == 0
+        labels = [np.asarray(Image.open(file)) for file in sorted(output.iterdir())]
+        same = np.mean([a == b for a, b in zip(labels, expected, strict=True)])
+        assert same == 1 if number == 2 else same > 0.99  # the others are stored in float16
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "a.mp4", "-o", "b.mkv"], "one video at a time"),
+        (["-o", "a.gif"], "expected a name that ends in .mp4"),
+        (["-o", "full"], "full holds PNGs already"),
+        (["-o", "a.mp4", "--alpha", "2"], "--alpha 2.0"),
+        (["-o", "a.mp4", "--model", "smal-one"], "no model 'smal-one'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(cfg, folder, tmp_path, monkeypatch, capsys, words, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "1.png").touch()
+    model = [] if "--model" in words else ["--config", str(Path(CONFIG).resolve()), "--weights", cfg.MODEL.WEIGHTS]
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", str(folder), *words, *model]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]

@@ -1,0 +1,175 @@
+"""Segment a video, a folder of frames or a camera: annotated video, label PNGs, class shares.
+
+  the-mask segment drive.mp4 -o out.mp4
+  the-mask segment drive.mp4 -o out.mp4 -o labels/ -o shares.json --model street-live
+  the-mask segment 0 -o camera.mp4 --config camvid/mask2former_r18_cpu --weights output/model_best.pth
+
+An output that ends in .mp4, .mkv, .mov or .avi is the annotated video, one that ends in .json the share of each class
+in each frame, and a folder gets one PNG of class ids per frame. Ctrl-C ends a camera.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from the_mask.cli import _options
+
+if TYPE_CHECKING:
+    from the_mask.inference.label_sinks import LabelSink
+
+INPUT_HELP = "video, animation or picture, folder of frames, URL, or camera index (0, 1, ...)"
+DEFAULT_MODEL = "street-live"
+
+
+def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> None:
+    """The command line; ``as_tool``: that of ``tools/demo.py``, which names its input and has one output."""
+    model = parser.add_mutually_exclusive_group(required=as_tool)
+    model.add_argument(
+        "--model", metavar="NAME", help="of `the-mask models`, a folder, or owner/name of the Hugging Face hub"
+    )
+    _options.config_option(model, required=False)
+    _options.weights_option(parser)
+    if as_tool:
+        parser.add_argument("--input", dest="source", required=True, help=INPUT_HELP)
+        parser.add_argument("--output", required=True, nargs=1, metavar="VIDEO", help=".mp4, .mkv, .mov or .avi")
+    else:
+        parser.add_argument("source", metavar="INPUT", help=INPUT_HELP)
+        parser.add_argument(
+            "-o",
+            "--output",
+            required=True,
+            action="append",
+            metavar="PATH",
+            help=".mp4, .mkv, .mov, .avi, .json or a folder; may be repeated",
+        )
+        parser.add_argument("--palette", action="store_true", help="label PNGs hold colours beside the ids")
+        parser.add_argument("--refresh", action="store_true", help="look for a newer state of a hub model")
+    parser.set_defaults(as_tool=as_tool)
+    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="a picture of about a dozen frames")
+    parser.add_argument("--alpha", type=float, default=0.55, help="0: frame only, 1: colours only (default: 0.55)")
+    parser.add_argument("--no-legend", action="store_true")
+    parser.add_argument("--show-input", action="store_true", help="the untouched frame beside the segmentation")
+    parser.add_argument("--dataset", default="", metavar="NAME", help="class names and colours; default: the model's")
+    parser.add_argument("--fps", type=float, help="frames per second; default: those of the input, 15 for a folder")
+    parser.add_argument("--audio", choices=("copy", "drop"), default="copy", help="sound of the input (default: copy)")
+    parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (0: all)")
+    parser.add_argument("--asynchronous", action="store_true", help="keyframe models: compute keyframes beside")
+    _options.runtime_options(parser)
+    _options.trust_option(parser)
+    _options.loose_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Segment and say what was written."""
+    import logging
+
+    from the_mask.engine.logs import setup_logging
+    from the_mask.engine.signals import interrupted_by_signals
+    from the_mask.inference import StreamingSegmentor
+    from the_mask.inference.demo import DemoStyle, check_outputs, run_demo
+    from the_mask.inference.rendering.video_writer import VideoWriter, open_source
+
+    setup_logging(None)
+    style = DemoStyle(alpha=args.alpha, legend=not args.no_legend, show_input=args.show_input)
+    if not 0 <= style.alpha <= 1:
+        raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
+    cfg, palette = model_and_palette(args)
+    # Outputs are looked at before the model is built.
+    video, sinks = sort_outputs(args, palette)
+    if video is not None:
+        VideoWriter(video)
+    problem = logging.getLogger("the_mask.cli.segment").warning
+    with interrupted_by_signals(), open_source(args.source, args.fps, on_problem=problem) as source:
+        check_outputs(source, palette, video, args.contact_sheet, style)
+        segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
+        runtimes = _options.use_backend(args, segmentor.model)
+        report = run_demo(
+            segmentor,
+            source,
+            palette,
+            video,
+            contact_sheet=args.contact_sheet,
+            sinks=sinks,
+            style=style,
+            max_frames=args.max_frames,
+            asynchronous=args.asynchronous,
+            audio=args.audio,
+        )
+    speed = report.frames / report.seconds if report.seconds else 0.0
+    stopped = ", stopped by a signal" if report.interrupted else ""
+    keys = f", {report.keyframes} of them keyframes," if report.keyframes else ""
+    outputs = ", ".join(args.output)
+    print(f"{report.frames} frames{keys} in {report.seconds:.1f} s ({speed:.1f} frames/s){stopped}: {outputs}")
+    if runtimes is not None:
+        print(runtimes)
+    if args.contact_sheet:
+        print(f"contact sheet: {args.contact_sheet}")
+
+
+def model_and_palette(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The config of a trained model, and names and colours of its classes.
+
+    Raises:
+        ValueError, FileNotFoundError, ModuleNotFoundError: see :func:`the_mask.inference.load.find_model`.
+    """
+    from the_mask.config import load_config
+    from the_mask.inference.demo import palette_from_config
+    from the_mask.inference.load import find_model
+    from the_mask.inference.rendering.render import Palette
+
+    overrides = _options.with_weights(args)
+    if args.config_file:
+        cfg, card = load_config(args.config_file, overrides), None
+    else:
+        cfg, card = find_model(args.model or default_model(), overrides, getattr(args, "refresh", False))
+    if args.dataset:
+        palette = palette_from_config(cfg, args.dataset)
+        cfg.DATASETS.TEST = (args.dataset,)  # whose classes the weights are checked against
+        return cfg, palette
+    facts = card.facts if card is not None else {}
+    names, colors = facts.get("classes"), facts.get("colors")
+    if names and colors and len(names) == len(colors) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        return cfg, Palette(names, colors, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    return cfg, palette_from_config(cfg)
+
+
+def default_model() -> str:
+    """The model for those who name none.
+
+    Raises:
+        ValueError: none comes with this installation.
+    """
+    from the_mask.models import model_names
+
+    names = model_names()
+    if not names:
+        raise ValueError("no model comes with this installation: give --model or --config with --weights")
+    return DEFAULT_MODEL if DEFAULT_MODEL in names else names[0]
+
+
+def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, list[LabelSink]]:
+    """The annotated video and the other outputs that a command line names.
+
+    Raises:
+        ValueError: two videos, or a folder that is not empty.
+    """
+    from the_mask.inference.label_sinks import ClassShares, LabelFolder
+
+    videos: list[Path] = []
+    sinks: list[LabelSink] = []
+    for given in args.output:
+        path = Path(given)
+        if args.as_tool:
+            videos.append(path)
+        elif path.suffix.lower() == ".json":
+            facts = {"model": args.model or args.config_file or default_model(), "input": args.source}
+            sinks.append(ClassShares(path, list(palette.names), facts))
+        elif given.endswith(("/", "\\")) or path.is_dir() or (not path.suffix and not path.is_file()):
+            sinks.append(LabelFolder(path, len(palette.names), palette if args.palette else None))
+        else:
+            videos.append(path)
+    if len(videos) > 1:
+        raise ValueError(f"outputs {', '.join(map(str, videos))}: one video at a time")
+    return (videos[0] if videos else None), sinks
