@@ -66,7 +66,7 @@ def door(name: str, **variant: bool) -> Callable[..., int]:
     """
 
     def run(argv: Sequence[str] | None = None) -> int:
-        return run_command(name, argv, **variant)
+        return run_command(name, argv, None, **variant)
 
     return run
 

@@ -1,4 +1,4 @@
-"""Segment a video, a folder of frames or a camera: annotated video, label PNGs, class shares.
+"""Segment a video, a folder of frames or a camera.
 
   the-mask segment drive.mp4 -o out.mp4
   the-mask segment drive.mp4 -o out.mp4 -o labels/ -o shares.json --model street-live

@@ -215,8 +215,9 @@ def run_demo(
             writer = None
             if output is not None:
                 writer = stack.enter_context(VideoWriter(output, source.fps, sound=sound))
-            for opened in (*sinks, results):
-                stack.enter_context(contextlib.closing(opened))
+            for sink in sinks:
+                stack.callback(sink.close)
+            stack.enter_context(contextlib.closing(results))
             stack.enter_context(bar)
             for result in results:
                 (frame, seconds, duration), labels = result.frame, np.asarray(result.output)
