@@ -66,12 +66,14 @@ def run(args: argparse.Namespace) -> None:
     import logging
 
     from the_mask.engine.logs import setup_logging
+    from the_mask.engine.memory import keep_freed_memory
     from the_mask.engine.signals import interrupted_by_signals
     from the_mask.inference import StreamingSegmentor
     from the_mask.inference.demo import DemoStyle, check_outputs, run_demo
     from the_mask.inference.rendering.video_writer import VideoWriter, open_source
 
     setup_logging(None)
+    keep_freed_memory()
     style = DemoStyle(alpha=args.alpha, legend=not args.no_legend, show_input=args.show_input)
     if not 0 <= style.alpha <= 1:
         raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
