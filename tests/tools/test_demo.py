@@ -231,7 +231,7 @@ def test_bad_input_is_one_clear_line(tool, folder, weights, tmp_path, capsys, ch
     ],
 )
 def test_names_are_checked_before_a_model_is_built(tool, tmp_path, capsys, monkeypatch, option, value, message):
-    monkeypatch.setattr(tool, "StreamingSegmentor", lambda *_, **__: pytest.fail("a model is built"))
+    monkeypatch.setattr("the_mask.inference.StreamingSegmentor", lambda *_, **__: pytest.fail("a model is built"))
     (tmp_path / "frames.mp4").mkdir()
     with VideoWriter(tmp_path / "in.mp4") as writer:
         writer.write(np.zeros((32, 32, 3), dtype=np.uint8))

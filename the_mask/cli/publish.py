@@ -1,4 +1,4 @@
-"""Write a trained model as a folder with its card, and send it to the Hugging Face hub.
+"""Write a trained model as a folder with its card, or send it to a hub.
 
   the-mask publish --config camvid/mask2former_r18_cpu --weights output/camvid/model_final.pth my-model
   # edit my-model/README.md: what it is for, what it was trained on, what it fails at, licence
