@@ -73,7 +73,7 @@ def test_train_resume_evaluate(tool: ModuleType, data: Path, tmp_path: Path, cap
     [
         (["--eval-only"], "an evaluation needs weights: MODEL.WEIGHTS is empty"),
         (["--eval-only", "--resume"], "has no checkpoint"),
-        (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS none.pth does not exist"),
+        (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS: weights file none.pth does not exist"),
         (["DATASETS.TRAIN", "('vspw_trian',)"], "unknown dataset 'vspw_trian'"),
         (["SOLVER.MAX_ITERS", "5"], "did you mean SOLVER.MAX_ITER"),
         (["SOLVER.MAX_ITER"], "odd number of words"),

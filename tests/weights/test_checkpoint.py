@@ -302,5 +302,5 @@ def test_a_folder_that_was_deleted_meanwhile_is_made_anew(tmp_path: Path, caplog
     folder.save_numbered(1, state(1))
     shutil.rmtree(tmp_path / "run")
     folder.save_numbered(2, state(2))
-    assert "run was emptied or deleted during the run: its earlier checkpoints are lost" in caplog.text
+    assert "run was emptied or deleted during the run: what was in it is lost" in caplog.text
     assert read_checkpoint(folder.last())["numbered"] == ["model_0000002.pth"]

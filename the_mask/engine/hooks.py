@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from the_mask.engine.signals import TrainingInterrupted
-from the_mask.engine.writers import ProgressBar, has_screen
+from the_mask.engine.writers import ProgressBar, has_screen, recorded_names
 
 if TYPE_CHECKING:
     from the_mask.engine.trainer import Trainer
@@ -79,7 +80,8 @@ def find_metric(flat: dict[str, float], metric: str) -> tuple[str, float] | None
 class EvalHook(HookBase):
     """Evaluates every ``period`` iterations and at the end, and keeps the best weights.
 
-    Runs after :class:`CheckpointHook`, so an evaluation that is killed costs no training.
+    Runs after :class:`CheckpointHook`, so an evaluation that is killed costs no training; it is repeated when the run
+    is resumed.
     """
 
     trainer: Trainer
@@ -94,23 +96,46 @@ class EvalHook(HookBase):
         self.metric = metric
         self.best: float | None = None
         self.best_iteration: int | None = None
+        # Names of the results of the last evaluation.
+        self._names: list[str] = []
         self._warned = False
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        if not done or not self._is_due(done):
+            return
+        recorded = recorded_names(self.trainer.checkpoints.folder, done - 1)
+        missing = done >= self.trainer.max_iter or not recorded.intersection(self._names)
+        if comm.all_gather(missing)[0]:
+            logger.info("evaluating iteration %d, which the earlier run did not finish", done)
+            self.trainer.storage.iter = done - 1
+            self.run(done)
+            self.trainer.storage.iter = done
+            self.trainer.metrics_from = done - 1
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.period > 0 and (done % self.period == 0 or done == self.trainer.max_iter):
-            self.run()
+        if self._is_due(done):
+            self.run(done)
 
-    def run(self) -> None:
-        """Evaluate now, put the numbers into the storage, and save the weights if they are the best so far."""
+    def _is_due(self, done: int) -> bool:
+        return self.period > 0 and (done % self.period == 0 or done >= self.trainer.max_iter)
+
+    def run(self, done: int) -> None:
+        """Evaluate now, put the numbers into the storage, and save the weights if they are the best so far.
+
+        Args:
+            done: finished iterations.
+        """
         flat = flatten_results(self.trainer.evaluate())
+        self._names = sorted(flat)
         for name, value in flat.items():
             # Not a number is a figure that was not computed, and no JSON either.
             if math.isfinite(value):
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
-        self.trainer.save_best_if(self._is_new_best(flat), flat)
+        self.trainer.save_best_if(self._is_new_best(flat, done), flat)
 
-    def _is_new_best(self, flat: dict[str, float]) -> bool:
+    def _is_new_best(self, flat: dict[str, float], done: int) -> bool:
         if not self.metric or not flat:
             # Ranks other than the first have no results.
             return False
@@ -128,7 +153,7 @@ class EvalHook(HookBase):
         if not math.isfinite(value) or (self.best is not None and value <= self.best):
             logger.info("%s %.4f; the best so far is %s at iteration %s", name, value, self.best, self.best_iteration)
             return False
-        self.best, self.best_iteration = value, self.trainer.iter + 1
+        self.best, self.best_iteration = value, done
         logger.info("%s %.4f is the best so far", name, value)
         return True
 
@@ -139,9 +164,15 @@ class EvalHook(HookBase):
             self.best, self.best_iteration = found[1], iteration
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_iteration": self.best_iteration, "metric": self.metric}
+        return {
+            "best": self.best,
+            "best_iteration": self.best_iteration,
+            "metric": self.metric,
+            "names": self._names,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._names = list(state.get("names", ()))
         if state["metric"] == self.metric:
             self.best, self.best_iteration = state["best"], state["best_iteration"]
 
@@ -166,15 +197,23 @@ class ProgressHook(HookBase):
         self._writers = self._build_writers()
         if has_screen(sys.stderr):
             self._bar = ProgressBar(self.trainer.start_iter, self.trainer.max_iter)
+        # What an evaluation that was repeated has added to the last iteration of the earlier run.
+        if self.trainer.start_iter and self._is_due(self.trainer.start_iter):
+            self._write()
 
     def after_step(self) -> None:
         if self._bar is not None:
             latest = self.trainer.storage.latest()
             self._bar.step(*(latest[name][0] if name in latest else None for name in ("total_loss", "lr")))
-        done = self.trainer.iter + 1
-        if done % self.period == 0 or done == self.trainer.max_iter:
-            for writer in self._writers:
-                writer.write()
+        if self._is_due(self.trainer.iter + 1):
+            self._write()
+
+    def _is_due(self, done: int) -> bool:
+        return done % self.period == 0 or done >= self.trainer.max_iter
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            writer.write()
 
     def after_train(self) -> None:
         # Whatever one of them does (the disk may be full), the others are closed too.

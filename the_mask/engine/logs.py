@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from termcolor import colored
@@ -32,6 +34,21 @@ class _ConsoleFormatter(logging.Formatter):
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
         return f"{prefix} {text}"
+
+
+@contextmanager
+def without_traceback(*errors: type[BaseException]) -> Iterator[None]:
+    """Keep Detectron2's loop from logging the traceback of errors that are said in one line afterwards."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], errors))
+
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    loop.addFilter(wanted)
+    try:
+        yield
+    finally:
+        loop.removeFilter(wanted)
 
 
 def setup_logging(folder: str | Path | None, rank: int = 0) -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +144,8 @@ class MatchingHook(HookBase):
             overall["clips"],
             len(total.sums),
         )
-        folder = Path(self.trainer.cfg.OUTPUT_DIR)
+        self.trainer.checkpoints.ensure()
+        folder = self.trainer.checkpoints.folder
         text = json.dumps({"overall": overall, "videos": total.per_video()}, indent=1)
         atomic_write(folder / f"{FILE_STEM}.json", text.encode())
         picture = plot_shares(total)

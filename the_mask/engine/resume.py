@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from the_mask.config.compose import flat_keys
@@ -17,6 +18,7 @@ from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import EvalHook
 from the_mask.engine.optimizer import load_optimizer_state, optimizer_state
 from the_mask.engine.rng import rng_state, seed_everything, set_rng_state
+from the_mask.engine.writers import WINDOW
 from the_mask.weights.checkpoint import BEST, read_checkpoint
 from the_mask.weights.class_sets import STORED, stored_classes
 from the_mask.weights.loading import compare
@@ -56,6 +58,7 @@ def training_state(trainer: Trainer, rng: list[dict[str, Any]] | None = None) ->
     """
     return {
         **weights_state(trainer),
+        "scalars": scalars_state(getattr(trainer, "storage", None)),
         "trainer": {
             "optimizer": optimizer_state(trainer.optimizer),
             "scaler": trainer.scaler.state_dict(),
@@ -64,6 +67,26 @@ def training_state(trainer: Trainer, rng: list[dict[str, Any]] | None = None) ->
         },
         "rng": rng or comm.all_gather(rng_state()),
     }
+
+
+def scalars_state(storage: EventStorage | None) -> dict[str, Any]:
+    """The last values of every scalar, by name, of which curves show the median: ``[[value, iteration], ...]``."""
+    if storage is None:
+        return {}
+    hints = storage.smoothing_hints()
+    return {
+        name: {"smooth": hints[name], "values": [[float(v), int(i)] for v, i in history.values()[-WINDOW:]]}
+        for name, history in storage.histories().items()
+    }
+
+
+def restore_scalars(storage: EventStorage, scalars: dict[str, Any], start_iter: int) -> None:
+    """Put back :func:`scalars_state`, so that medians go on as if there had been no break."""
+    for name, known in scalars.items():
+        for value, iteration in known["values"]:
+            storage.iter = iteration
+            storage.put_scalar(name, value, smoothing_hint=known["smooth"])
+    storage.iter = start_iter
 
 
 def load(trainer: Trainer, path: Path) -> None:
@@ -95,6 +118,7 @@ def load(trainer: Trainer, path: Path) -> None:
     _load_best(trainer)
     _load_seed(trainer, state)
     trainer._resumed_rng = {"rng": state["rng"], "iteration": state["iteration"]}
+    trainer._resumed_scalars = state.get("scalars", {})  # absent in older checkpoints
     for difference in config_differences(state["config"], trainer.cfg.dump()):
         logger.warning("the config differs from the checkpoint's: %s", difference)
     logger.info("resuming at iteration %d of %d from %s", trainer.completed, trainer.max_iter, path)

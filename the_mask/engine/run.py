@@ -15,6 +15,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from the_mask.config import load_config
 from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
+from the_mask.engine.output_lock import claimed
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
@@ -110,12 +111,14 @@ def run_training(options: RunOptions) -> dict[str, Any]:
         FloatingPointError, CheckpointWriteError, TrainingInterrupted: see :meth:`Trainer.train`.
     """
     cfg = check(options, comm.get_world_size())
-    setup(cfg)
     if options.eval_only:
+        setup(cfg)
         return evaluate_only(cfg, options.resume, options.trust_pickle)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(options.resume, options.trust_pickle)
-    return trainer.train()
+    with claimed(cfg.OUTPUT_DIR):
+        setup(cfg)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(options.resume, options.trust_pickle)
+        return trainer.train()
 
 
 def evaluate_only(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:

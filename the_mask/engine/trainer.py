@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, TensorboardXWriter
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -23,16 +23,19 @@ from the_mask.data import build_train_loader
 from the_mask.data.class_names import config_classes
 from the_mask.engine import resume
 from the_mask.engine.batch_norm import name_single_values
+from the_mask.engine.buffers import BufferCopies
 from the_mask.engine.distributed import sum_over_ranks, wrap_distributed, write_on_main
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import CheckpointHook, EvalHook, ProgressHook, StopHook
+from the_mask.engine.logs import without_traceback
 from the_mask.engine.matching_stats import MatchingHook
 from the_mask.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from the_mask.engine.output_lock import claimed
 from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
 from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import with_seed
 from the_mask.engine.signals import StopRequest, TrainingInterrupted
-from the_mask.engine.writers import LogWriter, prepare_metrics_file
+from the_mask.engine.writers import LogWriter, MetricsWriter, prepare_metrics_file
 from the_mask.evaluation import evaluate_dataset
 from the_mask.modeling.build import build_segmentor
 from the_mask.weights.checkpoint import BEST, FINAL, CheckpointFolder, CheckpointWriteError, remove_leftovers
@@ -93,7 +96,12 @@ class Trainer(TrainerBase):
         self._loader: Iterable[list[dict[str, Any]]] | None = None
         self._batches: Iterator[list[dict[str, Any]]] | None = None
         self._resumed_rng: dict[str, Any] | None = None
+        self._resumed_scalars: dict[str, Any] = {}
+        # First iteration that is written into the curves (anew, if it stands there); None: the first of the training.
+        self.metrics_from: int | None = None
+        # Generators before the present step; None between steps. And the buffers that belong to them.
         self._rng_before_step: dict[str, Any] | None = None
+        self._buffers = BufferCopies()
         self._updating = False
         self._saved = 0
         self.register_hooks(self.build_hooks())
@@ -136,8 +144,11 @@ class Trainer(TrainerBase):
         """Plain log lines, ``metrics.json`` (one JSON object per line) and TensorBoard, in ``OUTPUT_DIR``."""
         folder = Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
-        metrics = prepare_metrics_file(folder, self.start_iter)
-        return [LogWriter(self.max_iter), JSONWriter(str(metrics)), TensorboardXWriter(str(folder))]
+        metrics = MetricsWriter(prepare_metrics_file(folder, self.start_iter, self.metrics_from))
+        curves = TensorboardXWriter(str(folder))
+        # What a resumed run knows of the iterations before it stands in its files already.
+        curves._last_write = metrics.last
+        return [LogWriter(self.max_iter, self.start_iter), metrics, curves]
 
     # Starting points.
 
@@ -190,39 +201,51 @@ class Trainer(TrainerBase):
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was left.
             FloatingPointError: a loss or the gradient is not finite.
             CheckpointWriteError: a checkpoint could not be written.
+            OutputInUseError: another process trains into ``OUTPUT_DIR``.
         """
-        if self.completed >= self.max_iter:
-            logger.info("nothing left to train: %d of %d iterations are done", self.completed, self.max_iter)
-            if self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
-                self.evaluate()
-            return self.results
-        if comm.is_main_process() and self.checkpoints.folder.is_dir():
-            remove_leftovers(self.checkpoints.folder)
-        self.model.train()
-        name_single_values(self.cfg, self.model)
-        self._parallel = self.model if is_sharded(self.model) else wrap_distributed(self.model, self.device)
-        with self.stop.installed():
-            try:
-                self._open_loader()
-                super().train(self.completed, self.max_iter)
-            except BaseException as error:
-                self._rescue(error)
-                raise
-            finally:
-                self._batches = self._loader = None
+        with claimed(self.checkpoints.folder):
+            if comm.is_main_process():
+                self.checkpoints.ensure()
+                remove_leftovers(self.checkpoints.folder)
+            self.model.train()
+            name_single_values(self.cfg, self.model)
+            with self.stop.installed(), without_traceback(CheckpointWriteError):
+                try:
+                    if self.completed >= self.max_iter:
+                        logger.info(
+                            "nothing left to train: %d of %d iterations are done", self.completed, self.max_iter
+                        )
+                    else:
+                        sharded = is_sharded(self.model)
+                        self._parallel = self.model if sharded else wrap_distributed(self.model, self.device)
+                        self._open_loader()
+                    if self._resumed_rng is not None:
+                        resume.restore_rng(self._resumed_rng, self.cfg.SEED)
+                        self._resumed_rng = None
+                    # Without iterations it runs what hooks have left to do: an evaluation.
+                    super().train(self.completed, max(self.completed, self.max_iter))
+                except BaseException as error:
+                    self._rescue(error)
+                    raise
+                finally:
+                    self._batches = self._loader = None
         return self.results
+
+    def before_train(self) -> None:
+        """Put back the scalars of a resumed run, then call the hooks."""
+        resume.restore_scalars(self.storage, self._resumed_scalars, self.start_iter)
+        self._resumed_scalars = {}
+        super().before_train()
 
     def _open_loader(self) -> None:
         with preserved_rng():
             self._loader = self.build_train_loader(self.cfg, self.completed)
             self._batches = iter(self._loader)
-        if self._resumed_rng is not None:
-            resume.restore_rng(self._resumed_rng, self.cfg.SEED)
-            self._resumed_rng = None
 
     def run_step(self) -> None:
         """One iteration: micro-batches forward and backward, the guard, one optimiser step."""
         started = time.perf_counter()
+        self._buffers.take(self.model)
         self._rng_before_step = rng_state()
         lr = self.schedule(self.iter)
         set_learning_rate(self.optimizer, lr, self.schedule.backbone(self.iter))
@@ -243,6 +266,7 @@ class Trainer(TrainerBase):
             self.ema.update(self.model)
         self.completed = self.iter + 1
         self._updating = False
+        self._rng_before_step = None
         self._record(losses, norm, lr, data_time, time.perf_counter() - started)
 
     def _accumulate(self) -> tuple[dict[str, float], list[str], float]:
@@ -390,16 +414,18 @@ class Trainer(TrainerBase):
         unsaved = self.completed > max(self._saved, self.start_iter)
         if comm.get_world_size() > 1 or self._updating or not unsaved or isinstance(error, CheckpointWriteError):
             return
+        rng = None
+        if self._rng_before_step is not None:
+            # The step that failed has drawn random numbers and moved the statistics of batch norms.
+            rng = [self._rng_before_step]
+            self._buffers.restore(self.model)
         if not all(torch.isfinite(value).all() for value in self.model.state_dict().values()):
-            # Batch norm statistics have taken the NaN in already.
             return
-        inside_step = self.completed == self.iter
         try:
-            rng = [self._rng_before_step] if inside_step and self._rng_before_step is not None else None
             name = self.checkpoints.numbered_name(self.completed - 1)
             self._save(name, lambda state: self.checkpoints.save_numbered(self.completed - 1, state), rng)
-        except CheckpointWriteError:
-            logger.exception("the checkpoint that should have been left could not be written")
+        except CheckpointWriteError as problem:
+            logger.error("the checkpoint that should have been left is missing: %s", problem)
         if self.stop.signum and not isinstance(error, TrainingInterrupted):
             # For instance a data worker that the same Ctrl-C has killed.
             raise TrainingInterrupted(self.stop.signum) from error

@@ -22,6 +22,8 @@ from the_mask.data.files import atomic_write
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
+# Iterations over which scalars are smoothed.
+WINDOW = 20
 # Losses of the auxiliary prediction sets end in their number: loss_ce_0 ... loss_ce_8.
 _AUXILIARY = re.compile(r"_\d+$")
 
@@ -45,7 +47,7 @@ def summarise_losses(losses: dict[str, float]) -> dict[str, float]:
     return {**final, "auxiliary": sum(auxiliary)} if auxiliary else final
 
 
-def progress_line(storage: EventStorage, iteration: int, max_iter: int, window: int = 20) -> str:
+def progress_line(storage: EventStorage, iteration: int, max_iter: int, window: int = WINDOW) -> str:
     """One plain line on a finished iteration, scalars smoothed by the median of a window.
 
     Args:
@@ -81,9 +83,9 @@ def progress_line(storage: EventStorage, iteration: int, max_iter: int, window: 
 class LogWriter(EventWriter):
     """Writes :func:`progress_line` to the log. Records carry ``progress=True``, so that a live bar can replace them."""
 
-    def __init__(self, max_iter: int) -> None:
+    def __init__(self, max_iter: int, start_iter: int = 0) -> None:
         self._max_iter = max_iter
-        self._last = -1
+        self._last = start_iter - 1
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -91,6 +93,42 @@ class LogWriter(EventWriter):
         if self._last < finished:
             self._last = finished
             logger.info("%s", progress_line(storage, finished, self._max_iter), extra={"progress": True})
+
+
+class MetricsWriter(EventWriter):
+    """Appends the latest scalars to ``metrics.json``, one JSON object per line and iteration, smoothed by medians.
+
+    As Detectron2's writer, but it goes on where the file ends, and opens the file anew when it was deleted.
+    """
+
+    def __init__(self, path: Path, window: int = WINDOW) -> None:
+        self._path = path
+        self._window = window
+        #: the last iteration in the file
+        self.last = int(max((i for i in map(_iteration_of, _lines(path)) if i < float("inf")), default=-1))
+        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        by_iteration: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window).items():
+            if iteration > self.last:
+                by_iteration.setdefault(iteration, {})[name] = value
+        if not by_iteration:
+            return
+        if os.fstat(self._stream.fileno()).st_nlink == 0:
+            logger.warning("%s was deleted during the run: a new one is begun", self._path)
+            self._stream.close()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+        for iteration, scalars in sorted(by_iteration.items()):
+            self._stream.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.last = max(by_iteration)
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def has_screen(stream: TextIO) -> bool:
@@ -158,11 +196,16 @@ def _console_handlers(names: Iterable[str]) -> list[logging.StreamHandler[Any]]:
     return list(dict.fromkeys(console))
 
 
-def prepare_metrics_file(folder: Path, start_iter: int) -> Path:
+def prepare_metrics_file(folder: Path, start_iter: int, anew_from: int | None = None) -> Path:
     """Make ``metrics.json`` ready for a run that starts at an iteration.
 
     A resumed run drops what an interrupted one had written beyond its checkpoint, so the curve has each iteration once.
     A fresh run moves an older file to ``metrics.previous.json``.
+
+    Args:
+        folder: of the run.
+        start_iter: its first iteration.
+        anew_from: the first iteration that is written anew; None: ``start_iter``.
 
     Returns:
         The path of the file.
@@ -173,15 +216,28 @@ def prepare_metrics_file(folder: Path, start_iter: int) -> Path:
     if start_iter == 0:
         path.replace(folder / "metrics.previous.json")
         return path
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration_of(line) < start_iter]
+    kept = [line for line in _lines(path) if _iteration_of(line) < (start_iter if anew_from is None else anew_from)]
     text = "".join(f"{line}\n" for line in kept)
     atomic_write(path, text.encode())
     return path
 
 
+def recorded_names(folder: Path, iteration: int) -> set[str]:
+    """Names of the scalars that ``metrics.json`` has for an iteration."""
+    lines = [json.loads(line) for line in _lines(folder / METRICS) if _iteration_of(line) == iteration]
+    return {name for scalars in lines for name in scalars}
+
+
+def _lines(path: Path) -> list[str]:
+    # Damaged bytes make a damaged line, which is dropped; they are no reason to lose the others.
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
 def _iteration_of(line: str) -> float:
     """Iteration of a metrics line; a line cut off by a kill counts as beyond the end."""
     try:
-        return json.loads(line)["iteration"]
-    except (json.JSONDecodeError, KeyError):
+        scalars = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
         return float("inf")
+    iteration = scalars.get("iteration") if isinstance(scalars, dict) else None
+    return iteration if isinstance(iteration, int) else float("inf")

@@ -184,6 +184,7 @@ class CheckpointFolder:
         self.folder = Path(folder)
         self.keep = keep
         self.numbered: list[str] = []
+        self._made = False
 
     def last(self) -> Path | None:
         """The checkpoint to resume from: the one that ``last_checkpoint`` names, else the newest usable one.
@@ -244,7 +245,7 @@ class CheckpointFolder:
 
     def save_numbered(self, iteration: int, state: dict[str, Any]) -> Path:
         """Write ``model_<iteration>.pth`` and delete the oldest numbered ones beyond ``keep``."""
-        self._make()
+        self.ensure()
         name = self.numbered_name(iteration)
         names = [other for other in self.numbered if other != name] + [name]
         kept, old = (names[-self.keep :], names[: -self.keep]) if self.keep > 0 else (names, [])
@@ -257,20 +258,22 @@ class CheckpointFolder:
 
     def save_final(self, state: dict[str, Any]) -> Path:
         """Write ``model_final.pth``."""
-        self._make()
+        self.ensure()
         return self._save(FINAL, {**state, "numbered": self.numbered})
 
     def save_best(self, state: dict[str, Any]) -> Path:
         """Write ``model_best.pth``; ``--resume`` never continues from it."""
-        self._make()
+        self.ensure()
         return self._write(BEST, state)
 
-    def _make(self) -> None:
-        """Create the folder. When it was there and is gone, so are its checkpoints."""
-        if self.numbered and not any((self.folder / name).is_file() for name in self.numbered):
-            logger.warning("%s was emptied or deleted during the run: its earlier checkpoints are lost", self.folder)
+    def ensure(self) -> None:
+        """Create the folder. When it was there and is gone, so are its checkpoints, and that is said."""
+        lost = self.numbered and not any((self.folder / name).is_file() for name in self.numbered)
+        if lost or (self._made and not self.folder.is_dir()):
+            logger.warning("%s was emptied or deleted during the run: what was in it is lost", self.folder)
             self.numbered = []
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = True
 
     def _write(self, name: str, state: dict[str, Any]) -> Path:
         path = self.folder / name

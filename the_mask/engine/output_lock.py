@@ -1,0 +1,75 @@
+"""One training at a time in an output folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+_held: dict[str, int] = {}
+
+
+class OutputInUseError(ValueError):
+    """Another training writes into the folder."""
+
+
+@contextmanager
+def claimed(folder: str | Path) -> Iterator[None]:
+    """Keep other trainings out of a folder inside the block; a collective call when there are several processes.
+
+    The lock belongs to the process: the kernel releases it when the process ends, however it ends, and children do not
+    inherit it. A process that holds it may claim it again.
+
+    Args:
+        folder: made when it is missing.
+
+    Raises:
+        OutputInUseError: another process holds it.
+    """
+    key = str(Path(folder).resolve())
+    stream, problem = None, ""
+    if comm.is_main_process():
+        if not _held.get(key):
+            stream, problem = _lock(Path(folder))
+        _held[key] = _held.get(key, 0) + 1
+    try:
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise OutputInUseError(problem)
+        yield
+    finally:
+        if comm.is_main_process():
+            _held[key] -= 1
+        if stream is not None:
+            os.close(stream)
+
+
+def _lock(folder: Path) -> tuple[int | None, str]:
+    """The open file of the lock, or why there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    stream = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(stream, 200).decode(errors="replace").strip() or "another process"
+        os.close(stream)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return None, (
+                f"{folder} is in use by another training ({owner}): wait for it, stop it, or set another OUTPUT_DIR"
+            )
+        logger.warning("%s cannot be locked (%s): take care that no other training writes into it", folder, error)
+        return None, ""
+    os.ftruncate(stream, 0)
+    os.write(stream, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return stream, ""
