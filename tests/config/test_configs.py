@@ -202,3 +202,28 @@ def test_backbone_fragments_fit_every_family(base, fragment, tmp_path):
     backbone = getattr(model, "segmentor", model).backbone
     assert type(backbone).__name__ == "TimmBackbone"
     assert backbone.output_shape()["res5"].stride == 32
+
+
+@pytest.mark.parametrize("stage", ["1f", "video"])
+def test_the_mask_as_released_changes_what_it_says(stage, tmp_path):
+    """The fragment on both stages: every key of it arrives, nothing else moves, and the model builds."""
+    fragment = CONFIGS / "recipes" / "the_mask_as_released.yaml"
+    path = tmp_path / "released.yaml"
+    base = CONFIGS / "debug" / f"the_mask_debug_{stage}.yaml"
+    path.write_text(f'_BASE_: ["{base}", "{fragment}"]\n')
+    cfg, plain = load_config(path, SMALL), load_config(base, SMALL)
+
+    def leaves(node, prefix=""):
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    said = dict(leaves(yaml.safe_load(fragment.read_text())))
+    found, before = dict(leaves(cfg)), dict(leaves(plain))
+    assert {key: found[key] for key in said} == said
+    changed = {key for key in found if found[key] != before[key]}
+    assert changed <= set(said)
+    assert {"MODEL.MASK_FORMER.VALID_MASK", "MODEL.THE_MASK.WARMUP_MODE", "MODEL.THE_MASK.FROZEN_EVAL"} <= changed
+    build_model(cfg)
