@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,26 +42,26 @@ def geometric_mean(values: Sequence[float]) -> float:
     return statistics.geometric_mean(values)
 
 
-def bandwidth(threads: int) -> float:
+def bandwidth(threads: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Bytes per second that a copy of 256 MB reads and writes."""
     source = torch.ones(1 << 25, dtype=torch.float64)
     target = torch.empty_like(source)
     with_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        times = race({"copy": lambda: target.copy_(source)}, 7, torch.device("cpu"))["copy"]
+        times = race({"copy": lambda: target.copy_(source)}, 7, torch.device("cpu"), clock=clock)["copy"]
     finally:
         torch.set_num_threads(with_threads)
     return 2 * source.numel() * source.element_size() / statistics.median(times)
 
 
-def multiply_adds(threads: int) -> float:
+def multiply_adds(threads: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Float32 multiply-adds per second that the machine's matrix product reaches."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     with_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        times = race({"product": lambda: a @ b}, 7, torch.device("cpu"))["product"]
+        times = race({"product": lambda: a @ b}, 7, torch.device("cpu"), clock=clock)["product"]
     finally:
         torch.set_num_threads(with_threads)
     return 1024**3 / statistics.median(times)

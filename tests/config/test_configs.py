@@ -220,7 +220,7 @@ def test_the_mask_as_released_changes_what_it_says(stage, tmp_path):
             else:
                 yield prefix + key, value
 
-    said = dict(leaves(yaml.safe_load(fragment.read_text())))
+    said = dict(leaves(parse_yaml(fragment.read_text())))
     found, before = dict(leaves(cfg)), dict(leaves(plain))
     assert {key: found[key] for key in said} == said
     changed = {key for key in found if found[key] != before[key]}
