@@ -119,7 +119,7 @@ def inputs(size: list[int], frames: int) -> tuple[dict[str, Tensor], ClipFeature
     return frame(), ClipFeatures(tuple(frame() for _ in range(frames)), torch.ones(1, frames, dtype=torch.bool))
 
 
-def runner(label: str, size: list[int], frames: int, backward: bool, is_plain: bool) -> Callable[[], Tensor]:
+def contender(label: str, size: list[int], frames: int, backward: bool, is_plain: bool) -> Callable[[], Tensor]:
     """A call of the block, with or without the backward pass; returns what it makes."""
     block = build(label, frames)
     query, memory = inputs(size, frames)
@@ -154,8 +154,8 @@ def worker(description: str) -> None:
     task = json.loads(description)
     peaks = []
     for label, frames, backward, is_plain in task["cases"]:
-        runner(label, [16, 16], frames, backward, is_plain)()
-        peaks.append(peak_memory(runner(label, task["size"], frames, backward, is_plain)))
+        contender(label, [16, 16], frames, backward, is_plain)()
+        peaks.append(peak_memory(contender(label, task["size"], frames, backward, is_plain)))
     print(json.dumps(peaks))
 
 
@@ -177,14 +177,14 @@ def bench_block(args: argparse.Namespace, label: str, frames: int) -> dict[str, 
     """One row: times and ratios of a block and its plain twin."""
     row: dict[str, Any] = {"block": label, "memory_frames": frames, "bytes": bytes_of(label, args.size, frames)}
     for name, backward in PASSES:
-        contenders = {str(p): runner(label, args.size, frames, backward, p) for p in twins(label)}
+        contenders = {str(p): contender(label, args.size, frames, backward, p) for p in twins(label)}
         times = race(contenders, args.rounds, torch.device("cpu"))
         row[name] = quartiles(times["False"])
         if "True" in times:
             row[name]["plain"] = quartiles(times["True"])
             row[name]["times_faster"] = ratio(times["True"], times["False"])
     if len(twins(label)) > 1:
-        ours, theirs = (runner(label, args.size, frames, False, p)() for p in twins(label))
+        ours, theirs = (contender(label, args.size, frames, False, p)() for p in twins(label))
         row["largest_difference"] = float((ours - theirs).abs().max())
     return row
 

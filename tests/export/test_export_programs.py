@@ -14,8 +14,8 @@ import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.export import export_package, image_program, package, states, stream_programs
 from the_mask.export.package import (
-    OnnxRunner,
-    TorchRunner,
+    OnnxSession,
+    TorchSession,
     example_calls,
     moving_frame,
     to_exported,
@@ -83,8 +83,8 @@ def stream(model, frames):
 
 def run_files(folder, manifest, kind, frames):
     """Run an exported stream from its files as a user would, by the manifest alone."""
-    runner = {"torch": TorchRunner, "onnx": OnnxRunner}[kind]
-    programs = {name: runner(folder / p["files"][kind]["file"]) for name, p in manifest["programs"].items()}
+    session = {"torch": TorchSession, "onnx": OnnxSession}[kind]
+    programs = {name: session(folder / p["files"][kind]["file"]) for name, p in manifest["programs"].items()}
     first, *state = programs["start"](frames[0])
     results = [first]
     for frame in frames[1:]:
@@ -117,8 +117,8 @@ def test_image_of_any_fixed_size(averaging, tmp_path, output):
     manifest = export_package(averaging, tmp_path, (21, 31), kinds=["image"], output=output)
     frame = moving_frame((21, 31), 5)
     (expected,) = averaging.score_maps([{"frames": [frame]}])
-    for kind, runner in (("torch", TorchRunner), ("onnx", OnnxRunner)):
-        (found,) = runner(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
+    for kind, session in (("torch", TorchSession), ("onnx", OnnxSession)):
+        (found,) = session(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
         if output == "scores":
             torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=1e-4)
         else:
@@ -132,8 +132,8 @@ def test_sizes_that_vary(averaging, tmp_path):
     assert manifest["programs"]["image"]["sizes_may_vary"]
     frame = moving_frame((40, 16), 1)
     (expected,) = averaging.score_maps([{"frames": [frame]}])
-    for kind, runner in (("torch", TorchRunner), ("onnx", OnnxRunner)):
-        (found,) = runner(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
+    for kind, session in (("torch", TorchSession), ("onnx", OnnxSession)):
+        (found,) = session(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
         torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="multiples of 4 pixels"):
         image_program(averaging, (22, 30), dynamic=True)
@@ -151,7 +151,7 @@ def test_mask_classifier_to_onnx(tmp_path):
     assert {node.domain for node in graph.graph.node} == {""}
     frame = moving_frame((64, 96), 1)
     (expected,) = model.score_maps([{"frames": [frame]}])
-    torch.testing.assert_close(OnnxRunner(path)(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(OnnxSession(path)(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -159,13 +159,13 @@ def test_swiftnet_of_any_size(tmp_path):
     """Its pooling grid follows the aspect ratio, PSP's windows the size."""
     model = build("debug/swiftnet_debug")
     program = image_program(model, (64, 96), dynamic=True)
-    files = [(write_torch(program, tmp_path), TorchRunner), (write_onnx(program, tmp_path), OnnxRunner)]
-    runners = [runner(path) for path, runner in files]
+    files = [(write_torch(program, tmp_path), TorchSession), (write_onnx(program, tmp_path), OnnxSession)]
+    sessions = [session(path) for path, session in files]
     for size in ((64, 96), (96, 64), (224, 352)):
         frame = moving_frame(size, 1)
         (expected,) = model.score_maps([{"frames": [frame]}])
-        for runner in runners:
-            (found,) = runner(frame)
+        for session in sessions:
+            (found,) = session(frame)
             torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-3)
 
 
@@ -173,12 +173,12 @@ def test_mask_classifier_of_any_size(tmp_path):
     """Also where scores are summed in several chunks outside exported programs (more than 65,536 cells)."""
     model = build("debug/mask2former_debug")
     program = image_program(model, (64, 96), dynamic=True)
-    runners = [to_exported(program).module(), OnnxRunner(write_onnx(program, tmp_path))]
+    sessions = [to_exported(program).module(), OnnxSession(write_onnx(program, tmp_path))]
     for size in ((64, 96), (96, 64), (1024, 1152)):
         frame = moving_frame(size, 1)
         (expected,) = model.score_maps([{"frames": [frame]}])
-        for runner in runners:
-            torch.testing.assert_close(runner(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
+        for session in sessions:
+            torch.testing.assert_close(session(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,11 @@ def test_states_as_tensors():
 
 
 def test_a_wrong_program_is_noticed(averaging, tmp_path, monkeypatch):
-    class Wrong(TorchRunner):
+    class Wrong(TorchSession):
         def __call__(self, *arguments):
             return [x + 0.01 for x in super().__call__(*arguments)]
 
-    monkeypatch.setitem(package.RUNNERS, "torch", Wrong)
+    monkeypatch.setitem(package.SESSIONS, "torch", Wrong)
     with pytest.raises(RuntimeError, match=r"image\.pt2 differs from the model by 0\.0"):
         export_package(averaging, tmp_path, (8, 8), kinds=["image"], formats=["torch"])
 

@@ -261,7 +261,7 @@ def test_batchers_limit():
 
 @pytest.mark.slow
 def test_ten_thousand_propagated_frames_keep_a_state_of_constant_size():
-    """Also with keyframes beside; memory in use is flat from the first thousand on."""
+    """Also with keyframes in the background; memory in use is flat from the first thousand on."""
     stream = segmentor(
         "gsvnet_debug", "INPUT.TEST.LONG_EDGE", "64", "INPUT.TEST.SHORT_EDGE", "32", "MODEL.KEYFRAME.INTERVAL", "4"
     )

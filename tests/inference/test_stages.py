@@ -116,5 +116,6 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"3 classes.*another class list"):
         stored.step(video()[0], stored.init_state(), Hints(name=("v", "1")))
     cfg = load_config(overrides=["TEST.STAGES.COUNT", "1"])
+    scorer.model.reads_prior = False
     with pytest.raises(ValueError, match="reads no prior"):
-        MultiStage.from_config(cfg, scorer, torch.nn.Linear(1, 1))
+        MultiStage.from_config(cfg, scorer)

@@ -15,6 +15,7 @@ class ToySegmentor(Stream):
     """
 
     size_divisibility = 1
+    reads_prior = True
     ignore_label = 255
 
     def __init__(self, num_classes=3, stride=1, memory=0.0, sharpness=0.05, seed=0):

@@ -260,3 +260,4 @@ def test_scores_merged_at_the_input_equal_the_released_order():
     assert torch.equal(ours.step(clip["frames"][0], ours.init_state())[0], ours.score_maps([clip])[0][0])
     with pytest.raises(ValueError, match="MERGE_AT input"):
         ours.step_queries(clip["frames"][0], ours.init_state())
+    assert not ours.has_queries

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=1000, metavar="N", help="frames measured (default: 1000)")
     parser.add_argument("--warm-up", type=int, default=50, metavar="N", help="frames before them (default: 50)")
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="streams at once, end to end")
-    parser.add_argument("--asynchronous", action="store_true", help="keyframes beside, end to end")
+    parser.add_argument("--asynchronous", action="store_true", help="keyframes in the background, end to end")
     parser.add_argument("--output-stride", type=int, default=1, choices=OUTPUT_STRIDES)
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; default: its own choice")
     parser.add_argument("--output", type=Path, metavar="JSON", help="write the report with its whole protocol")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import the_mask
 from the_mask.export.programs import Program, example_frame, exportable, image_program, stream_programs
+from the_mask.modeling.stream import STATE_VERSION
 
 EXPORT_FORMATS = ("torch", "onnx")
 KINDS = ("image", "stream")
@@ -88,7 +89,7 @@ def _nodes(graph: Any) -> list[Any]:
     return nodes + [node for graph in inner for node in _nodes(graph)]
 
 
-class TorchRunner:
+class TorchSession:
     """Runs a ``.pt2`` file."""
 
     def __init__(self, path: Path) -> None:
@@ -99,7 +100,7 @@ class TorchRunner:
             return list(self.module(*arguments))
 
 
-class OnnxRunner:
+class OnnxSession:
     """Runs an ``.onnx`` file in ONNX Runtime, on the CPU, with the processes' number of threads."""
 
     def __init__(self, path: Path) -> None:
@@ -116,7 +117,7 @@ class OnnxRunner:
         return [torch.from_numpy(x) for x in self.session.run(None, feed)]
 
 
-RUNNERS: dict[str, Any] = {"torch": TorchRunner, "onnx": OnnxRunner}
+SESSIONS: dict[str, Any] = {"torch": TorchSession, "onnx": OnnxSession}
 WRITERS = {"torch": write_torch, "onnx": write_onnx}
 
 
@@ -169,6 +170,8 @@ def export_package(
     manifest: dict[str, Any] = {
         "the_mask": the_mask.__version__,
         "torch": torch.__version__,
+        # Of the states whose tensors stream programs take and give.
+        "state_version": STATE_VERSION,
         "model": type(model).__name__,
         "size": list(size),
         "size_multiple": model.size_divisibility,
@@ -186,7 +189,7 @@ def export_package(
         }
         for name in formats:
             path = WRITERS[name](program, folder)
-            found = differences(program, RUNNERS[name](path), calls[program.name])
+            found = differences(program, SESSIONS[name](path), calls[program.name])
             entry["files"][name] = {"file": path.name, **found}
             if not found["max_difference"] <= tolerance:
                 raise RuntimeError(
@@ -227,7 +230,7 @@ def moving_frame(size: tuple[int, int], number: int) -> Tensor:
     return torch.roll(example_frame(size), (number, 2 * number), (1, 2)).contiguous()
 
 
-def differences(program: Program, runner: Any, calls: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+def differences(program: Program, session: Any, calls: Sequence[Sequence[Tensor]]) -> dict[str, float]:
     """Compare a written program with its module on some calls.
 
     Returns:
@@ -238,7 +241,7 @@ def differences(program: Program, runner: Any, calls: Sequence[Sequence[Tensor]]
     for arguments in calls:
         with exportable():
             expected = program.module(*arguments)
-        found = runner(*arguments)
+        found = session(*arguments)
         for name, right, other in zip(program.outputs, expected, found, strict=True):
             if right.shape != other.shape:
                 raise RuntimeError(f"{program.name}: {name} has shape {list(other.shape)}, not {list(right.shape)}")

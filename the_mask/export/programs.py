@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from the_mask.export.states import State, named_tensors, settle, sources_of, with_tensors
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.modeling.segmentor import Segmentor
 from the_mask.ops import decomposed
 
@@ -173,8 +173,8 @@ def example_frame(size: tuple[int, int]) -> Tensor:
     return 127.5 + 127.5 * torch.stack([(7 * x + 2 * y).sin(), (5 * y - 3 * x).cos(), (11 * x * y).sin()])
 
 
-def _steps(model: Any) -> dict[str, Step]:
-    if not (hasattr(model, "key_step") and hasattr(model, "propagate")):
+def _steps(model: Segmentor) -> dict[str, Step]:
+    if not isinstance(model, PropagatedSegmentor):
         return {"start": model.step, "step": model.step}
 
     def key(frame: Tensor, state: State) -> tuple[Tensor, State]:

@@ -133,7 +133,7 @@ def reassemble(
 
 
 class ClassRefinement:
-    """A step of a pipeline: refine the borders of a label map with a trained refiner.
+    """A step of post-processing: refine the borders of a label map with a trained refiner.
 
     Args:
         network: a refiner; put in eval mode.

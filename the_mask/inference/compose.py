@@ -183,10 +183,7 @@ def build_score_stream(
 ) -> MultiView | MultiStage:
     """Stages around views around windows around a config's segmentor, with output "scores"."""
     views = _build_views(cfg, model, trust_pickle, "scores")
-    if not cfg.TEST.STAGES.COUNT:
-        return views
-    plain = views.model.model if isinstance(views.model, SlidingWindow) else views.model
-    return MultiStage.from_config(cfg, views, plain)
+    return MultiStage.from_config(cfg, views) if cfg.TEST.STAGES.COUNT else views
 
 
 def _build_views(cfg: CfgNode, model: nn.Module | None, trust_pickle: bool, output: str) -> MultiView:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -31,6 +31,7 @@ from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
 from the_mask.inference.rendering.render import Labels, Palette, Picture
 from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, check_writable, fit_into
+from the_mask.modeling.stream import Stream
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -129,17 +130,17 @@ class EvenSample(Generic[T]):
 
 
 def segment_video(
-    segmentor: Any, source: FrameSource, max_frames: int = 0, asynchronous: bool = False
+    segmentor: Stream, source: FrameSource, max_frames: int = 0, asynchronous: bool = False
 ) -> Generator[StreamResult, None, None]:
     """Segmented frames of a source, from a fresh stream state, by the streaming engine.
 
     Of a live source, frames that come faster than they are segmented are dropped; of others none is.
 
     Args:
-        segmentor: ``init_state()`` and ``step(frame, state)`` as ``StreamingSegmentor`` with output "labels".
+        segmentor: a stream of pictures with output "labels", such as ``StreamingSegmentor``.
         source: open input.
         max_frames: stop after this many; 0 takes all.
-        asynchronous: compute keyframes beside; see ``StreamEngine``.
+        asynchronous: compute keyframes in the background; see ``StreamEngine``.
 
     Raises:
         ValueError: the input breaks off, after the frames before that.
@@ -158,7 +159,7 @@ def segment_video(
 
 
 def run_demo(
-    segmentor: Any,
+    segmentor: Stream,
     source: FrameSource,
     palette: Palette,
     output: str | Path | None,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from torch import Tensor, nn
+from torch import Tensor
 
 from the_mask.data.prior_masks import read_prior_mask
 from the_mask.inference.merge import score_labels
@@ -63,7 +63,7 @@ class MultiStage(Stream):
         ignore_label: of stored masks.
 
     Raises:
-        ValueError: count below 1, or unknown names.
+        ValueError: count below 1, unknown names, or a model that reads no prior.
     """
 
     def __init__(
@@ -78,6 +78,11 @@ class MultiStage(Stream):
             raise ValueError(f"TEST.STAGES.COUNT {count}: expected at least 1 (0 leaves stages out)")
         if frame not in FRAMES:
             raise ValueError(f"TEST.STAGES.FRAME {frame!r}: expected one of {', '.join(FRAMES)}")
+        if not stream.reads_prior:
+            raise ValueError(
+                f"TEST.STAGES.COUNT {count}: the model reads no prior, so a further stage would repeat the first; it "
+                "takes a block such as class_memory"
+            )
         self.stream = stream
         self.num_classes = stream.num_classes
         self.count = count
@@ -86,17 +91,12 @@ class MultiStage(Stream):
         self.ignore_label = ignore_label
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, stream: MultiView, model: nn.Module) -> MultiStage:
+    def from_config(cls, cfg: CfgNode, stream: MultiView) -> MultiStage:
         """With the keys of ``TEST.STAGES``.
 
         Raises:
-            ValueError: a model that reads no prior, or stored masks for several data sets.
+            ValueError: see the class; or stored masks for several data sets.
         """
-        if not any(getattr(module, "uses_prior", False) for module in model.modules()):
-            raise ValueError(
-                f"TEST.STAGES.COUNT {cfg.TEST.STAGES.COUNT}: the model reads no prior, so a further stage would repeat "
-                "the first; it takes a block such as class_memory"
-            )
         stages, masks = cfg.TEST.STAGES, None
         if stages.MASKS:
             names = list(cfg.DATASETS.TEST)

@@ -130,6 +130,11 @@ class MultiView(Stream):
         return self.model.looks_back
 
     @property
+    def reads_prior(self) -> bool:
+        """The model's."""
+        return self.model.reads_prior
+
+    @property
     def keyframe_interval(self) -> int:
         """The model's."""
         return self.model.keyframe_interval

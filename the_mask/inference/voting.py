@@ -66,7 +66,7 @@ def vote_masks(
 
 
 class MaskVoting:
-    """The last step of a pipeline: voting with the masks of a generator.
+    """The last step of post-processing: voting with the masks of a generator.
 
     Args:
         generator: where masks come from.

@@ -72,6 +72,11 @@ class SlidingWindow(Stream):
         return self.model.looks_back
 
     @property
+    def reads_prior(self) -> bool:
+        """The model's."""
+        return self.model.reads_prior
+
+    @property
     def score_stride(self) -> int:
         """Input pixels per cell of the score maps."""
         return self.model.score_stride

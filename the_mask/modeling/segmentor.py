@@ -110,6 +110,20 @@ class Segmentor(nn.Module, Stream):
         """
         return []
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether the scores are a sum over queries, which :meth:`step_queries` gives."""
+        return False
+
+    def step_queries(self, frame: Tensor, state: StreamState) -> tuple[Tensor, Tensor, Tensor, StreamState]:
+        """As :meth:`step`, with the queries behind the scores, for a segmentor that :attr:`has_queries`.
+
+        Returns:
+            scores; class scores [Q, K] and mask logits [Q, ceil(H/stride), ceil(W/stride)] of the queries, such that
+            the sum over q of class scores * sigmoid(mask) is the scores; and the new state.
+        """
+        raise NotImplementedError
+
     # What a subclass may use.
 
     def set_iteration(self, iteration: int) -> None:
@@ -213,12 +227,6 @@ class Segmentor(nn.Module, Stream):
         """Cut what lies wholly in the padding: [..., h, w] -> [..., ceil(height/stride), ceil(width/stride)]."""
         stride = self.score_stride
         return scores[..., : math.ceil(height / stride), : math.ceil(width / stride)]
-
-
-def refuse_prior(hints: Hints) -> None:
-    """Raise a ValueError if a prior is given; for models that read none."""
-    if hints.prior is not None:
-        raise ValueError("a prior was given, but no block of the model reads one (class_memory would)")
 
 
 def frame_size(clip: Clip) -> tuple[int, int]:

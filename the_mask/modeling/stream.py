@@ -71,6 +71,11 @@ class Stream:
         return True
 
     @property
+    def reads_prior(self) -> bool:
+        """Whether a frame may come with a class prior."""
+        return False
+
+    @property
     def keyframe_interval(self) -> int:
         """Most frames from one keyframe to the next; 0 without keyframes or without a limit."""
         return 0
@@ -108,6 +113,11 @@ class Stream:
     def is_keyframe(self, state: StreamState) -> bool | None:
         """Whether the last frame was a keyframe; None for a stream without keyframes."""
         return None
+
+    def check_hints(self, hints: Hints) -> None:
+        """Raise a ValueError for a prior that nothing reads."""
+        if hints.prior is not None and not self.reads_prior:
+            raise ValueError("a prior was given, but no block of the model reads one (class_memory would)")
 
     def new_state(self, **content: Any) -> StreamState:
         """A state before the first frame, with the stream's own content."""

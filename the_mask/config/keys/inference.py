@@ -1,4 +1,4 @@
-"""Keys of the runners around a model at test time: windows, views, ensembles, refinement, voting."""
+"""Keys of the streams around a model at test time: windows, views, ensembles, refinement, voting."""
 
 from __future__ import annotations
 

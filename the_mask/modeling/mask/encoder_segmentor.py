@@ -32,7 +32,7 @@ from the_mask.modeling.mask.mask_classifier import MERGE_PLACES
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets, clip_name
 from the_mask.modeling.scores import semantic_scores
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 if TYPE_CHECKING:
@@ -294,6 +294,11 @@ class EncoderSegmentor(Segmentor):
         """
         return self.new_state(**{name: value[0] for name, value in self._fresh(1).items()})
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether scores are sums over queries: MERGE_AT mask."""
+        return self.enlarge == 1
+
     @torch.no_grad()
     def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
         """Segment the newest frame of a stream; see :class:`Segmentor`.
@@ -303,17 +308,13 @@ class EncoderSegmentor(Segmentor):
         Raises:
             ValueError: class logits of whole videos are asked for, or scores are not finite.
         """
-        refuse_prior(hints)
+        self.check_hints(hints)
         ((scores, _, _, state),) = self._advance([frame], [state])
         return scores, state
 
     @torch.no_grad()
     def step_queries(self, frame: Tensor, state: StreamState) -> tuple[Tensor, Tensor, Tensor, StreamState]:
-        """As :meth:`step`, with the queries behind the scores.
-
-        Returns:
-            scores; class scores [Q, K] and mask logits [Q, ceil(H/stride), ceil(W/stride)] of the queries, such that
-            the sum over q of class scores * sigmoid(mask) is the scores; and the new state.
+        """As :meth:`step`, with the queries behind the scores; see :class:`Segmentor`.
 
         Raises:
             ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` input, whose scores are no such sum.
@@ -329,7 +330,7 @@ class EncoderSegmentor(Segmentor):
     ) -> tuple[list[Tensor], list[StreamState]]:
         """Advance several streams by one frame each, in one batch per size; results as of :meth:`step`."""
         for hint in hints or ():
-            refuse_prior(hint)
+            self.check_hints(hint)
         done = self._advance(frames, states)
         return [scores for scores, *_ in done], [state for *_, state in done]
 

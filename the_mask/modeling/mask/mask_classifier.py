@@ -20,7 +20,7 @@ from the_mask.modeling.mask.head import MaskClassificationHead
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets
 from the_mask.modeling.scores import clip_scores, query_maps
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, Ring, StreamState
 
 MERGE_PLACES = ("mask", "input")
@@ -133,6 +133,11 @@ class MaskClassifier(Segmentor):
         """Whether clips are longer than one frame."""
         return self.ring.frames > 1
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether scores are sums over queries: MERGE_AT mask."""
+        return self.merge_at == "mask"
+
     def init_state(self) -> StreamState:
         """State before the first frame.
 
@@ -148,18 +153,15 @@ class MaskClassifier(Segmentor):
         pixel decoder run once per frame, on the new one; the rest comes from the state. The result is that of
         :meth:`score_maps` for the last frame of the same window.
         """
-        refuse_prior(hints)
+        self.check_hints(hints)
         outputs, state = self._advance(frame, state)
         return self._frame_scores(outputs, frame, state), state
 
     @torch.no_grad()
     def step_queries(self, frame: Tensor, state: StreamState) -> tuple[Tensor, Tensor, Tensor, StreamState]:
-        """As :meth:`step`, with the queries behind the scores.
+        """As :meth:`step`, with the queries behind the scores; see :class:`Segmentor`.
 
-        Returns:
-            scores; class scores [Q, K] and mask logits [Q, ceil(H/stride), ceil(W/stride)] of the queries, such that
-            the sum over q of class scores * sigmoid(mask) is the scores (with a frame branch, the queries of both
-            branches under their weights); and the new state.
+        With a frame branch they are those of both branches, under their weights.
 
         Raises:
             ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` input, whose scores are no such sum.

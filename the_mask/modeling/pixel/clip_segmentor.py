@@ -32,7 +32,7 @@ from the_mask.modeling.pixel.context.types import (
 from the_mask.modeling.pixel.heads.base import PixelHead
 from the_mask.modeling.pixel.heads.fcn import build_aux_heads
 from the_mask.modeling.pixel.pixel_loss import HardPixels, pixel_loss
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, Ring, StreamState
 
 DEFAULT_AUX_WEIGHT = 0.4
@@ -149,6 +149,11 @@ class ClipSegmentor(Segmentor):
     def looks_back(self) -> bool:
         """Whether the head has a memory or reads a prior."""
         return self.memory_length > 0 or self.sem_seg_head.uses_prior
+
+    @property
+    def reads_prior(self) -> bool:
+        """Whether a block of the head does."""
+        return self.sem_seg_head.uses_prior
 
     @property
     def memory_length(self) -> int:
@@ -283,9 +288,8 @@ class ClipSegmentor(Segmentor):
         state = self.continue_state(state, (height, width))
         images, _ = self.stack([{"frames": [frame]}])
         prior = hints.prior
-        if not self.sem_seg_head.uses_prior:
-            refuse_prior(hints)
-        elif prior is not None:
+        if prior is not None:
+            self.check_hints(hints)
             prior = prior.require(1, (height, width), self.num_classes).pad(images.shape[-2], images.shape[-1])
             prior = prior.to(self.device)
         scores, memory = self._advance(images, state["memory"], prior)

@@ -117,6 +117,11 @@ class DistilledSegmentor(Segmentor):
         """The student's."""
         return self.student.looks_back
 
+    @property
+    def reads_prior(self) -> bool:
+        """The student's."""
+        return self.student.reads_prior
+
     def losses(self, clips: list[Clip]) -> dict[str, Tensor]:  # type: ignore[override]
         """The student's losses, ``loss_distill_pixel`` and ``loss_distill_pair``."""
         student = self.student

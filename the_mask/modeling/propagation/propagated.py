@@ -25,7 +25,7 @@ from the_mask.modeling.propagation.options import check_options
 from the_mask.modeling.propagation.policies import Gate, Measure, build_policy, decide
 from the_mask.modeling.propagation.propagators import Propagated, Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite, refuse_prior
+from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 LEAST_LOG_PROBABILITY = -10.0
@@ -99,8 +99,7 @@ class PropagatedSegmentor(Segmentor):
             pixel_std=(1.0, 1.0, 1.0),
         )
         check_options(stride, key_scale, carry, distances, unroll, class_weights, self.num_classes)
-        has_queries = hasattr(segmentor, "step_queries") and getattr(segmentor, "merge_at", "mask") == "mask"
-        if carry == "queries" and not (propagator.carries_queries and has_queries):
+        if carry == "queries" and not (propagator.carries_queries and segmentor.has_queries):
             raise ValueError(
                 "MODEL.KEYFRAME.CARRY queries needs a segmentor with queries (MaskClassifier, MASK_FORMER.MERGE_AT "
                 "mask) and a propagator that carries masks (copy, warp, or gsvnet with VARIANT agnostic)"
@@ -237,7 +236,7 @@ class PropagatedSegmentor(Segmentor):
     def _turn(self, frame: Tensor, state: StreamState, hints: Hints) -> _Turn:
         if frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
             raise ValueError(f"a frame is RGB [3, H, W], got shape {list(frame.shape)}")
-        refuse_prior(hints)
+        self.check_hints(hints)
         state = self.continue_state(state, (frame.shape[1], frame.shape[2]))
         reason = "first" if not state["seen"] else "requested" if state["requested"] or hints.keyframe else ""
         return _Turn(frame, self.small_frames([frame])[0], state, reason)
@@ -371,7 +370,7 @@ class PropagatedSegmentor(Segmentor):
         if self.carry == "classes":
             scores, state = self.segmentor.step(self._scaled(frame), state)
             return self._to_carried(scores, frame), state, None
-        scores, classes, masks, state = self.segmentor.step_queries(self._scaled(frame), state)  # type: ignore[operator]
+        scores, classes, masks, state = self.segmentor.step_queries(self._scaled(frame), state)
         limit = -LEAST_LOG_PROBABILITY
         return self._to_carried(scores, frame), state, (classes, self._regrid(masks.clamp(-limit, limit), frame))
 

@@ -75,7 +75,7 @@ class PreviousPrediction(PriorProvider):
 
 class StoredMasks(PriorProvider):
     """Masks that were predicted before. In training those of ``INPUT.PRIOR_MASKS``, which the loader takes through the
-    clip's geometry; in a stream the stage runner gives them to ``step``.
+    clip's geometry; in a stream ``MultiStage`` gives them to ``step``.
 
     Args:
         frame: "same_frame" or "previous_frame".
