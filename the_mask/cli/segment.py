@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
     parser.add_argument("--fps", type=float, help="frames per second; default: those of the input, 15 for a folder")
     parser.add_argument("--audio", choices=("copy", "drop"), default="copy", help="sound of the input (default: copy)")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (0: all)")
-    parser.add_argument("--asynchronous", action="store_true", help="keyframe models: compute keyframes in the background")
+    parser.add_argument("--asynchronous", action="store_true", help="compute keyframes in the background")
     _options.runtime_options(parser)
     _options.trust_option(parser)
     _options.loose_overrides(parser)
