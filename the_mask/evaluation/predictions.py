@@ -22,7 +22,7 @@ from the_mask.data.io import apply_label_table, read_label_raw
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
-from the_mask.evaluation.loop import Predicted, feed
+from the_mask.evaluation.loop import Predicted, Sink, feed
 from the_mask.evaluation.metrics import check_labels
 from the_mask.evaluation.temporal_consistency import FlowFunction
 
@@ -48,6 +48,7 @@ def evaluate_predictions(
     flow: FlowFunction | None = None,
     tc_videos: int = 0,
     progress: bool = True,
+    sinks: Sequence[Sink] = (),
 ) -> OrderedDict[str, dict[str, float]]:
     """Score ``<pred_dir>/<video>/<frame>.png`` against a registered data set.
 
@@ -59,6 +60,7 @@ def evaluate_predictions(
         windows, flow: as :class:`VideoSemSegEvaluator`.
         tc_videos: TC over the first this many videos; 0 takes all.
         progress: show a bar on the terminal.
+        sinks: what else takes the predictions.
 
     Returns:
         As :meth:`VideoSemSegEvaluator.evaluate`.
@@ -95,7 +97,7 @@ def evaluate_predictions(
     )
     problems: list[str] = []
     with tqdm(total=len(wanted), unit="frame", disable=None if progress else True) as bar:
-        feed(_stored_predictions(records, wanted, train_ids, problems, bar), [evaluator])
+        feed(_stored_predictions(records, wanted, train_ids, problems, bar), [evaluator, *sinks])
     if problems:
         raise PredictionErrors(folder, problems)
     return evaluator.evaluate(expected_frames=len(wanted))

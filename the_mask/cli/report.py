@@ -1,0 +1,61 @@
+"""Write a report to look at: one HTML file with figures, curves and the worst frames.
+
+Of one folder of predicted label PNGs or of several, which are compared; no network is needed to read it.
+
+  the-mask predict --config camvid/street_live_frame --dataset camvid_val --output predictions/a ...
+  the-mask report --dataset camvid_val --pred predictions/a --pred predictions/b --output report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="e.g. vspw_val, camvid_val")
+    parser.add_argument(
+        "--pred",
+        required=True,
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="predictions <video>/<frame>.png; repeated: further runs, compared with the first",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="HTML")
+    parser.add_argument("--raw", action="store_true", help="PNGs hold raw values, VSPW: 1..124; default: train ids")
+    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="worst frames shown (default: 12)")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score the folders and write the page."""
+    from the_mask.data import import_dataset_modules
+    from the_mask.engine.logs import setup_logging
+    from the_mask.evaluation import evaluate_predictions
+    from the_mask.evaluation.html import ReportSink, write_report
+
+    setup_logging(None)
+    if args.pictures < 0:
+        raise ValueError(f"--pictures {args.pictures}: expected 0 or more")
+    if args.output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output {args.output}: expected the name of an .html file")
+    import_dataset_modules(args.modules)
+    names = [folder.name for folder in args.pred]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in args.pred]
+    runs = []
+    for name, folder in zip(names, args.pred, strict=True):
+        sink = ReportSink(args.dataset, name, args.pictures)
+        results = evaluate_predictions(folder, args.dataset, train_ids=not args.raw, sinks=[sink])
+        runs.append(sink.report(results["sem_seg"]))
+    path = write_report(args.output, runs)
+    print(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")

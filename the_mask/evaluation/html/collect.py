@@ -1,0 +1,174 @@
+"""What a report needs of a run, taken while predictions pass by.
+
+Axes: K classes, H W frame size.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from numpy.typing import NDArray
+from PIL import Image
+
+from the_mask.data.classes import distinct_colors
+from the_mask.data.io import read_image
+from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
+from the_mask.inference.rendering.render import Palette, colorize, overlay, resize_labels
+
+THUMBNAIL_WIDTH = 360
+JPEG_QUALITY = 80
+
+
+@dataclass
+class FrameNote:
+    """One frame of a video.
+
+    Attributes:
+        name: frame id.
+        miou: mean IoU over the classes of the frame's ground truth, 0..1; None without ground truth.
+        flicker: share of pixels whose prediction differs from the frame before, where the ground truth (if both frames
+            have one) does not; None for a first frame.
+    """
+
+    name: str
+    miou: float | None
+    flicker: float | None
+
+
+@dataclass(order=True)
+class WorstFrame:
+    """A frame with its pictures, ordered by ``badness``; ``order`` tells equal ones apart."""
+
+    badness: float
+    order: int
+    video: str = field(compare=False)
+    frame: str = field(compare=False)
+    pictures: dict[str, str] = field(compare=False)
+
+
+@dataclass
+class RunReport:
+    """A run.
+
+    Attributes:
+        confusion: int64 [K, K], rows are ground truth.
+        per_video: confusion of each video.
+        curves: frames of each video, in time order.
+        worst: frames of the lowest mean IoU, worst first. flickers: of the highest flicker.
+        figures: what the evaluator gave, in percent.
+    """
+
+    name: str
+    dataset: str
+    class_names: list[str]
+    colors: list[tuple[int, int, int]]
+    confusion: NDArray[np.int64]
+    per_video: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    curves: dict[str, list[FrameNote]] = field(default_factory=dict)
+    worst: list[WorstFrame] = field(default_factory=list)
+    flickers: list[WorstFrame] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class ReportSink:
+    """Collects a :class:`RunReport`; memory grows by a few bytes per frame and by the pictures that are kept.
+
+    Args:
+        dataset: registered name.
+        name: of the run.
+        pictures: how many of the worst frames, and of the worst flickers, are kept with their pictures.
+    """
+
+    def __init__(self, dataset: str, name: str, pictures: int = 12) -> None:
+        metadata = MetadataCatalog.get(dataset)
+        names = list(metadata.stuff_classes)
+        colors = [tuple(map(int, c)) for c in metadata.get("stuff_colors") or distinct_colors(len(names))]
+        self.ignore_label: int = metadata.ignore_label
+        self.pictures = pictures
+        self.palette = Palette(names, colors, self.ignore_label)
+        self.run = RunReport(name, dataset, names, colors, np.zeros((len(names),) * 2, np.int64))  # type: ignore[arg-type]
+        self._before: tuple[str, NDArray[np.integer], NDArray[np.integer] | None] | None = None
+        self._count = 0
+
+    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
+        """Take label maps in time order."""
+        for clip, maps in zip(clips, predictions, strict=True):
+            for t, labels in enumerate(maps):
+                truth = clip["labels"][t]
+                self._frame(
+                    clip["video_id"],
+                    clip["frame_ids"][t],
+                    clip["file_names"][t],
+                    as_label_array(labels),
+                    None if truth is None else as_label_array(truth),
+                )
+
+    def _frame(
+        self, video: str, frame: str, file: str, labels: NDArray[np.integer], truth: NDArray[np.integer] | None
+    ) -> None:
+        run, miou, flicker = self.run, None, None
+        if truth is not None:
+            counts = confusion_matrix(labels, truth, len(run.class_names), self.ignore_label)
+            run.confusion += counts
+            run.per_video.setdefault(video, np.zeros_like(run.confusion))
+            run.per_video[video] += counts
+            value = iou_from_confusion(counts)["mIoU"]
+            miou = None if value != value else float(value)
+        if self._before is not None and self._before[0] == video and self._before[1].shape == labels.shape:
+            still = np.ones(labels.shape, bool)
+            if truth is not None and self._before[2] is not None:
+                still = truth == self._before[2]
+            flicker = float((labels != self._before[1])[still].mean()) if still.any() else 0.0
+        self._before = (video, labels, truth)
+        run.curves.setdefault(video, []).append(FrameNote(frame, miou, flicker))
+        for kept, badness in ((run.worst, None if miou is None else 1 - miou), (run.flickers, flicker)):
+            if badness:
+                self._keep(kept, badness, video, frame, file, labels, truth)
+
+    def _keep(
+        self,
+        kept: list[WorstFrame],
+        badness: float,
+        video: str,
+        frame: str,
+        file: str,
+        labels: NDArray[np.integer],
+        truth: NDArray[np.integer] | None,
+    ) -> None:
+        self._count += 1
+        if len(kept) >= self.pictures and badness <= kept[0].badness:
+            return
+        picture = read_image(file)
+        width = min(THUMBNAIL_WIDTH, picture.shape[1])
+        height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+        small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+        shown = {"frame": small, "prediction": overlay(small, resize_labels(labels, height, width), self.palette)}
+        if truth is not None:
+            shown["ground truth"] = overlay(small, resize_labels(truth, height, width), self.palette)
+            wrong = np.where((labels != truth) & (truth != self.ignore_label), labels, self.ignore_label)
+            shown["wrong pixels"] = colorize(resize_labels(wrong, height, width), self.palette)
+        worst = WorstFrame(badness, -self._count, video, frame, {name: _data_url(p) for name, p in shown.items()})
+        if len(kept) < self.pictures:
+            heapq.heappush(kept, worst)
+        else:
+            heapq.heapreplace(kept, worst)
+
+    def report(self, figures: Mapping[str, float]) -> RunReport:
+        """The run, with the evaluator's figures."""
+        self.run.figures = dict(figures)
+        self.run.worst.sort(reverse=True)
+        self.run.flickers.sort(reverse=True)
+        return self.run
+
+
+def _data_url(picture: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
