@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 
+from the_mask.config.allowed import Allowed, add_and_record
 from the_mask.config.compose import ConfigFile, config_names, find_config, flat_keys, read_config
 from the_mask.config.keys import SUBJECTS
 
-__all__ = ["ConfigFile", "add_the_mask_config", "config_names", "find_config", "load_config", "read_config"]
+__all__ = [
+    "ConfigFile",
+    "add_the_mask_config",
+    "allowed_values",
+    "config_names",
+    "find_config",
+    "load_config",
+    "read_config",
+]
 
 
 def add_the_mask_config(cfg: CfgNode) -> None:
     """Add the keys of the_mask to a Detectron2 config, in place."""
-    for subject in SUBJECTS:
-        subject.add_keys(cfg)
+    _add(cfg)
+
+
+@lru_cache(maxsize=1)
+def allowed_values() -> Mapping[str, Allowed]:
+    """Allowed values of the keys that do not take any, by full key."""
+    return MappingProxyType(_add(get_cfg()))
+
+
+def _add(cfg: CfgNode) -> dict[str, Allowed]:
+    return add_and_record(cfg, (subject.add_keys for subject in SUBJECTS))
 
 
 def load_config(

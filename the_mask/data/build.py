@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from the_mask.config.keys.input import ITEM_KINDS
 from the_mask.data.class_names import check_classes
 from the_mask.data.class_pixels import warn_about_classes
 from the_mask.data.clips import tile_video, valid_references
@@ -21,7 +22,6 @@ from the_mask.data.mapper import Clip, ClipMapper
 from the_mask.data.registry import Record, get_records
 from the_mask.data.samplers import SampleKey, TrainBatchSampler, derive_seed, shard_videos
 
-ITEM_KINDS = ("video", "frame")
 MAX_RESAMPLES = 50
 logger = logging.getLogger(__name__)
 

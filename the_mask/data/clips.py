@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-BOUNDARIES = ("clamp", "repeat_current", "drop")
+from the_mask.config.keys.input import BOUNDARIES
 
 
 def clip_offsets(dilations: Sequence[int]) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from the_mask.config.keys.input import COLOR_MODES
 from the_mask.data import augmentation as aug
 from the_mask.data.classes import ExplainValues, as_label_table
 from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, valid_references
@@ -22,7 +23,6 @@ from the_mask.data.pseudo_clip import MotionRange, pseudo_clip, sample_motion
 from the_mask.data.registry import Record
 from the_mask.data.samplers import derive_seed
 
-COLOR_MODES = ("per_frame", "shared", "none")
 Clip = dict[str, Any]
 
 

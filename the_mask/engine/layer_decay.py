@@ -22,7 +22,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MODES = ("none", "layer", "stage", "vit")
+from the_mask.config.keys.solver import DECAY_MODES
+
 NUM_STAGES = 4
 # InternImage-H, -G: one more norm inside the third level after every sixth block.
 EXTRA_NORM_PERIOD = 6
@@ -96,7 +97,7 @@ class LayerDecay:
     """How learning rates fall from the head to the stem.
 
     Attributes:
-        mode: one of :data:`MODES`.
+        mode: one of :data:`DECAY_MODES`.
         rate: factor from one id to the one below, above 0, at most 1.
         num_layers: of ``stage``; 0 means 4, the number of stages. ``layer`` counts the blocks itself.
         quirk_extra_norms: the k-th extra norm of InternImage's third level gets the id of that level's k-th block, as
@@ -112,8 +113,8 @@ class LayerDecay:
     quirk_queries: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"SOLVER.LR_DECAY.MODE {self.mode!r}: expected one of {', '.join(MODES)}")
+        if self.mode not in DECAY_MODES:
+            raise ValueError(f"SOLVER.LR_DECAY.MODE {self.mode!r}: expected one of {', '.join(DECAY_MODES)}")
         if not 0 < self.rate <= 1:
             raise ValueError(f"SOLVER.LR_DECAY.RATE {self.rate}: expected a number above 0, at most 1")
         if self.num_layers and (self.mode != "stage" or self.num_layers < NUM_STAGES):

@@ -17,13 +17,12 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from the_mask.config.keys.solver import CLIP_TYPES, OPTIMIZERS
 from the_mask.engine.layer_decay import LayerDecay, layer_decay_factors
 from the_mask.weights.sharding import like, whole
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZERS = ("ADAMW", "SGD")
-CLIP_TYPES = ("full_model", "norm", "value")
 
 NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._BatchNorm,

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
-SCHEDULES = ("WarmupPolyLR", "PolyLRWithFloor")
-WARMUP_METHODS = ("linear", "constant")
+from the_mask.config.keys.solver import SCHEDULES, WARMUP_METHODS
 
 
 def warmup_factor(iteration: int, warmup_iters: int, start: float, method: str = "linear") -> float:

@@ -5,72 +5,20 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from the_mask.config import allowed_values
+from the_mask.config.allowed import value_problems
 from the_mask.data import get_records, import_dataset_modules
 from the_mask.data.class_names import config_classes
-from the_mask.engine.layer_decay import MODES as DECAY_MODES
-from the_mask.engine.optimizer import CLIP_TYPES, OPTIMIZERS
-from the_mask.engine.schedule import SCHEDULES, WARMUP_METHODS
 from the_mask.inference.compose import config_problems
-from the_mask.modeling.mask.criterion import MATCHINGS
-from the_mask.modeling.mask.encoder_segmentor import CLASS_LOGITS
 from the_mask.modeling.pixel.distillation import missing_teacher
 from the_mask.weights.reading import locate_weights
 
 logger = logging.getLogger(__name__)
-CHOICES = {
-    "INPUT.CLIP.BOUNDARY": ("clamp", "repeat_current", "drop"),
-    "INPUT.CLIP.ITEM": ("video", "frame"),
-    "INPUT.COLOR_JITTER": ("per_frame", "shared", "none"),
-    "MODEL.THE_MASK.SECOND_ROUND_COST": ("full", "bce"),
-    "MODEL.THE_MASK.WARMUP_MODE": ("iteration", "reference"),
-    "MODEL.MASK_FORMER.MATCHING": MATCHINGS,
-    "TEST.CLASS_LOGITS": CLASS_LOGITS,
-    "MODEL.MASK_FORMER.POSITION_ENCODING": ("sine2d", "sine3d"),
-    "SOLVER.OPTIMIZER": OPTIMIZERS,
-    "SOLVER.LR_SCHEDULER_NAME": SCHEDULES,
-    "SOLVER.LR_DECAY.MODE": DECAY_MODES,
-    "SOLVER.WARMUP_METHOD": WARMUP_METHODS,
-    "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
-    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-}
-# Closed ranges; None is no limit.
-RANGES: dict[str, tuple[float | None, float | None]] = {
-    # A clip of the smallest size takes kilobytes: beyond this, memory is gone before the first iteration.
-    "SOLVER.IMS_PER_BATCH": (1, 65536),
-    "SOLVER.ACCUM_STEPS": (1, None),
-    "SOLVER.MAX_ITER": (1, None),
-    "SOLVER.BASE_LR": (0, None),
-    "SOLVER.WARMUP_ITERS": (0, None),
-    "SOLVER.BACKBONE_WARMUP_ITERS": (0, None),
-    "SOLVER.WARMUP_FACTOR": (0, 1),
-    "SOLVER.POLY_LR_POWER": (0, None),
-    "SOLVER.POLY_LR_END": (0, 1),
-    "SOLVER.LOG_PERIOD": (1, None),
-    "SOLVER.CHECKPOINT_KEEP": (0, None),
-    "SOLVER.EMA.DECAY": (0, 1),
-    "INPUT.CLIP.REVERSE_PROB": (0, 1),
-    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": (0, 1),
-    "INPUT.TEST.SIZE_MULTIPLE": (1, None),
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (1, None),
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (1, None),
-    "MODEL.MASK_FORMER.DEC_LAYERS": (2, None),
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": (1, None),
-    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": (1, None),
-    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": (0, 1),
-    "MODEL.THE_MASK.ROUNDS": (1, None),
-    "MODEL.THE_MASK.SECONDARY_NUM_POINTS": (0, None),
-    "MODEL.THE_MASK.CLIP_SCORE_WEIGHT": (0, 1),
-    "TEST.CLIP_LENGTH": (1, None),
-    "TEST.CLIP_STRIDE": (1, None),
-    "TEST.CLIPS_PER_BATCH": (1, None),
-}
 
 
 def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming: bool = False) -> None:
@@ -88,8 +36,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
     """
     import_dataset_modules(cfg.DATASETS.IMPORT)
     problems = [
-        *_check_choices(cfg),
-        *_check_ranges(cfg),
+        *value_problems(cfg, allowed_values()),
         *_check_lists(cfg),
         *config_problems(cfg),
         *_check_device(cfg),
@@ -115,27 +62,6 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         used = list(cfg.DATASETS.TRAIN)
     for name in used:
         get_records(name)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    node: Any = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node
-
-
-def _check_choices(cfg: CfgNode) -> Iterable[str]:
-    for key, choices in CHOICES.items():
-        if _value(cfg, key) not in choices:
-            yield f"{key} {_value(cfg, key)!r}: expected one of {', '.join(map(repr, choices))}"
-
-
-def _check_ranges(cfg: CfgNode) -> Iterable[str]:
-    for key, (least, most) in RANGES.items():
-        value = _value(cfg, key)
-        if (least is not None and value < least) or (most is not None and value > most):
-            limits = f">= {least}" if most is None else f"in {least}..{most}"
-            yield f"{key} {value}: expected a number {limits}"
 
 
 def _check_lists(cfg: CfgNode) -> Iterable[str]:

@@ -14,13 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
+from the_mask.config.keys.memory import FRAMES
 from the_mask.data.prior_masks import read_prior_mask
 from the_mask.inference.merge import score_labels
 from the_mask.inference.views import MultiView
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamState
-
-FRAMES = ("same_frame", "previous_frame")
 
 
 class MaskFolder:

@@ -21,13 +21,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from the_mask.config.keys.parallel import MODES
 from the_mask.modeling.backbones.internimage import InternImageBlock
 from the_mask.modeling.backbones.mit import MiTBlock
 from the_mask.modeling.mask.mask_decoders.layers import CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from the_mask.modeling.mask.pixel_decoders.ms_deform_attn import DeformableEncoderLayer
 from the_mask.weights.checkpoint import PARTS, CheckpointWriteError, new_token, part_path, save_checkpoint
 
-MODES = ("none", "fsdp2")
 # Modules that are gathered one at a time; whatever is not inside one is gathered with the whole model. Only modules
 # that others use by calling them, and whose parameters nobody else reads, may stand here.
 UNITS: tuple[type[nn.Module], ...] = (

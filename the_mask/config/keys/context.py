@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from the_mask.config.allowed import one_of, within
+
+PAD_POLICIES = ("repeat_first", "repeat_current", "mask", "drop")
+
 
 def add_keys(cfg: CfgNode) -> None:
     """Add them to ``cfg``, in place."""
@@ -18,7 +22,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP_SEGMENTOR.MEMORY_GRAD = True
     # Memory slots from before the video's start: "repeat_first" frame, "repeat_current" frame, "mask" them out of the
     # attention, or "drop" (training refuses such clips, see INPUT.CLIP.BOUNDARY; testing repeats the first frame).
-    cfg.MODEL.CLIP_SEGMENTOR.PAD = "repeat_first"
+    cfg.MODEL.CLIP_SEGMENTOR.PAD = one_of(*PAD_POLICIES)
     # Weight of every auxiliary head, and its channels.
     cfg.MODEL.CLIP_SEGMENTOR.AUX_WEIGHT = 0.4
     cfg.MODEL.CLIP_SEGMENTOR.AUX_CHANNELS = 256
@@ -26,8 +30,8 @@ def add_keys(cfg: CfgNode) -> None:
     # loss, but at least MIN_KEPT per frame.
     cfg.MODEL.CLIP_SEGMENTOR.OHEM = CfgNode()
     cfg.MODEL.CLIP_SEGMENTOR.OHEM.ENABLED = False
-    cfg.MODEL.CLIP_SEGMENTOR.OHEM.THRESHOLD = 0.7
-    cfg.MODEL.CLIP_SEGMENTOR.OHEM.MIN_KEPT = 100000
+    cfg.MODEL.CLIP_SEGMENTOR.OHEM.THRESHOLD = within(0.7, 0, 1)
+    cfg.MODEL.CLIP_SEGMENTOR.OHEM.MIN_KEPT = within(100000, least=1)
     # Weight of each class in the cross-entropies; [] weighs all alike.
     cfg.MODEL.CLIP_SEGMENTOR.CLASS_WEIGHTS = []
 
@@ -35,7 +39,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.AUX_HEADS = []
 
     # Dropout before the classifiers of per-pixel heads.
-    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = within(0.1, 0, 1)
     # FCNHead: 3x3 convolutions before the classifier.
     cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 2
     # UperNetHead: cells per side of its pyramid pooling.

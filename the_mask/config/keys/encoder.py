@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from the_mask.config.allowed import one_of
+
+CLASS_LOGITS = ("causal-mean", "per-frame", "whole-video")
+
 
 def add_keys(cfg: CfgNode) -> None:
     """Add them to ``cfg``, in place."""
@@ -44,4 +48,4 @@ def add_keys(cfg: CfgNode) -> None:
 
     # Which class logits of a query count at a frame: "per-frame", its own; "causal-mean", the mean over the frames up
     # to it; or "whole-video", the mean over the whole clip, later frames too (as published; not for streams).
-    cfg.TEST.CLASS_LOGITS = "causal-mean"
+    cfg.TEST.CLASS_LOGITS = one_of(*CLASS_LOGITS)

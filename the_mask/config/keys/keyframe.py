@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from the_mask.config.allowed import one_of
+
+VARIANTS = ("paper", "official", "agnostic")
+CARRIED = ("classes", "queries")
+
 
 def add_keys(cfg: CfgNode) -> None:
     """Add them to ``cfg``, in place."""
@@ -14,7 +19,7 @@ def add_keys(cfg: CfgNode) -> None:
     # What happens between keyframes: "copy", "warp" or "gsvnet".
     cfg.MODEL.KEYFRAME.PROPAGATOR = "gsvnet"
     # gsvnet: "paper", "official" (layers of the released checkpoints) or "agnostic" (filters masks of queries too).
-    cfg.MODEL.KEYFRAME.VARIANT = "paper"
+    cfg.MODEL.KEYFRAME.VARIANT = one_of(*VARIANTS)
     # gsvnet: use features of the present frame; False is the ablation of the paper's Table 4.
     cfg.MODEL.KEYFRAME.INTRA = True
     # gsvnet: 1 filters over the 8 neighbours, a larger one over 8 more points at this distance (cells).
@@ -23,7 +28,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.KEYFRAME.NORM = "BN"
     # What is carried from frame to frame: "classes" (log-probabilities), or "queries" (mask logits of a segmentor that
     # has queries, so that masks of its objects move too).
-    cfg.MODEL.KEYFRAME.CARRY = "classes"
+    cfg.MODEL.KEYFRAME.CARRY = one_of(*CARRIED)
     # Pixels per cell of the carried maps.
     cfg.MODEL.KEYFRAME.STRIDE = 8
     # Keyframes are segmented at this scale (GSVNet: 0.75).

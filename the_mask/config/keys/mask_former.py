@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from the_mask.config.allowed import one_of, within
+
+MATCHINGS = ("clip", "first-frame")
+MERGE_PLACES = ("mask", "input")
+
 
 def add_keys(cfg: CfgNode) -> None:
     """Add them to ``cfg``, in place."""
@@ -19,31 +24,32 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER.DROPOUT = 0.0
     cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
     # One more than the number of decoder layers: the initial queries are supervised too.
-    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 10
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = within(10, 2, 1024)
     cfg.MODEL.MASK_FORMER.PRE_NORM = False
     cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 256
-    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
+    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = within(100, 1, 65536)
     cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = False
     # Inputs are padded at the bottom and right to a multiple of this when the mapper has not done so.
     cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
     # "MaskedAttentionDecoder" or "TemporalAggregationDecoder".
     cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "MaskedAttentionDecoder"
-    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
-    cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
-    cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = within(12544, least=1)
+    cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = within(3.0, least=1)
+    cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = within(0.75, 0, 1)
     # Leave IGNORE_VALUE pixels out of mask costs and mask losses. False reproduces the released code, where they
     # count as background of every mask.
     cfg.MODEL.MASK_FORMER.VALID_MASK = True
     # Where queries' masks are merged into class scores: "mask" (at mask size, then the scores are enlarged; THE-Mask's
     # order) or "input" (masks are enlarged to the network input, then merged; the released Mask2Former's order).
-    cfg.MODEL.MASK_FORMER.MERGE_AT = "mask"
+    cfg.MODEL.MASK_FORMER.MERGE_AT = one_of(*MERGE_PLACES)
     # When a target of a clip gets its query: "clip", by the costs over all its frames; or "first-frame", in the first
     # frame that shows it, among queries that are still free (VidEoMT; for queries carried from frame to frame).
-    cfg.MODEL.MASK_FORMER.MATCHING = "clip"
+    cfg.MODEL.MASK_FORMER.MATCHING = one_of(*MATCHINGS)
     # Position encoding of the mask decoder's keys: "sine2d" (image Mask2Former) or "sine3d" (THE-Mask).
-    cfg.MODEL.MASK_FORMER.POSITION_ENCODING = "sine2d"
+    cfg.MODEL.MASK_FORMER.POSITION_ENCODING = one_of("sine2d", "sine3d")
 
     cfg.MODEL.SEM_SEG_HEAD.NAME = "MaskClassificationHead"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = within(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, least=1)
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 255
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 256

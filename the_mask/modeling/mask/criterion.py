@@ -17,6 +17,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from the_mask.config.keys.mask_former import MATCHINGS
 from the_mask.modeling.mask import losses
 from the_mask.modeling.mask.matched_maps import MapGroup, gather_maps
 from the_mask.modeling.mask.matching import Pairs, first_frames, match_all
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 # Streams of random points of a sample, see points.point_generator.
 _MATCHING, _PRIMARY, _SECONDARY = 0, 1, 3
 _FRAME_BRANCH = 1  # added to the stream of the clip branch
-MATCHINGS = ("clip", "first-frame")
 
 Outputs = Mapping[str, Any]
 

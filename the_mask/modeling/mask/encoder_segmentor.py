@@ -18,6 +18,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor
 
+from the_mask.config.keys.encoder import CLASS_LOGITS
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.encoder_head import (
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     # It imports timm, which takes more than a second.
     from the_mask.modeling.backbones.plain_vit import Tokens
 
-CLASS_LOGITS = ("per-frame", "causal-mean", "whole-video")
 Pair = tuple[Tensor, Tensor]
 
 

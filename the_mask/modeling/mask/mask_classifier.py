@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
+from the_mask.config.keys.mask_former import MERGE_PLACES
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.head import MaskClassificationHead
@@ -22,8 +23,6 @@ from the_mask.modeling.mask.targets import build_targets
 from the_mask.modeling.scores import clip_scores, query_maps
 from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, Ring, StreamState
-
-MERGE_PLACES = ("mask", "input")
 
 
 @META_ARCH_REGISTRY.register()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-CARRIED = ("classes", "queries")
+from the_mask.config.keys.keyframe import CARRIED
 
 
 def check_options(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from the_mask.config.keys.keyframe import VARIANTS
 from the_mask.modeling.propagation.filtering import (
     delay_kernels,
     displacements,
@@ -22,8 +23,6 @@ from the_mask.modeling.propagation.filtering import (
 )
 from the_mask.modeling.propagation.geometry import warp
 from the_mask.modeling.propagation.networks import WIDTH, GuideNet, IntraNet, LightFlowNet
-
-VARIANTS = ("paper", "official", "agnostic")
 
 
 @dataclass

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.config.keys.the_mask import INITIALISATIONS
 from the_mask.modeling.mask.mask_decoders.layers import MultiheadAttention
 
-INITIALISATIONS = ("identity", "xavier")
 # How much of a clip query is its frames' summary after one layer of an identity start; the rest is the clip query.
 _SUMMARY_GAIN = 3.0
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.config.keys.memory import LOOKUPS
 from the_mask.modeling.pixel.context.class_memory import ClassMemory
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.pixel.context.types import TrainBatch
 from the_mask.modeling.pixel.layers import ConvNorm, classifier
-
-LOOKUPS = ("hard", "soft")
 
 
 class ClassAttention(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from the_mask.config.keys.memory import INITS, RESOLUTIONS
 from the_mask.data.tensor_files import read_tensors, state_dict_of
 from the_mask.modeling.pixel.context.class_rows import (
     Candidates,
@@ -25,9 +26,6 @@ from the_mask.modeling.pixel.context.class_rows import (
     updated_memory,
 )
 from the_mask.modeling.pixel.context.prior_map import PriorMap
-
-INITS = ("first_seen_mean", "random_pixel", "file")
-RESOLUTIONS = ("labels", "features")
 
 
 def read_rows(memory: Tensor, seen: Tensor, prior: PriorMap) -> Tensor:

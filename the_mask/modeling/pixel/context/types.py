@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from the_mask.config.keys.context import PAD_POLICIES
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 
 # Level name -> [B, C, h, w]. Backbone levels keep their names; what a context block hands on is "main".
 FrameFeatures = Mapping[str, Tensor]
 MAIN = "main"
-
-PAD_POLICIES = ("repeat_first", "repeat_current", "mask", "drop")
 
 
 @dataclass(frozen=True)
