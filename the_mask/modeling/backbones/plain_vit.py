@@ -207,10 +207,12 @@ class PlainViT(Backbone):
         """Position table [1, ., D] and rotary positions of a grid; in eval mode those of the last grid are kept."""
         model = self.model
         table = model.pos_embed
-        keep = not self.training and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
-        key = (grid, None if table is None else (table.data_ptr(), table._version, table.dtype, table.device))
-        if keep and self._last_positions is not None and self._last_positions[0] == key:
-            return self._last_positions[1:]
+        keep = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        key: Any = None
+        if keep:
+            key = (grid, None if table is None else (table.data_ptr(), table._version, table.dtype, table.device))
+            if self._last_positions is not None and self._last_positions[0] == key:
+                return self._last_positions[1:]
         if table is not None and tuple(model.patch_embed.grid_size) != grid:
             table = timm.layers.resample_abs_pos_embed(
                 table,
