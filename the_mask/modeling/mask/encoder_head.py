@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from the_mask.modeling.mask.frozen_decoder import FrozenDecoder
+from the_mask.ops.fast_linear import fast_linear, speed_up_linears
 
 MASK_STRIDE = 4
 
@@ -37,7 +38,7 @@ class UpscaleBlock(nn.Module):
         count, height, width, channels = x.shape
         assert self.conv1.bias is not None
         kernel = self.conv1.weight.permute(2, 3, 1, 0).reshape(-1, channels)
-        x = F.linear(x, kernel, self.conv1.bias.repeat(4)).view(count, height, width, 2, 2, channels)
+        x = fast_linear(x, kernel, self.conv1.bias.repeat(4)).view(count, height, width, 2, 2, channels)
         x = F.gelu(x.transpose(2, 3).reshape(count, 2 * height, 2 * width, channels))
         x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(x)
@@ -87,6 +88,7 @@ class EncoderHead(nn.Module):
         self.query_updater = nn.Linear(width, width) if propagate else None
         self.decoder: FrozenDecoder | None = decoder
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
+        speed_up_linears(self)
 
     @property
     def num_queries(self) -> int:
@@ -105,7 +107,9 @@ class EncoderHead(nn.Module):
             logits [N, Q, K + 1] and masks [N, Q, h * patch / 4, w * patch / 4], logits too.
         """
         pixels = self.upscale(patches.unflatten(1, grid))
-        masks = self.mask_head(queries) @ pixels.flatten(1, 2).transpose(1, 2)
+        # One product per image: its pixels are the weights.
+        pairs = zip(self.mask_head(queries), pixels.flatten(1, 2), strict=True)
+        masks = torch.stack([fast_linear(own, weights) for own, weights in pairs])
         return self.class_head(queries), masks.unflatten(2, pixels.shape[1:3])
 
     def carry(self, queries: Tensor) -> Tensor:
