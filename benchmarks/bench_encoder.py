@@ -26,7 +26,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import machine, peak_memory, quartiles, ratio, write_json
+from common import machine, peak_memory, write_json
+from timing import quartiles, ratio
 from torch import Tensor
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
