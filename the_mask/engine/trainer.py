@@ -35,6 +35,7 @@ from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
 from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import with_seed
 from the_mask.engine.signals import StopRequest, TrainingInterrupted
+from the_mask.engine.trackers import open_trackers
 from the_mask.engine.writers import LogWriter, MetricsWriter, prepare_metrics_file
 from the_mask.evaluation import evaluate_dataset
 from the_mask.modeling.build import build_segmentor
@@ -141,14 +142,15 @@ class Trainer(TrainerBase):
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
-        """Plain log lines, ``metrics.json`` (one JSON object per line) and TensorBoard, in ``OUTPUT_DIR``."""
+        """Plain log lines, ``metrics.json`` (one JSON object per line), TensorBoard, and ``SOLVER.TRACKERS``."""
         folder = Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
         metrics = MetricsWriter(prepare_metrics_file(folder, self.start_iter, self.metrics_from))
         curves = TensorboardXWriter(str(folder))
         # What a resumed run knows of the iterations before it stands in its files already.
         curves._last_write = metrics.last
-        return [LogWriter(self.max_iter, self.start_iter), metrics, curves]
+        trackers = open_trackers(self.cfg.SOLVER.TRACKERS, folder, self.cfg, self.start_iter > 0, metrics.last)
+        return [LogWriter(self.max_iter, self.start_iter), metrics, curves, *trackers]
 
     # Starting points.
 

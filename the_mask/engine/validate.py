@@ -14,6 +14,7 @@ from the_mask.config import allowed_values
 from the_mask.config.allowed import value_problems
 from the_mask.data import get_records, import_dataset_modules
 from the_mask.data.class_names import config_classes
+from the_mask.engine.trackers import tracker_problems
 from the_mask.inference.compose import config_problems
 from the_mask.modeling.pixel.distillation import missing_teacher
 from the_mask.weights.reading import locate_weights
@@ -41,6 +42,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         *config_problems(cfg),
         *_check_device(cfg),
         *_check_datasets(cfg, training),
+        *(tracker_problems(cfg.SOLVER.TRACKERS) if training else []),
         *(_check_batch(cfg, world_size) if training else []),
         *(_check_start(cfg) if training and not resuming else []),
         *(_check_teacher(cfg) if training else []),

@@ -75,3 +75,5 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.DETERMINISTIC = False
     # Iterations between log lines.
     cfg.SOLVER.LOG_PERIOD = within(20, least=1)
+    # Beside TensorBoard: any of "wandb", "mlflow", "trackio", each an extra of the package. See docs/tracking.md.
+    cfg.SOLVER.TRACKERS = []

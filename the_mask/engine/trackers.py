@@ -1,0 +1,166 @@
+"""Experiment trackers beside TensorBoard: Weights & Biases, MLflow and Trackio, behind one interface.
+
+``SOLVER.TRACKERS`` names them. Each is an optional package, imported when a training starts, and writes into
+``OUTPUT_DIR`` without a network unless its own environment variables say otherwise (``WANDB_MODE``,
+``MLFLOW_TRACKING_URI``, ``TRACKIO_SPACE_ID``). A resumed training goes on in the same run of the tracker.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from the_mask.data.files import write_json
+
+RUNS = "trackers.json"
+PROJECT = "the_mask"
+
+
+class Tracker(Protocol):
+    """An open run of a tracker."""
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        """Figures of a finished iteration, counted from 0; iterations never fall."""
+
+    def finish(self) -> None:
+        """Close the run; what was logged is on the disk."""
+
+
+class _Wandb:
+    def __init__(self, folder: Path, config: dict[str, Any], run_id: str | None) -> None:
+        import wandb
+
+        mode: Any = os.environ.get("WANDB_MODE") or "offline"
+        project = os.environ.get("WANDB_PROJECT") or PROJECT
+        self._run = wandb.init(
+            project=project, name=folder.name, dir=str(folder), config=config, mode=mode, id=run_id, resume="allow"
+        )
+        self.id = self._run.id
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        self._run.log(dict(figures), step=iteration)
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    def __init__(self, folder: Path, config: dict[str, Any], run_id: str | None) -> None:
+        import mlflow
+        from mlflow.tracking import MlflowClient
+
+        address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+        self._client = MlflowClient(address)
+        if run_id is None:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+            experiment = self._client.get_experiment_by_name(name)
+            # Without a place of its own the artifacts' folder appears where the training was started.
+            place = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlartifacts").resolve().as_uri()
+            key = experiment.experiment_id if experiment else self._client.create_experiment(name, place)
+            run_id = self._client.create_run(key, run_name=folder.name).info.run_id
+            for name, value in config.items():
+                self._client.log_param(run_id, name, str(value)[: mlflow.utils.validation.MAX_PARAM_VAL_LENGTH])
+        self.id = run_id
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        for name, value in figures.items():
+            self._client.log_metric(self.id, name, value, step=iteration)
+
+    def finish(self) -> None:
+        self._client.set_terminated(self.id)
+
+
+class _Trackio:
+    def __init__(self, folder: Path, config: dict[str, Any], run_id: str | None) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+        import trackio
+
+        self.id = run_id or folder.name
+        self._trackio = trackio
+        space = os.environ.get("TRACKIO_SPACE_ID")
+        project = os.environ.get("TRACKIO_PROJECT") or PROJECT
+        trackio.init(project=project, name=self.id, config=config, resume="allow", space_id=space, embed=False)
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        self._trackio.log(dict(figures), step=iteration)
+
+    def finish(self) -> None:
+        self._trackio.finish()
+
+
+# Name in SOLVER.TRACKERS, which is also that of the package and of the extra.
+TRACKERS: dict[str, Callable[[Path, dict[str, Any], str | None], Any]] = {
+    "mlflow": _MLflow,
+    "trackio": _Trackio,
+    "wandb": _Wandb,
+}
+
+
+def tracker_problems(names: Iterable[str]) -> list[str]:
+    """What is wrong with the value of ``SOLVER.TRACKERS``: unknown names, packages that are not installed."""
+    problems = []
+    for name in names:
+        if name not in TRACKERS:
+            problems.append(f"SOLVER.TRACKERS {name!r}: expected {', '.join(TRACKERS)}")
+        elif importlib.util.find_spec(name) is None:
+            problems.append(f'SOLVER.TRACKERS {name!r} is not installed: pip install "the_mask[{name}]"')
+    return problems
+
+
+def open_trackers(
+    names: Iterable[str], folder: Path, config: Mapping[str, Any], resumed: bool, last: int = -1
+) -> list[EventWriter]:
+    """Writers to trackers.
+
+    Args:
+        names: keys of :data:`TRACKERS`.
+        folder: ``OUTPUT_DIR``; its last part is the name of the run.
+        config: nested; stored flat, ``SOLVER.BASE_LR`` and so on.
+        resumed: go on in the runs that an earlier training in this folder has opened.
+        last: figures up to this iteration are in those runs already.
+    """
+    path = folder / RUNS
+    runs: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else {}
+    writers: list[EventWriter] = []
+    for name in names:
+        tracker = TRACKERS[name](folder.resolve(), dict(flat(config)), runs.get(name))
+        runs[name] = tracker.id
+        writers.append(TrackerWriter(tracker, last))
+    if writers:
+        write_json(path, runs)
+    return writers
+
+
+class TrackerWriter(EventWriter):
+    """Sends to a tracker what is new since the last time, smoothed as in ``metrics.json``."""
+
+    def __init__(self, tracker: Tracker, last: int = -1, window: int = 20) -> None:
+        self._tracker, self._window, self._last = tracker, window, last
+
+    def write(self) -> None:
+        news: defaultdict[int, dict[str, float]] = defaultdict(dict)
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
+            if iteration > self._last:
+                news[iteration][name] = float(value)
+        for iteration in sorted(news):
+            self._tracker.log(news[iteration], iteration)
+            self._last = iteration
+
+    def close(self) -> None:
+        self._tracker.finish()
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """``("SOLVER.BASE_LR", 0.1)`` for each value of a nested config."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
