@@ -97,6 +97,29 @@ def test_video_model_equals_transformers_for_several_clips():
     close(found["pred_masks"], masks)
 
 
+def test_queries_carried_through_the_norm():
+    """NORM_QUERIES against transformers' own layers, put together by hand: they have no such model."""
+    peer = tiny_peer("dinov2", video=True)
+    ours = tiny_segmentor("dinov2", *VIDEO, "MODEL.ENCODER.NORM_QUERIES", True, seed=5)
+    fill(ours, peer.state_dict())
+    images = random_frames(3)
+    with torch.no_grad():
+        hidden = peer.embeddings(images)
+        first = len(peer.layers) - BLOCKS
+        for layer in peer.layers[:first]:
+            hidden = layer(hidden)
+        queries, masks = peer.query.weight[None], []
+        for t in range(3):
+            x = torch.cat([queries, hidden[t : t + 1]], 1)
+            for layer in peer.layers[first:]:
+                x = layer(x)
+            x = peer.layernorm(x)
+            masks.append(peer.predict(x)[0])
+            queries = peer.query_updater(x[:, :QUERIES]) + peer.query.weight
+        found = ours.predictions(images, 3)["pred_masks"][0]
+    close(found, torch.cat(masks).transpose(0, 1))
+
+
 def test_video_gradients_equal_transformers():
     peer, ours = tiny_peer("dinov2", video=True), tiny_segmentor("dinov2", *VIDEO, seed=5)
     fill(ours, peer.state_dict())

@@ -2,16 +2,19 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from encoder_cases import CLASSES, QUERIES, random_clip, randomize, tiny_config
 from torch.nn import functional as F
 
+from the_mask.config import load_config
 from the_mask.modeling import feature_cache
 from the_mask.modeling.build import build_segmentor
 from the_mask.modeling.mask.frozen_decoder import FrozenDecoder
 
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 FROZEN = [
     *("MODEL.ENCODER.FROZEN.ENABLED", True),
     *("MODEL.ENCODER.FROZEN.LEVELS", [1, 3]),
@@ -240,3 +243,11 @@ def test_folder_that_cannot_be_made(tmp_path):
     blocked.write_text("")
     with pytest.raises(ValueError, match=r"MODEL\.FROZEN_FEATURES\.CACHE"):
         cached(blocked / "cache")([random_clip(1)])
+
+
+def test_large_model_trains_as_many_parameters_as_published():
+    """PMT-L: about 55 M."""
+    cfg = load_config(CONFIGS / "vspw" / "pmt_l.yaml", ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_segmentor(cfg)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == pytest.approx(55e6, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from the_mask.evaluation.label_png import raw_values_of_classes
 from the_mask.evaluation.loop import Sink, evaluation_mode, predict_videos, unwrap
 from the_mask.evaluation.sinks import PngSink
 from the_mask.evaluation.temporal_consistency import raft_flow
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> OrderedDict[str, dict[str, float]]:
@@ -46,6 +49,9 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     if cfg.TEST.KEYFRAME_DISTANCES:
         with evaluation_mode(plain):
             by_distance = evaluate_keyframes(cfg, plain, dataset_name)
+    if getattr(plain, "propagates", False):
+        # Of whole videos they are not causal, so a table has to name them.
+        logger.info("%s: class logits of the queries: %s (TEST.CLASS_LOGITS)", dataset_name, cfg.TEST.CLASS_LOGITS)
     results = evaluator.evaluate(expected_frames=sum(len(record["frames"]) for record in records))
     if by_distance is not None:
         results["keyframe"] = by_distance

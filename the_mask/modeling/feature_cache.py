@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from the_mask.data.files import atomic_write
+from the_mask.modeling.digest import weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,7 @@ SUFFIX = ".safetensors"
 
 def backbone_digest(backbone: nn.Module) -> str:
     """Hexadecimal digest of a backbone's class, weights and buffers."""
-    digest = hashlib.sha256(type(backbone).__name__.encode())
-    for name, value in sorted(backbone.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value))
-    return digest.hexdigest()
+    return weights_digest(backbone, type(backbone).__name__)
 
 
 def _bytes(value: Tensor) -> bytes:
