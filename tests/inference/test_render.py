@@ -9,6 +9,7 @@ from the_mask.inference.rendering import render
 from the_mask.inference.rendering.render import Palette
 
 PALETTE = Palette(["sky", "road", "a_class_with_a_very_long_name_indeed"], [[10, 20, 200], [200, 10, 10], [0, 255, 0]])
+SEEDS = st.integers(0, 99)
 HALVES = np.array([[0, 0, 1, 1], [0, 0, 255, 1]])
 
 
@@ -135,3 +136,33 @@ def test_enlarge():
 def test_palette_needs_a_colour_per_class():
     with pytest.raises(ValueError, match="2 class names, but 1 colours"):
         Palette(["a", "b"], [[0, 0, 0]])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.floats(0.01, 1),
+    st.sampled_from([np.uint8, np.int32]),
+    st.integers(0, 99),
+)
+def test_overlay_with_borders_and_ignored_pixels(height, width, alpha, kind, seed):
+    """Against the same in float64, for labels of one byte (counted and coloured by OpenCV) and of more."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    before = image.copy()
+    labels = rng.choice([0, 1, 2, 255], (height, width)).astype(kind)
+    result = render.overlay(image, labels, PALETTE, alpha)
+    shown = (labels != 255)[..., None]
+    colors = np.vstack([PALETTE.colors, np.zeros((253, 3))])[labels]
+    expected = image + shown * alpha * (colors - image)
+    expected[render.class_borders(labels)] *= 1 - 0.6 * alpha
+    assert np.abs(result - expected).max() <= 1.01
+    np.testing.assert_array_equal(image, before)
+
+
+def test_counts_of_bytes_and_of_other_labels_agree():
+    labels = np.random.default_rng(0).choice([0, 3, 7, 255], (37, 41))
+    for kind in (np.uint8, np.int32):
+        assert render.present_classes(labels.astype(kind), 8) == [0, 3, 7]
+        assert render.present_classes(labels.astype(kind)[:, ::2], 4) == [0, 3]

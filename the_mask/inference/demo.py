@@ -83,6 +83,8 @@ class FrameAnnotator:
         self._hold = max(1, round(LEGEND_SECONDS * fps))
         self._last_seen: dict[int, int] = {}
         self._number = 0
+        # The last legend and what it shows; text is slow to draw.
+        self._drawn: tuple[tuple[list[int], int], Picture] | None = None
 
     def draw(self, frame: Picture, labels: Labels) -> Picture:
         """The annotated picture of the next frame; its size depends on the frame's size only."""
@@ -101,8 +103,11 @@ class FrameAnnotator:
         for class_id in render.present_classes(labels, len(self.palette.names), LEGEND_SHARE):
             self._last_seen[class_id] = self._number
         recent = sorted(c for c, seen in self._last_seen.items() if self._number - seen < self._hold)
-        width = 12 * self.style.text_size
-        return render.legend_column(recent, self.palette, height, width, self.style.text_size)
+        if self._drawn is None or self._drawn[0] != (recent, height):
+            width = 12 * self.style.text_size
+            column = render.legend_column(recent, self.palette, height, width, self.style.text_size)
+            self._drawn = (recent, height), column
+        return self._drawn[1]
 
 
 class EvenSample(Generic[T]):

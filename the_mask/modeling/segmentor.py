@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from the_mask.data.clips import clip_name
@@ -216,12 +215,15 @@ class Segmentor(nn.Module, Stream):
         height, width = (
             math.ceil(max(side) / self.size_divisibility) * self.size_divisibility for side in zip(*sizes, strict=True)
         )
-        images = []
-        for clip in clips:
-            frames = torch.stack(list(clip["frames"])).to(self.device, non_blocking=True)
-            frames = (frames.float() - self.pixel_mean) / self.pixel_std
-            images.append(F.pad(frames, (0, width - frames.shape[-1], 0, height - frames.shape[-2])))
-        return torch.cat(images), lengths.pop()
+        frames = [frame for clip in clips for frame in clip["frames"]]
+        images = self.pixel_mean.new_empty(len(frames), frames[0].shape[0], height, width)
+        for image, frame in zip(images, frames):
+            h, w = frame.shape[-2:]
+            # In place: four whole pictures of floats were written before for each one needed.
+            image[:, :h, :w].copy_(frame.to(self.device, non_blocking=True)).sub_(self.pixel_mean).div_(self.pixel_std)
+            image[:, h:].zero_()
+            image[:, :h, w:].zero_()
+        return images, lengths.pop()
 
     def crop_scores(self, scores: Tensor, height: int, width: int) -> Tensor:
         """Cut what lies wholly in the padding: [..., h, w] -> [..., ceil(height/stride), ceil(width/stride)]."""

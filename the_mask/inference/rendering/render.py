@@ -55,13 +55,26 @@ def colorize(labels: Labels, palette: Palette) -> Picture:
         ValueError: a label that is neither a class nor the ignore label.
     """
     table = palette.table()
-    values = np.unique(labels)
+    counts = _byte_counts(labels)
+    values = np.unique(labels) if counts is None else np.flatnonzero(counts)
     strange = [int(v) for v in values if not 0 <= v < len(palette.colors) and v != palette.ignore_label]
     if strange:
         raise ValueError(
             f"labels {strange} have no colour; allowed: 0..{len(palette.colors) - 1} and {palette.ignore_label}"
         )
-    return table[labels]
+    if counts is None:
+        return table[labels]
+    of_bytes = np.zeros((256, 1, 3), np.uint8)
+    of_bytes[: len(table), 0] = table[:256]
+    return cv2.applyColorMap(np.ascontiguousarray(labels), of_bytes).astype(np.uint8, copy=False)
+
+
+def _byte_counts(labels: Labels) -> NDArray[np.int64] | None:
+    """How often each of 0..255 occurs in a map of bytes; None for others. Counting beats sorting by an order."""
+    if labels.dtype != np.uint8 or not labels.size:
+        return None
+    # Float32, which is exact up to 16.7 million pixels of a class.
+    return cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel().astype(np.int64)
 
 
 def overlay(image: Picture, labels: Labels, palette: Palette, alpha: float = 0.55, borders: bool = True) -> Picture:
@@ -81,12 +94,16 @@ def overlay(image: Picture, labels: Labels, palette: Palette, alpha: float = 0.5
     height, width = image.shape[:2]
     if labels.shape != (height, width):
         labels = resize_labels(labels, height, width)
-    colors = colorize(labels, palette)
-    shown = (labels != palette.ignore_label)[..., None]
-    mixed = image + shown * (alpha * (colors.astype(np.float32) - image))
+    mixed = colorize(labels, palette)
+    # What is ignored gets its own colour, so that mixing changes nothing. All in one array: new ones cost more.
+    ignored = np.flatnonzero(labels == palette.ignore_label)
+    flat = mixed.reshape(-1, 3)
+    flat[ignored] = image.reshape(-1, 3)[ignored]
+    cv2.addWeighted(image, 1 - alpha, mixed, alpha, 0, dst=mixed)
     if borders and alpha > 0:
-        mixed[class_borders(labels)] *= 1 - 0.6 * alpha
-    return mixed.round().astype(np.uint8)
+        border = np.flatnonzero(class_borders(labels))
+        flat[border] = (flat[border] * (1 - 0.6 * alpha)).round()
+    return mixed
 
 
 def hatch(image: Picture, where: NDArray[np.bool_], period: int = 7, strength: float = 0.75) -> Picture:
@@ -127,7 +144,10 @@ def enlarge(image: Picture, factor: int) -> Picture:
 
 def present_classes(labels: Labels, num_classes: int, min_share: float = 0.0) -> list[int]:
     """Train ids that cover more than ``min_share`` of a label map, ascending."""
-    counts = np.bincount(labels[labels < num_classes].ravel(), minlength=num_classes)
+    counts = _byte_counts(labels)
+    if counts is None:
+        counts = np.bincount(labels[labels < num_classes].ravel(), minlength=num_classes)
+    counts = counts[:num_classes]
     return [int(c) for c in np.flatnonzero(counts > min_share * labels.size)]
 
 

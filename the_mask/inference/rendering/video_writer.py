@@ -295,4 +295,6 @@ def fit_into(frame: Frame, height: int, width: int) -> Frame:
 def _pad_even(frame: Frame) -> Frame:
     """Repeat the last row and column where a side is odd."""
     height, width = frame.shape[:2]
+    if height % 2 == 0 and width % 2 == 0:
+        return frame
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
