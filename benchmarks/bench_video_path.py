@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a video costs beside the network: each step on its own clock, in milliseconds of processor time per frame.
 
-decode (compressed to planes), rgb (planes to RGB), normalise (uint8 to the floats of a network), draw (overlay, legend),
+decode (compressed to planes), rgb (planes to RGB), normalise (uint8 to floats of a network), draw (overlay and legend),
 encode. The network and its label map are measured by tools/benchmark.py.
 
 Example:
@@ -66,7 +66,7 @@ def measure(height: int, width: int, frames: int) -> dict[str, dict[str, float]]
     palette = Palette(classes.names, classes.colors, classes.ignore_label)
     labels = np.random.default_rng(0).integers(0, len(classes.names), (height // 60, width // 60)).astype(np.uint8)
     labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
-    segmentor = build_random(load_config(CONFIG)).segmentor
+    segmentor: Any = build_random(load_config(CONFIG)).segmentor
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "given.mp4"
         moving_picture(path, height, width, frames)
