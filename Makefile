@@ -1,4 +1,4 @@
-# One door to everything: make setup | demo | test | lint | package | bench | cuda-check | gpu-check
+# One door to everything: make setup | demo | test | lint | docs | package | bench | cuda-check | gpu-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.the_mask_installed
 TORCH ?= torch
 KERNELS := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: setup demo test test-slow lint format package bench cuda-check gpu-check clean
+.PHONY: setup demo test test-slow lint format docs package bench cuda-check gpu-check clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# output/site. Broken links and references are errors.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # dist/: the sdist, and from it a wheel with kernels for the torch of .venv.
 package: setup
