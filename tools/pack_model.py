@@ -4,7 +4,8 @@
 The card's facts and prose are then edited by hand; packing again keeps them and renews the digest.
 
 Example:
-    tools/pack_model.py --config-file configs/camvid/street_live.yaml --weights output/model_final.pth street-live
+    tools/pack_model.py --config-file configs/camvid/street_live.yaml \\
+        --weights output/model_final.pth --name street-live
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from the_mask.weights.packing import pack_model
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the model: lower case letters, digits, hyphens")
+    parser.add_argument("--name", required=True, help="of the model: lower case letters, digits, hyphens")
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
     parser.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help="default: the_mask/models")
