@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 
 class _MixedGradient(torch.autograd.Function):
-    """Depthwise convolution [B,C,H,W] in bfloat16 with the weight gradient in float32."""
+    """Depthwise convolution [B,C,H,W] in the dtype of ``x``, of a float32 weight whose gradient is float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        low = weight.to(x.dtype)
+        ctx.save_for_backward(x, low)
         ctx.geometry = (stride, padding)
-        return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
+        return F.conv2d(x, low, None, stride, padding, 1, x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -38,7 +39,7 @@ class _MixedGradient(torch.autograd.Function):
             )
 
         grad_x = gradients(x.dtype, [True, False, False])[0] if for_x else None
-        grad_weight = gradients(torch.float32, [False, True, False])[1].to(weight.dtype) if for_weight else None
+        grad_weight = gradients(torch.float32, [False, True, False])[1] if for_weight else None
         return grad_x, grad_weight, None, None
 
 
@@ -51,7 +52,7 @@ class _Depthwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not _wants_mixed(x):
             return super().forward(x)
-        return _MixedGradient.apply(x.bfloat16(), self.weight.bfloat16(), [*self.stride], [*self.padding])
+        return _MixedGradient.apply(x.bfloat16(), self.weight, [*self.stride], [*self.padding])
 
 
 class _DepthwiseSame(Conv2dSame):
@@ -59,7 +60,7 @@ class _DepthwiseSame(Conv2dSame):
         if not _wants_mixed(x):
             return super().forward(x)
         x = pad_same(x.bfloat16(), [*self.kernel_size], [*self.stride])
-        return _MixedGradient.apply(x, self.weight.bfloat16(), [*self.stride], [0, 0])
+        return _MixedGradient.apply(x, self.weight, [*self.stride], [0, 0])
 
 
 FAST: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: _Depthwise, Conv2dSame: _DepthwiseSame}
