@@ -113,7 +113,7 @@ def test_models_that_come_with_the_library(name):
     needed = ("summary", "data", "licence", "command", "commit", "seed", "metrics", "speed", "sha256", "classes")
     assert [fact for fact in needed if not card.facts.get(fact) and card.facts.get(fact) != 0] == []
     assert "fail" in card.text.lower()
-    segmentor = the_mask.load(name, overrides=["MODEL.DEVICE", "cpu"])
+    segmentor = the_mask.load(name, "eager", ["MODEL.DEVICE", "cpu"])
     assert sum(parameter.numel() for parameter in segmentor.model.parameters()) == card.facts["parameters"]
     frame = np.full((96, 128, 3), 127, np.uint8)
     labels, state = segmentor.step(frame, segmentor.init_state())
