@@ -611,3 +611,40 @@ def test_damaged_lines_of_metrics_are_dropped(tmp_path: Path) -> None:
         stream.write(b'\xff\xfe\n3\n[]\n{"iteration": "1"}\n{"iteration": null}\n' + b"[" * 5000 + b'\n{"iterat')
     trained(resumed(cfg))
     assert [row["iteration"] for row in curves_of(tmp_path)] == list(range(6))
+
+
+def _set(state: dict, key: str, value: object) -> None:
+    *nodes, leaf = key.split(".")
+    for name in nodes:
+        state = state[int(name)] if isinstance(state, list) else state[name]
+    if value is None:
+        del state[leaf]
+    else:
+        state[leaf] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, None) for key in ("run", "iteration", "config", "numbered", "rng", "trainer.seed", "trainer.hooks")),
+        *(("iteration", value) for value in ("3", 1.5, True)),
+        *(("trainer", value) for value in (3, [], {})),
+        *(("numbered", value) for value in ("x", [1], {"a": 1})),
+        *(("rng", value) for value in ([], [3], [{}])),
+        *(("rng.0.torch", value) for value in (3, "x")),
+        *(("trainer.optimizer", value) for value in ({}, {"kind": "AdamW", "state": 3}, {"kind": 1, "state": {}})),
+        *(("scalars", value) for value in (3, {"lr": 3}, {"lr": {"smooth": True, "values": [[1.0]]}})),
+        *(("model", value) for value in ({"w": 3}, {"w": {}})),
+        ("trainer.hooks", {"EvalHook": 3}),
+        ("run", 3),
+    ],
+)
+def test_a_checkpoint_of_other_content_is_named(tmp_path: Path, key: str, value: object) -> None:
+    cfg = fake_cfg(tmp_path, "SOLVER.MAX_ITER", 1, "TEST.EVAL_PERIOD", 1)
+    trained(FakeTrainer(cfg))
+    path = tmp_path / "model_final.pth"
+    state = torch.load(path, weights_only=True)
+    _set(state, key, value)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=rf"model_final.pth is no checkpoint of a training: '{key}"):
+        resumed(cfg)

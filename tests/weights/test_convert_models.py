@@ -266,6 +266,16 @@ def test_half_a_joined_tensor():
         check(result)
 
 
+@pytest.mark.parametrize("family", ["the-mask", "mask2former", ""])
+def test_the_masks_own_one_frame_files(small_state, family):
+    """Its first stage is saved in Mask2Former's layout."""
+    foreign = rename(small_state, *TRAPS[next(iter(TRAPS))])
+    found = check(convert(foreign, "x.pth", family))
+    assert {n: v.shape for n, v in found.state.items()} == {n: v.shape for n, v in small_state.items()}
+    with pytest.raises(ValueError, match="is not of family 'the-mask'"):
+        convert({f"backbone.{n}": v for n, v in small_state.items() if n.startswith("backbone.")}, "x.pth", "the-mask")
+
+
 def test_wrong_family(small_state, tmp_path):
     with pytest.raises(ValueError, match=r"not of family 'segformer'; it looks like Detectron2: ResNet, Mask2Former"):
         convert(small_state, "x.pth", "segformer")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import nn
+from torch import Tensor, nn
 
 from the_mask.config.compose import flat_keys
 from the_mask.config.strict_yaml import parse_yaml
@@ -30,6 +31,72 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Each:
+    """A list or dictionary of at least so many items, each of one schema."""
+
+    kind: type
+    item: Any
+    least: int = 0
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """May be absent or None."""
+
+    value: Any
+
+
+# What a checkpoint must hold to be resumed from: a type, a dictionary of keys, :class:`Each` or :class:`Maybe`.
+TRAINING: dict[str, Any] = {
+    "model": Each(dict, Tensor),
+    "iteration": int,
+    "run": str,
+    "config": str,
+    "numbered": Each(list, str),
+    "trainer": {
+        "optimizer": {"kind": str, "state": Each(dict, dict)},
+        "scaler": dict,
+        "hooks": Each(dict, dict),
+        "seed": int,
+    },
+    "rng": Each(
+        list,
+        {
+            "python": {"version": int, "words": Each(list, int), "gauss": Maybe(float)},
+            "numpy": {"kind": str, "keys": Tensor, "position": int, "has_gauss": int, "cached": float},
+            "torch": Tensor,
+        },
+        least=1,
+    ),
+    "ema": Maybe({"updates": int, "average": Each(dict, Tensor)}),
+    "scalars": Maybe(Each(dict, {"smooth": bool, "values": Each(list, Each(list, (int, float), least=2))})),
+}
+BEST_RESULT: dict[str, Any] = {"run": str, "iteration": int, "metrics": Each(dict, float)}
+
+
+def check_schema(value: Any, schema: Any, path: Path, key: str = "") -> None:
+    """Raise a ValueError with the file and the key unless a value is what a schema says."""
+    if isinstance(schema, Maybe):
+        if value is not None:
+            check_schema(value, schema.value, path, key)
+    elif isinstance(schema, dict):
+        check_schema(value, dict, path, key)
+        for name, part in schema.items():
+            check_schema(value.get(name), part, path, f"{key}.{name}" if key else name)
+    elif isinstance(schema, Each):
+        check_schema(value, (list, tuple) if schema.kind is list else schema.kind, path, key)
+        if len(value) < schema.least:
+            raise ValueError(f"{path} is no checkpoint of a training: {key!r} has {len(value)} items")
+        for name, item in value.items() if schema.kind is dict else enumerate(value):
+            check_schema(item, schema.item, path, f"{key}.{name}")
+    elif not isinstance(value, schema) or (isinstance(value, bool) and schema is int):
+        kinds = schema if isinstance(schema, tuple) else (schema,)
+        found = "absent" if value is None else f"a {type(value).__name__}"
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path} is no checkpoint of a training: {key!r} is {found}, expected {wanted}")
 
 
 def weights_state(trainer: Trainer) -> dict[str, Any]:
@@ -102,6 +169,7 @@ def load(trainer: Trainer, path: Path) -> None:
         raise ValueError(
             f"{path} holds weights only, so it cannot be resumed; use it as MODEL.WEIGHTS without --resume"
         )
+    check_schema(state, TRAINING, path)
     _load_model(trainer.model, state["model"], path)
     _check_classes(trainer, state, path)
     try:
@@ -157,6 +225,7 @@ def _load_best(trainer: Trainer) -> None:
         return
     try:
         best = read_checkpoint(path)
+        check_schema(best, BEST_RESULT, path)
     except ValueError as error:
         logger.warning("%s", error)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 import the_mask
+from the_mask.data.files import write_json
 from the_mask.export.programs import Program, example_frame, exportable, image_program, stream_programs
 from the_mask.modeling.stream import STATE_VERSION
 
@@ -197,7 +197,7 @@ def export_package(
                     f"{tolerance:g}); {100 * found['same_labels']:.2f} % of the labels agree"
                 )
         manifest["programs"][program.name] = entry
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 

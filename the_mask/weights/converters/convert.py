@@ -41,6 +41,8 @@ HEADS: tuple[Part, ...] = (*huggingface.PARTS, *mask2former.PARTS, *encoder_only
 AUXILIARY: tuple[Part, ...] = upernet.AUXILIARY
 _ALL = (*BACKBONES, *HEADS, *encoder_only.RELEASED_HEAD, *encoder_only.HUGGINGFACE)
 FAMILIES = tuple(sorted({part.family for part in _ALL}))
+# Families some of whose files are laid out as another one's: the one-frame stage of THE-Mask is a Mask2Former.
+SAME_LAYOUT = {"the-mask": ("mask2former",)}
 
 
 class UnknownLayoutError(ValueError):
@@ -235,7 +237,7 @@ def convert(state: Mapping[str, Tensor], source: str = "the file", family: str =
         raise UnknownLayoutError(
             f"{source}: no known family of weights; its names start {first}. Known: {', '.join(FAMILIES)}"
         )
-    if family and family not in result.families:
+    if family and not {family, *SAME_LAYOUT.get(family, ())}.intersection(result.families):
         raise ValueError(f"{source} is not of family {family!r}; it looks like {result.title}")
     return result
 
