@@ -23,7 +23,24 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     Args:
         path: the file; its folder must exist. A symbolic link is replaced, not followed.
         content: bytes, or a function that writes to the open temporary file.
+
+    Raises:
+        OSError: names the file, whatever has failed.
     """
+    try:
+        _write_atomically(path, content)
+    except (OSError, RuntimeError) as error:
+        # torch's archives report a failure of the stream below them as RuntimeError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        # Failures of an open file (the disk is full) name none.
+        if cause.errno is not None and cause.filename is None:
+            raise type(cause)(cause.errno, cause.strerror, str(path)) from error
+        raise cause from error
+
+
+def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     # A killed process of the same id may have left one, and another user a link: neither is written through.
     temporary.unlink(missing_ok=True)

@@ -211,7 +211,7 @@ class Trainer(TrainerBase):
                 remove_leftovers(self.checkpoints.folder)
             self.model.train()
             name_single_values(self.cfg, self.model)
-            with self.stop.installed(), without_traceback(CheckpointWriteError):
+            with self.stop.installed(), without_traceback(OSError):
                 try:
                     if self.completed >= self.max_iter:
                         logger.info(

@@ -121,10 +121,13 @@ class MetricsWriter(EventWriter):
             self._stream.close()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        for iteration, scalars in sorted(by_iteration.items()):
-            self._stream.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        try:
+            for iteration, scalars in sorted(by_iteration.items()):
+                self._stream.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write ({error.strerror})", str(self._path)) from error
         self.last = max(by_iteration)
 
     def close(self) -> None:

@@ -11,6 +11,8 @@ import logging
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,17 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         CheckpointWriteError: the disk is full, the folder is gone or not writable, ...
     """
     path = Path(path)
-    try:
+    with _as_write_error(path):
         atomic_write(path, lambda stream: torch.save(state, stream))
+
+
+@contextmanager
+def _as_write_error(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is written into one kind of error that says what to do."""
+    try:
+        yield
+    except CheckpointWriteError:
+        raise
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports some failures of the stream below it as RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__ or error
@@ -111,7 +122,15 @@ def remove_parts(path: Path, token: str | None = None) -> None:
     for other in path.parent.iterdir() if path.parent.is_dir() else ():
         found = pattern.fullmatch(other.name)
         if found and (token is None or (found["token"] or "") != token):
-            other.unlink(missing_ok=True)
+            _remove(other)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file that is no longer needed; that it stays is no reason to stop a training."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", path, error)
 
 
 def join_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -245,25 +264,28 @@ class CheckpointFolder:
 
     def save_numbered(self, iteration: int, state: dict[str, Any]) -> Path:
         """Write ``model_<iteration>.pth`` and delete the oldest numbered ones beyond ``keep``."""
-        self.ensure()
         name = self.numbered_name(iteration)
+        with _as_write_error(self.folder / name):
+            self.ensure()
         names = [other for other in self.numbered if other != name] + [name]
         kept, old = (names[-self.keep :], names[: -self.keep]) if self.keep > 0 else (names, [])
         path = self._save(name, {**state, "numbered": kept})
         self.numbered = kept
         for other in old:
-            (self.folder / other).unlink(missing_ok=True)
+            _remove(self.folder / other)
             remove_parts(self.folder / other)
         return path
 
     def save_final(self, state: dict[str, Any]) -> Path:
         """Write ``model_final.pth``."""
-        self.ensure()
+        with _as_write_error(self.folder / FINAL):
+            self.ensure()
         return self._save(FINAL, {**state, "numbered": self.numbered})
 
     def save_best(self, state: dict[str, Any]) -> Path:
         """Write ``model_best.pth``; ``--resume`` never continues from it."""
-        self.ensure()
+        with _as_write_error(self.folder / BEST):
+            self.ensure()
         return self._write(BEST, state)
 
     def ensure(self) -> None:
@@ -283,5 +305,6 @@ class CheckpointFolder:
 
     def _save(self, name: str, state: dict[str, Any]) -> Path:
         path = self._write(name, state)
-        atomic_write(self.folder / POINTER, name.encode())
+        with _as_write_error(self.folder / POINTER):
+            atomic_write(self.folder / POINTER, name.encode())
         return path

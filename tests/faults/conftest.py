@@ -1,0 +1,18 @@
+"""A folder in memory where there is one: these tests flush files to the disk some thousand times."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """As pytest's, but in memory and gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None, prefix="the_mask_faults_") as folder:
+        yield Path(folder)

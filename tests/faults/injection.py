@@ -1,0 +1,175 @@
+"""Faults in whatever writes files: the n-th call that touches the disk fails, or kills the process, for every n.
+
+As SQLite tests itself: an action is repeated with a fault at its first step, then at its second, until it ends
+without reaching the fault. A step is a call of ``open`` for writing, ``write``, ``flush``, ``fsync``, ``replace``,
+``unlink`` or ``mkdir``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Faults:
+    """Counts the steps of an action and lets one of them go wrong.
+
+    Attributes:
+        at: number of the step, from 1.
+        kill: end the process at that step instead of raising an OSError.
+        steps: names of the steps so far.
+    """
+
+    def __init__(self, at: int, kill: bool = False) -> None:
+        self.at = at
+        self.kill = kill
+        self.steps: list[str] = []
+
+    @property
+    def reached(self) -> bool:
+        return len(self.steps) >= self.at
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+        if len(self.steps) != self.at:
+            return
+        if self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.ENOSPC, f"injected at step {self.at} ({name})")
+
+    def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.step(name)
+            return function(*args, **options)
+
+        return call
+
+    def opened(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """``open`` whose files, if they are written, count their steps too."""
+
+        def call(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+            if not set(mode) & set("wxa+"):
+                return real(file, mode, *args, **options)
+            self.step("open")
+            return _File(self, real(file, mode, *args, **options))
+
+        return call
+
+
+class _File:
+    """An open file that counts its writes. It takes part of the content before one fails, as a full disk does."""
+
+    def __init__(self, faults: Faults, stream: Any) -> None:
+        self._faults = faults
+        self._stream = stream
+
+    def write(self, data: Any) -> int:
+        try:
+            self._faults.step("write")
+        except OSError:
+            self._stream.write(
+                memoryview(data)[: len(data) // 2] if not isinstance(data, str) else data[: len(data) // 2]
+            )
+            raise
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._faults.step("flush")
+        self._stream.flush()
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def injected(faults: Faults) -> Iterator[None]:
+    """Everything of the process that writes goes through ``faults`` inside the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "open", faults.opened(builtins.open))
+        for name in ("fsync", "replace", "mkdir", "unlink"):
+            patch.setattr(os, name, faults.counted(name, getattr(os, name)))
+        yield
+
+
+def fail_everywhere(
+    action: Callable[[Path], object],
+    check: Callable[[Path, bool], None],
+    prepare: Callable[[Path], object],
+    root: Path,
+    every: int = 1,
+    expected: type[BaseException] = OSError,
+) -> int:
+    """Run an action in fresh folders with an error at each of its steps in turn.
+
+    Args:
+        action: gets the folder; may raise ``expected`` and nothing else.
+        check: gets the folder, and whether the action ended without an error.
+        prepare: fills the folder before the action.
+        root: where the folders are made.
+        every: 1 takes all steps, more each so many-th, for a test in a hurry.
+
+    Returns:
+        number of steps.
+    """
+    for at in range(1, 1000, every):
+        folder = root / f"fail{at}"
+        folder.mkdir()
+        prepare(folder)
+        faults, done = Faults(at), False
+        with injected(faults):
+            try:
+                action(folder)
+                done = True
+            except expected:
+                pass
+        assert done or faults.reached, "an error that nobody injected"
+        check(folder, done)
+        # Once more, undisturbed: whatever the failure has left is no obstacle.
+        action(folder)
+        check(folder, True)
+        if not faults.reached:
+            return at - 1
+    raise AssertionError("the action never ends")
+
+
+def kill_everywhere(
+    action: Callable[[Path], object],
+    check: Callable[[Path, bool], None],
+    prepare: Callable[[Path], object],
+    root: Path,
+    every: int = 1,
+) -> int:
+    """As :func:`fail_everywhere`, but the process is killed at the step (SIGKILL, in a fork)."""
+    for at in range(1, 1000, every):
+        folder = root / f"kill{at}"
+        folder.mkdir()
+        prepare(folder)
+        child = os.fork()
+        if child == 0:
+            try:
+                with injected(Faults(at, kill=True)):
+                    action(folder)
+            finally:
+                os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        check(folder, code == 0)
+        action(folder)
+        check(folder, True)
+        if code == 0:
+            return at - 1
+    raise AssertionError("the action never ends")

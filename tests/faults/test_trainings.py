@@ -1,0 +1,101 @@
+"""Whole trainings with faults: an error of the disk ends them in one line, and no kill loses or changes anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_fakes import assert_same, fake_cfg, variant
+from injection import fail_everywhere
+
+from the_mask.engine.run import exit_code
+from the_mask.weights.checkpoint import CheckpointFolder, CheckpointWriteError, read_checkpoint
+
+NOISY = {"dropout": 0.3, "noise": 0.1}
+OPTIONS = ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP", 2, "TEST.EVAL_PERIOD", 2, "SOLVER.LOG_PERIOD", 2]
+
+
+def run(folder: Path, *options: Any) -> None:
+    """Train, or go on."""
+    trainer = variant(**NOISY)(fake_cfg(folder, *OPTIONS, *options))
+    trainer.resume_or_load(resume_training=True)
+    trainer.train()
+
+
+def curves(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in ("time", "data_time")} for row in rows]
+
+
+def final(folder: Path) -> Any:
+    return read_checkpoint(folder / "model_final.pth")["model"]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_disk_at_every_step(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+
+    def check(folder: Path, done: bool) -> None:
+        last = CheckpointFolder(folder / "run").last()
+        if last is not None:
+            read_checkpoint(last)
+        if done:
+            assert_same(final(folder / "run"), final(tmp_path / "whole"))
+            assert curves(folder / "run") == curves(tmp_path / "whole")
+
+    steps = fail_everywhere(lambda folder: run(folder / "run"), check, lambda folder: None, tmp_path)
+    assert steps > 60
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The kernel refuses every file beyond some kilobytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        assert exit_code(lambda: run(tmp_path), also=(CheckpointWriteError,)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+    assert shown.err.count("error: ") == 1
+    assert "cannot write checkpoint" in shown.err
+    assert "File too large" in shown.err
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL, resume, SIGKILL, ...: weights, best checkpoint and curves are those of a run that nobody killed."""
+    length = ["SOLVER.MAX_ITER", 400]
+    run(tmp_path / "whole", *length)
+    dice, killed, folder = random.Random(0), 0, tmp_path / "run"
+    while killed < 100 or not (folder / "model_final.pth").exists():
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run(folder, *length)
+                code = 0
+            finally:
+                os._exit(code)
+        if killed < 100:
+            time.sleep(dice.uniform(0.005, 0.4))
+            os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        killed += code == -signal.SIGKILL
+        if code == 0 and killed < 100:
+            break  # the training is shorter than the kills are far apart
+    run(folder, *length)
+    assert killed > 10
+    assert_same(final(folder), final(tmp_path / "whole"))
+    assert curves(folder) == curves(tmp_path / "whole")
+    assert_same(*(read_checkpoint(place / "model_best.pth")["model"] for place in (folder, tmp_path / "whole")))
