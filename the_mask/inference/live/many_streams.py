@@ -314,6 +314,8 @@ class StreamEngine:
             over = [s for s in streams if s not in ready and s.reader.finished()]
         for stream in over:
             self.remove(stream.report.name)
+            if stream.reader.stop_request is not None:
+                raise stream.reader.stop_request
         return taken
 
     def _any(self, test: Callable[[StreamReader], bool]) -> bool:

@@ -129,6 +129,7 @@ class StreamReader:
         self._wanted: float | None = None
         self._clock: tuple[float, float] | None = None
         self._last: float | None = None
+        self.stop_request: KeyboardInterrupt | SystemExit | None = None
         source = open_source(self._damaged)
         self.fps, self.num_frames, self.live = source.fps, source.num_frames, source.live
         self.mode = mode or ("latest" if source.live else "all")
@@ -207,6 +208,9 @@ class StreamReader:
             error = f"{type(problem).__name__}: {problem}"
             logger.exception(f"{self.report.name} ends: a defect in its source")
             self._note("lost", error)
+        except (KeyboardInterrupt, SystemExit) as request:
+            # To end the program, not the stream: the engine raises it in the caller's thread.
+            self.stop_request = request
         finally:
             with self._wake:
                 self.report.error, self._finished = error, True
