@@ -1,4 +1,4 @@
-"""Write a report to look at: one HTML file with figures, curves and the worst frames.
+"""Write a report: one HTML file with figures, curves and the worst frames.
 
 Of one folder of predicted label PNGs or of several, which are compared; no network is needed to read it.
 

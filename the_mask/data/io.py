@@ -166,6 +166,13 @@ def read_label_raw(path: str | Path) -> np.ndarray:
     return read_label_and_orientation(path)[0]
 
 
+def read_palette(path: str | Path) -> list[tuple[int, int, int]]:
+    """Colours (r, g, b) of a palette picture; none for another kind."""
+    with _opened(path, "mask") as image:
+        values = image.getpalette() or []
+    return [(values[i], values[i + 1], values[i + 2]) for i in range(0, len(values) - 2, 3)]
+
+
 def read_label_and_orientation(path: str | Path) -> tuple[np.ndarray, int]:
     """:func:`read_label_raw`, and the EXIF orientation it was turned by (1 for none)."""
     image, stored = _load(path, "mask")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from the_mask.data.files import read_lines, read_text
 from the_mask.data.importers.common import NOTHING, ImportReport, LabelledFrame, Labels, check_names, find_image

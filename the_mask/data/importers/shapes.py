@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 from the_mask.data.files import read_json, read_text
 from the_mask.data.importers.common import (
@@ -23,6 +23,7 @@ from the_mask.data.importers.common import (
     class_index,
     find_image,
 )
+from the_mask.data.io import read_image
 from the_mask.data.registry import natural_key
 
 
@@ -109,8 +110,7 @@ def read_label_studio(source: Path, frames: Path | None = None, names: list[str]
         for number, task in enumerate(tasks):
             where = f"{source}, task {task.get('id', number)}"
             image = _ls_image(task, frames or source.parent, where)
-            with Image.open(image) as picture:
-                width, height = picture.size
+            height, width = read_image(image).shape[:2]
             canvas = Canvas(height, width, report)
             for item in results[number]:
                 _ls_draw(canvas, item, classes, where)
@@ -248,8 +248,7 @@ def read_cvat_video(source: Path, frames: Path | None = None) -> Labels:
 
     def read() -> Iterator[LabelledFrame]:
         for number in sorted(pictures):
-            with Image.open(pictures[number]) as picture:
-                width, height = picture.size
+            height, width = read_image(pictures[number]).shape[:2]
             canvas = Canvas(height, width, report)
             for _, shape, label in sorted(shapes[number], key=lambda item: item[0]):
                 _cvat_draw(canvas, shape, label, f"{source}, frame {number}")
