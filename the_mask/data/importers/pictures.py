@@ -10,7 +10,7 @@ import numpy as np
 
 from the_mask.data.files import read_lines, read_text
 from the_mask.data.importers.common import NOTHING, ImportReport, LabelledFrame, Labels, check_names, find_image
-from the_mask.data.io import IMAGE_SUFFIXES, read_image, read_label_raw
+from the_mask.data.io import IMAGE_SUFFIXES, read_image, read_label_raw, read_palette
 from the_mask.data.registry import natural_key
 
 Color = tuple[int, int, int]
@@ -128,11 +128,7 @@ def read_davis(source: Path, frames: Path | None = None, names: list[str] | None
         largest = max((int(read_label_raw(path).max()) for path in paths), default=0)
         names = [f"object {i + 1}" for i in range(largest)]
     names = ["background", *names]
-    with Image.open(paths[0], formats=("PNG",)) as image:
-        palette = image.getpalette() or []
-    colors = [
-        (palette[3 * i], palette[3 * i + 1], palette[3 * i + 2]) for i in range(min(len(names), len(palette) // 3))
-    ]
+    colors = read_palette(paths[0])[: len(names)]
 
     def read() -> Iterator[LabelledFrame]:
         for path in paths:
