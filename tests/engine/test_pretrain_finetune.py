@@ -146,7 +146,7 @@ def test_pretrain_save_finetune_evaluate(
     # Evaluation: the same figures from the file, and no figures from a model of other classes.
     again = run_training(options(f"vspw/{model}.yaml", data / "test", *small, "MODEL.WEIGHTS", tuned, eval_only=True))
     assert again["sem_seg"]["mIoU"] == results["sem_seg"]["mIoU"]
-    with pytest.raises(ValueError, match=r"other classes, so an evaluation would mean nothing: 171 classes, the model"):
+    with pytest.raises(ValueError, match=r"other classes, so its results would mean nothing: 171 classes, the model"):
         run_training(options(f"vspw/{model}.yaml", data / "test", *finetune, eval_only=True))
     # Nor does a run go on with another data set of its own.
     with pytest.raises(ValueError, match="cannot be resumed"):

@@ -608,11 +608,19 @@ def test_signals_leave_a_playable_file(tmp_path, number):
                 os.kill(os.getpid(), number)
             return super().step(frame, state, hints)
 
+    def unhandled(signum, frame):
+        raise AssertionError(f"signal {signum} was left to the handler before")
+
+    # Without one of the test's own, a fault would end the whole test run.
+    original = signal.signal(number, unhandled if number != signal.SIGINT else signal.default_int_handler)
     before = signal.getsignal(number)
-    with open_source(given) as source, interrupted_by_signals():
-        report = run_demo(Stops(), source, PALETTE, tmp_path / "out.mp4")
+    try:
+        with open_source(given) as source, interrupted_by_signals():
+            report = run_demo(Stops(), source, PALETTE, tmp_path / "out.mp4")
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, original)
     assert report.interrupted
-    assert signal.getsignal(number) is before
     assert len(stamps(tmp_path / "out.mp4")[0]) == report.frames == 5
 
 

@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from the_mask.config import load_config
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.pixel.context.priors import PreviousPrediction, StoredMasks, inference_mode_of, label_prior
+from the_mask.modeling.stream import Hints
 from the_mask.weights import load_weights
 from the_mask.weights.class_sets import transfer_rows
 
@@ -185,7 +186,7 @@ def test_a_prior_changes_the_scores_and_moves_with_the_image():
     model = filled(build()).eval()
     frame, labels = clip(1, seed=4)["frames"][0], clip(1, seed=4)["labels"][0][None]
     own, _ = model.step(frame, model.init_state())
-    given, _ = model.step(frame, model.init_state(), PriorMap.from_labels(labels, CLASSES))
+    given, _ = model.step(frame, model.init_state(), Hints(prior=PriorMap.from_labels(labels, CLASSES)))
     assert not torch.allclose(own, given)
     block = model.sem_seg_head.blocks["class_memory"].context
     prior = PriorMap.from_labels(labels, CLASSES)
@@ -270,9 +271,9 @@ def test_bad_priors_and_settings_are_named():
     model = build().eval()
     frame, labels = clip()["frames"][0], clip()["labels"][0][None]
     with pytest.raises(ValueError, match=r"size \(32, 64\).*frames of size \(64, 64\)"):
-        model.step(frame, model.init_state(), PriorMap.from_labels(labels[:, :32], CLASSES))
+        model.step(frame, model.init_state(), Hints(prior=PriorMap.from_labels(labels[:, :32], CLASSES)))
     with pytest.raises(ValueError, match="6 classes, the model 4"):
-        model.step(frame, model.init_state(), PriorMap.from_labels(labels, 6))
+        model.step(frame, model.init_state(), Hints(prior=PriorMap.from_labels(labels, 6)))
     plain = build("ppm", "none", "MODEL.BLOCKS.PPM.CHANNELS", 16).eval()
     with pytest.raises(ValueError, match="no block of the model reads one"):
-        plain.step(frame, plain.init_state(), PriorMap.from_labels(labels, CLASSES))
+        plain.step(frame, plain.init_state(), Hints(prior=PriorMap.from_labels(labels, CLASSES)))

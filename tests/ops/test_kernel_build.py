@@ -27,8 +27,7 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch, mode: str | None) -> dict[s
 
 def test_off_builds_nothing(monkeypatch: pytest.MonkeyPatch):
     arguments = setup_arguments(monkeypatch, "off")
-    assert "ext_modules" not in arguments
-    assert arguments["name"] == "the_mask"
+    assert not arguments.get("ext_modules")
 
 
 def test_cpu_builds_the_cpu_sources(monkeypatch: pytest.MonkeyPatch):
@@ -49,5 +48,5 @@ def test_what_is_asked_for_must_be_possible(monkeypatch: pytest.MonkeyPatch, cap
     for mode in ("cpu", "cuda"):
         with pytest.raises(SystemExit, match=f"THE_MASK_BUILD={mode} needs torch"):
             setup_arguments(monkeypatch, mode)
-    assert "ext_modules" not in setup_arguments(monkeypatch, None)
+    assert not setup_arguments(monkeypatch, None).get("ext_modules")
     assert "no kernels are built" in capsys.readouterr().err

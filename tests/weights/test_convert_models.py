@@ -351,7 +351,7 @@ def test_only_plain_pickles_open(tmp_path, capsys):
     with pytest.raises(ValueError, match="is refused"):
         convert_file(path, tmp_path / "out.pth")
     torch.save({"a": torch.zeros(1), "x": Odd()}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"is refused: it holds Python objects.*--trust"):
+    with pytest.raises(ValueError, match=r"is refused: it is a pickle with Python objects.*--trust"):
         convert_file(tmp_path / "x.pth", tmp_path / "out.pth")
     assert capsys.readouterr().out == ""
 

@@ -99,7 +99,9 @@ def parse(
         prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.add_arguments(parser, **variant)
-    rest = any(action.nargs == argparse.REMAINDER for action in parser._actions)
+    # argparse cannot mix what stands on both sides of "--".
+    words = sys.argv[1:] if argv is None else argv
+    rest = "--" in words or any(action.nargs == argparse.REMAINDER for action in parser._actions)
     return parser.parse_args(argv) if rest else parser.parse_intermixed_args(argv)
 
 
