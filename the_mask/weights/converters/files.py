@@ -146,15 +146,14 @@ def write_huggingface(source: Path, folder: Path, config_file: Path | None, trus
         FileNotFoundError, ValueError: no config, weights that do not fill the model, or a model transformers lacks.
     """
     from the_mask.weights.converters.to_huggingface import save_huggingface
-    from the_mask.weights.loading import load_weights
+    from the_mask.weights.trained import trained
 
     if config_file is None:
         raise ValueError("a folder for transformers needs the model's config: --config-file")
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"{folder}: its parent folder does not exist")
     cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"])
-    model: Any = build_model(cfg).eval()
-    report = load_weights(model, source, trust, strict=True)
+    model: Any = trained(cfg, weights=source, trust_pickle=trust)
     names = read_weights(source, trust).class_names
     kind = save_huggingface(model, folder, names if names and len(names) == model.num_classes else None)
-    return f"{report}\n{folder}: model type {kind}"
+    return f"{folder}: model type {kind}"
