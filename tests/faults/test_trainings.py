@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import engine_fakes
 import pytest
 from engine_fakes import assert_same, fake_cfg, variant
 from injection import fail_everywhere
 
-from the_mask.engine.run import exit_code
-from the_mask.weights.checkpoint import CheckpointFolder, CheckpointWriteError, read_checkpoint
+from the_mask.weights.checkpoint import CheckpointFolder, read_checkpoint
 
+HERE = Path(__file__).resolve().parent
 NOISY = {"dropout": 0.3, "noise": 0.1}
 OPTIONS = ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP", 2, "TEST.EVAL_PERIOD", 2, "SOLVER.LOG_PERIOD", 2]
 
@@ -54,21 +56,29 @@ def test_an_error_of_the_disk_at_every_step(tmp_path: Path) -> None:
     assert steps > 60
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The kernel refuses every file beyond some kilobytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-    try:
-        assert exit_code(lambda: run(tmp_path), also=(CheckpointWriteError,)) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-    shown = capfd.readouterr()
-    assert "Traceback" not in shown.out + shown.err
-    assert shown.err.count("error: ") == 1
-    assert "cannot write checkpoint" in shown.err
-    assert "File too large" in shown.err
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+
+sys.path[:0] = sys.argv[2:]
+from test_trainings import CheckpointWriteError, exit_code, run
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+sys.exit(exit_code(lambda: run(Path(sys.argv[1])), also=(CheckpointWriteError,)))
+"""
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """The kernel refuses every file beyond some kilobytes, as on a full disk; in a process of its own, since the files
+    of a test run would be refused, too."""
+    folders = [str(HERE), str(Path(engine_fakes.__file__).parent), str(HERE.parent.parent)]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path), *folders], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "cannot write checkpoint" in done.stderr
+    assert "File too large" in done.stderr
 
 
 @pytest.mark.slow
