@@ -61,6 +61,7 @@ import resource, signal, sys
 from pathlib import Path
 
 sys.path[:0] = sys.argv[2:]
+import the_mask  # makes detectron2 importable
 from test_trainings import CheckpointWriteError, exit_code, run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
