@@ -60,9 +60,12 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 
-sys.path[:0] = sys.argv[2:]
 import the_mask  # makes detectron2 importable
-from test_trainings import CheckpointWriteError, exit_code, run
+from the_mask.engine.run import exit_code
+from the_mask.weights.checkpoint import CheckpointWriteError
+
+sys.path[:0] = sys.argv[2:]
+from test_trainings import run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
