@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/vermin --target=3.10- --exclude long --violations --quiet the_mask tools datasets benchmarks csrc tests setup.py
 	$(BIN)/mypy the_mask tools datasets benchmarks setup.py csrc
-	cd the_mask/runtime && ../../$(BIN)/mypy --config-file ../../pyproject.toml detectron2
+	cd the_mask/runtime && ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml detectron2
 
 format: setup
 	$(BIN)/ruff check --fix .
