@@ -2,8 +2,8 @@
 
 They are DIR/<video>/<frame>.png. Resumable: run it again.
 
-  the-mask predict --config vspw/the_mask_r50_video --dataset vspw_test --output submission \\
-      MODEL.WEIGHTS model_final.pth TEST.VIEWS.FLIP True
+  the-mask predict --config vspw/the_mask_r50_video --weights model_final.pth \\
+      --dataset vspw_test --output submission TEST.VIEWS.FLIP True
 
 Test-time keys (TEST.WINDOW, TEST.VIEWS, TEST.ENSEMBLE, ...) work as in evaluations; see docs/test_time.md.
 """
@@ -19,6 +19,7 @@ from the_mask.cli import _options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     _options.config_option(parser)
+    _options.weights_option(parser)
     parser.add_argument("--dataset", required=True, metavar="NAME", help="e.g. vspw_test")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the PNGs")
     parser.add_argument(
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from the_mask.engine import RunOptions, launch
     from the_mask.engine.predict import run_prediction
 
-    overrides = [*args.opts, *(["TEST.SAVE_SCORES", args.save_scores] if args.save_scores else [])]
+    overrides = [*_options.with_weights(args), *(["TEST.SAVE_SCORES", args.save_scores] if args.save_scores else [])]
     options = RunOptions(args.config_file, overrides, trust_pickle=args.trust_pickle)
     launch(
         run_prediction,
