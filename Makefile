@@ -22,9 +22,10 @@ $(STAMP): setup.py pyproject.toml $(KERNELS)
 demo: setup
 	$(BIN)/python tools/run_demo.py
 
-# Two processes of one thread each use two cores better than one of two.
+# Two processes of one thread each use two cores better than one of two. Should one die, the run ends: pytest-xdist 3.8
+# gives the tests that were left to nobody and waits for ever.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	OMP_NUM_THREADS=1 PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart 0 -q
 
 test-slow: setup
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
