@@ -621,11 +621,16 @@ def test_signals_leave_a_playable_file(tmp_path, number):
                 os.kill(os.getpid(), number)
             return super().step(frame, state, hints)
 
-    before = signal.getsignal(number)
-    with open_source(given) as source, interrupted_by_signals():
-        report = run_demo(Stops(), source, PALETTE, tmp_path / "out.mp4")
+    # A program started in the background of a shell ignores Ctrl-C.
+    original = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        before = signal.getsignal(number)
+        with open_source(given) as source, interrupted_by_signals():
+            report = run_demo(Stops(), source, PALETTE, tmp_path / "out.mp4")
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, original)
     assert report.interrupted
-    assert signal.getsignal(number) is before
     assert len(stamps(tmp_path / "out.mp4")[0]) == report.frames == 5
 
 
