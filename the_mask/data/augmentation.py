@@ -1,4 +1,4 @@
-"""Clip-consistent augmentation: one geometry drawn per clip and applied to all its frames, colour per frame.
+"""Clip-consistent augmentation: one geometry is drawn per clip and applied to all its frames.
 
 Pure functions on numpy arrays; all randomness comes from the Generator passed in. Axes: H W pixels.
 Images are uint8 [H,W,3] RGB, labels integer [H,W] of train ids.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# The last is taken unchecked. The released code of Mask2Former and THE-Mask makes one more.
+# The last crop is taken unchecked. The released code of Mask2Former and THE-Mask draws one more.
 MAX_CROP_DRAWS = 10
 
 
@@ -103,10 +103,10 @@ def sample_geometry(
 
     Args:
         rng: source of all randomness.
-        label: label map of the reference frame [H,W], which judges crops; None accepts the first crop.
+        label: label map of the reference frame [H,W], on which crops are checked; None accepts the first crop.
         size: (H, W) of the frames.
         ranges: what to draw from.
-        ignore_label: label that does not count.
+        ignore_label: label that is not counted.
     """
     resized = fit_size(*size, ranges.box, rng.uniform(*ranges.scale))
     crop = (0, 0, *resized)
@@ -126,7 +126,7 @@ def sample_geometry(
 
 
 def is_diverse(label: np.ndarray, max_share: float, ignore_label: int) -> bool:
-    """More than one class, and none covers ``max_share`` or more of the labelled pixels."""
+    """Whether a map has several classes, none of which covers ``max_share`` or more of the labelled pixels."""
     counts = np.bincount(label[label != ignore_label])
     counts = counts[counts > 0]
     return len(counts) > 1 and bool(counts.max() < max_share * counts.sum())
@@ -150,7 +150,7 @@ def transform_label(label: np.ndarray, geometry: Geometry, ignore_label: int) ->
 
 
 def transform_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Apply a geometry to an image, all but the padding: colours change before :func:`pad_image`."""
+    """Apply a geometry to an image, except the padding: colours are changed before :func:`pad_image`."""
     top, left, height, width = geometry.crop
     image = resize_image(image, geometry.resized)[top : top + height, left : left + width]
     if geometry.flip:
@@ -206,7 +206,7 @@ def _table(values: np.ndarray) -> np.ndarray:
 
 
 def apply_color_jitter(image: np.ndarray, jitter: ColorJitter) -> np.ndarray:
-    """Brightness, contrast (or last), saturation and hue; rounded and clipped to 0..255 after each step."""
+    """Apply brightness, contrast (first or last), saturation and hue; round and clip to 0..255 after each step."""
     grey = np.arange(256.0)
     before = _table(grey + jitter.brightness)
     contrast = _table(grey * jitter.contrast)

@@ -43,7 +43,7 @@ class PackedRecords:
 
 
 class TrainClips(Dataset[Clip]):
-    """Sample keys -> training clips. A clip without any label is replaced by one of another item, counted in
+    """Training clips by sample key. A clip without any label is replaced by one of another item, counted in
     ``clip["resampled"]``; which one depends on the sample's seed only.
     """
 
@@ -110,7 +110,7 @@ class TrainClips(Dataset[Clip]):
 
 
 class TestClips(Dataset[Clip]):
-    """Clips of some videos in order: whole videos, each tiled so that every frame is predicted once."""
+    """Test clips of some videos in order. Each video is tiled so that every frame is predicted once."""
 
     __test__ = False  # not a test class
 
@@ -132,7 +132,7 @@ class TestClips(Dataset[Clip]):
         return self.mapper.test_clip(self.records[video], tile, is_first, is_last)
 
     def batches(self, clips_per_batch: int) -> list[list[int]]:
-        """Consecutive clips, at most ``clips_per_batch``; a batch stays in one video and has clips of one length."""
+        """Indices of consecutive clips, at most ``clips_per_batch``; a batch has clips of one video and length."""
         groups = itertools.groupby(range(len(self)), key=lambda i: (self.clips[i][0], len(self.clips[i][1])))
         batches = []
         for _, group in groups:
@@ -154,20 +154,20 @@ class TrainLoader:
         try:
             yield from map(self._count, batches)
         finally:
-            # After an error the traceback keeps the iterator alive; collected later, its workers end only after a
-            # time-out each.
+            # After an error the traceback keeps the iterator alive. Collected later, each of its workers ends only
+            # after a time-out.
             stop = getattr(batches, "_shutdown_workers", None)
             if stop is not None:
                 stop()
 
     def _count(self, batch: list[Clip]) -> list[Clip]:
-        """Count replaced clips; tell about the first."""
+        """Count replaced clips; log the first."""
         replaced = sum(clip["resampled"] for clip in batch)
         if replaced and not self.resampled:
             names = [clip["video_id"] for clip in batch if clip["resampled"]]
             logger.warning(
-                "A sampled clip held only ignored pixels and was replaced (by one of video %s). Further ones are "
-                "counted silently in the loader's `resampled`.",
+                "A sampled clip held only ignored pixels and was replaced (by one of video %s). Further ones are only "
+                "counted, in the loader's `resampled`.",
                 ", ".join(names),
             )
         self.resampled += replaced
@@ -220,7 +220,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, records: Sequence[Record]
     Args:
         cfg: config.
         dataset_name: registered data set.
-        records: its videos to take, default all.
+        records: the videos to load; default: all.
 
     Raises:
         ValueError: unknown data set, or a class list that disagrees with the model.
@@ -248,7 +248,7 @@ def _loader(cfg: CfgNode, dataset: Dataset[Clip], batches: TrainBatchSampler | l
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_identity,
         worker_init_fn=_start_worker,
-        # Each new iterator draws a base seed; from a generator of its own, so that torch's global RNG stays untouched.
+        # Each new iterator draws a base seed. Its own generator leaves torch's global RNG untouched.
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -258,6 +258,6 @@ def _identity(batch: list[Clip]) -> list[Clip]:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Workers are many: one thread each. All randomness comes from sample seeds, so no RNG is seeded."""
+    """One thread per worker. All randomness comes from sample seeds, so no RNG is seeded here."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""Verification of a data set: structure first, then the content of every file."""
+"""Check a data set: first its structure, then the content of every file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass
 class FrameCheck:
-    """What one frame's files hold: (height, width) of the image, pixels per class and per ignored value, problems."""
+    """Result for one frame: (height, width) of the image, pixels per class and per ignored value, problems."""
 
     file: str
     size: tuple[int, int] | None = None
@@ -49,7 +49,7 @@ class CheckReport:
         class_pixels: pixels per class, int64 [K].
         ignored_pixels: pixels that carry the ignore label.
         problems: everything found.
-        warnings: what is allowed but seldom meant: classes without a pixel, a single class.
+        warnings: allowed but rarely intended: classes without a pixel, a single class.
     """
 
     name: str
@@ -69,7 +69,7 @@ class CheckReport:
 
 
 def check_frame(frame: dict[str, str | None], label_table: Sequence[int], num_classes: int) -> FrameCheck:
-    """Read one frame's image and mask and collect what is wrong with them."""
+    """Read one frame's image and mask and collect their problems."""
     image_path, label_path = str(frame["file_name"]), frame["sem_seg_file_name"]
     result = FrameCheck(image_path)
     image, orientation = None, 1
@@ -108,17 +108,18 @@ def check_frame(frame: dict[str, str | None], label_table: Sequence[int], num_cl
 def check_dataset(
     name: str, max_files: int | None = None, jobs: int = 1, progress: Progress = lambda items, total: items
 ) -> CheckReport:
-    """Verify a registered data set.
+    """Check a registered data set.
 
     Args:
         name: catalogue name.
-        max_files: read at most this many frames, spread evenly; None reads all. The structure is always checked whole.
+        max_files: read at most this many frames, spread evenly; None reads all. The structure is always checked
+            completely.
         jobs: processes that read files.
         progress: wraps the iteration over frames, e.g. a progress bar.
 
     Raises:
         ValueError: unknown name, or registered without classes or label table.
-        FileNotFoundError: the data set is missing altogether.
+        FileNotFoundError: the data set does not exist.
     """
     require_known(name)
     metadata = MetadataCatalog.get(name)
@@ -176,7 +177,7 @@ def _map(function: Callable[..., FrameCheck], frames: Sequence[Any], jobs: int) 
 
 
 def _changing_sizes(records: Sequence[Record], sizes: dict[str, tuple[int, int]]) -> list[Problem]:
-    """Frames that differ in size from the first readable frame of their video."""
+    """Problems of frames that differ in size from the first readable frame of their video."""
     problems = []
     for record in records:
         known = [(f["file_name"], sizes[f["file_name"]]) for f in record["frames"] if f["file_name"] in sizes]

@@ -1,4 +1,4 @@
-"""Which classes a config's model has, and whether two class lists are the same.
+"""The classes of a config's model, and the comparison of class lists.
 
 Names are compared without regard to case, and with ``_`` and ``-`` as spaces, so that "traffic_light" and "Traffic
 light" are one class. The order counts: index = train id = channel of the model.
@@ -18,17 +18,17 @@ from the_mask.data.registry import require_known
 
 
 def plain_name(name: str) -> str:
-    """Name as it is compared: lower case, single spaces."""
+    """A class name in the form that is compared: lower case, single spaces."""
     return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
 
 
 def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
-    """The same classes in the same order."""
+    """Whether two lists have the same classes in the same order."""
     return [plain_name(name) for name in first] == [plain_name(name) for name in second]
 
 
 def describe_difference(ours: Sequence[str], theirs: Sequence[str], who: str = "the model") -> str:
-    """How two class lists differ, in a few words; ``who`` has ``ours``."""
+    """Describe how two class lists differ. ``who`` is the owner of ``ours``, named in the text."""
     if len(ours) != len(theirs):
         return f"{len(theirs)} classes, {who} has {len(ours)}"
     pairs = enumerate(zip(ours, theirs, strict=True))
@@ -41,7 +41,7 @@ def describe_difference(ours: Sequence[str], theirs: Sequence[str], who: str = "
 
 
 def config_classes(cfg: CfgNode, datasets: Sequence[str] | None = None) -> tuple[str, ...] | None:
-    """Names of the classes of a config's model, index = train id, or None; see :func:`classes_dataset`."""
+    """Class names of a config's model, index = train id; None if unknown. See :func:`classes_dataset`."""
     name = classes_dataset(cfg, datasets)
     return None if name is None else tuple(MetadataCatalog.get(name).stuff_classes)
 
@@ -49,19 +49,19 @@ def config_classes(cfg: CfgNode, datasets: Sequence[str] | None = None) -> tuple
 def classes_dataset(cfg: CfgNode, datasets: Sequence[str] | None = None) -> str | None:
     """Name of a data set with the classes of a config's model. All its data sets must have the same classes.
 
-    Data sets that are not registered, and those with another number of classes than ``NUM_CLASSES``, say nothing about
-    the model; whoever uses such a data set refuses it (:func:`check_classes`). With ``MODEL.CHECK_CLASS_NAMES`` False
-    the first one's names are taken.
+    Data sets that are not registered, or whose number of classes is not ``NUM_CLASSES``, are left out here; training on
+    such a data set is refused (:func:`check_classes`). With ``MODEL.CHECK_CLASS_NAMES`` False the names of the first
+    data set are taken.
 
     Args:
         cfg: a config; ``DATASETS.IMPORT`` is imported.
-        datasets: the data sets that are asked; None: ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        datasets: the data sets to look at; None: ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
 
     Returns:
-        the first data set that tells, or None.
+        the first of these data sets, or None.
 
     Raises:
-        ValueError: two data sets with other classes, or with the same ones in another order.
+        ValueError: two data sets have different classes, or the same classes in another order.
     """
     import_dataset_modules(cfg.DATASETS.IMPORT)
     known = set(DatasetCatalog.list())

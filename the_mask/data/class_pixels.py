@@ -1,7 +1,7 @@
-"""How many pixels each class has, and the class lists that this shows to be a mistake.
+"""Pixels per class, and warnings about class lists that are probably wrong.
 
-Two classes stored as 0 and 255 train without a complaint when 255 is the ignored value: one class is left, and it
-scores 100 %. Nothing is wrong with any file, so this is a warning, not an error.
+Example: two classes stored as 0 and 255, where 255 is the ignored value. The training runs, but only one class is left
+and scores 100 %. No file is damaged, so this is a warning, not an error.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from the_mask.data.io import read_label_raw
 from the_mask.data.registry import Record
 
 logger = logging.getLogger(__name__)
-# Masks read before a training; lists of up to this many classes are expected to show in them.
+# Masks read before a training. Lists of up to this many classes are expected to occur in them completely.
 PROBES, SHOWN_BY_PROBES = 32, 8
 
 
 def count_ids(
     values: Mapping[int, int], label_table: Sequence[int], num_classes: int
 ) -> tuple[dict[int, int], Counter[int]]:
-    """Pixels by train id, and pixels by raw value of those that are ignored, out of pixels by (legal) raw value."""
+    """Turn pixel counts by (legal) raw value into counts by train id, and counts by raw value of the ignored pixels."""
     pixels: Counter[int] = Counter()
     ignored: Counter[int] = Counter()
     for value, count in values.items():
@@ -39,14 +39,14 @@ def count_ids(
 def class_warnings(
     names: Sequence[str], pixels: np.ndarray, ignored: Mapping[int, int], where: str = "", only_single: bool = False
 ) -> list[str]:
-    """What is seldom meant about the classes of some masks.
+    """Warnings about the classes of some masks: allowed, but rarely intended.
 
     Args:
         names: K classes.
         pixels: pixels per class, [K].
         ignored: pixels by ignored raw value.
-        where: which masks were looked at, said in the text.
-        only_single: too few masks were looked at to say that a class is absent; a single class is still told.
+        where: which masks were read, for the text.
+        only_single: too few masks were read to call a class absent; only a single class is reported.
     """
     absent = [name for name, count in zip(names, pixels, strict=True) if not count]
     total = int(pixels.sum()) + sum(ignored.values())
@@ -79,7 +79,7 @@ def class_warnings(
 def warn_about_classes(name: str, records: Sequence[Record]) -> list[str]:
     """Read some masks of a data set, spread evenly, and log :func:`class_warnings`; returns them.
 
-    Unreadable masks and illegal values are left to whoever uses the masks.
+    Unreadable masks and illegal values are not reported here, but where the masks are used.
     """
     metadata = MetadataCatalog.get(name)
     masks = [frame["sem_seg_file_name"] for record in records for frame in record["frames"]]

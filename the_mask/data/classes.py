@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-# (values that occur in some masks, number of masks) -> what they look like, "" when nothing is wrong with them.
+# (values that occur in some masks, number of masks) -> what the masks seem to be; "" when nothing is wrong with them.
 ExplainValues = Callable[[Collection[int], int], str]
 CATEGORIES_DIR = Path(__file__).resolve().parent / "categories"
 ILLEGAL = -1
@@ -32,8 +32,8 @@ class ClassList:
         colors: K colours (r, g, b), 0..255.
         label_table: raw PNG value -> train id, ``ignore_label`` or :data:`ILLEGAL`.
         ignore_label: the train id that stands for "no class"; 255, or 65535 when K > 255.
-        explain_values: recognises masks of a sister data set by the values in them; a function of a module, so that
-            worker processes can be given it.
+        explain_values: recognises masks of a related data set by their values; a module-level function, so that it can
+            be sent to worker processes.
     """
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class ClassList:
     explain_values: ExplainValues | None = None
 
     def __post_init__(self) -> None:
-        # The class is frozen; what is given may be lists, arrays or a mapping.
+        # The class is frozen; the arguments may be lists, arrays or a mapping.
         object.__setattr__(self, "names", as_names(self.names))
         object.__setattr__(self, "colors", _as_colors(self.colors))
         object.__setattr__(self, "label_table", as_label_table(self.label_table))
@@ -101,7 +101,7 @@ def make_class_list(
         colors: K colours; ``None`` draws :func:`distinct_colors`.
 
     Raises:
-        ValueError: a PNG value is used twice or lies outside 0..65535, or an argument of another type.
+        ValueError: a PNG value is used twice or lies outside 0..65535, or an argument has the wrong type.
     """
     names = as_names(names)
     num = len(names)
@@ -132,7 +132,7 @@ def as_names(names: Sequence[str]) -> tuple[str, ...]:
     """Class names as a tuple.
 
     Raises:
-        ValueError: no list of names: a single text would be a class per letter, a mapping or set has no order.
+        ValueError: not a list of names. A single string would be one class per letter; a mapping or set has no order.
     """
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
         hint = "; its values, in order, are list(classes.values())" if isinstance(names, Mapping) else ""
@@ -145,10 +145,10 @@ def as_label_table(table: Sequence[int] | Mapping[int, int], what: str = "label_
 
     Args:
         table: such a list (or array of one axis), or a mapping from value to train id; other values are then illegal.
-        what: said in errors.
+        what: name for errors.
 
     Raises:
-        ValueError: something else, or entries that are no whole numbers.
+        ValueError: another type, or entries that are not whole numbers.
     """
     if not isinstance(table, Mapping):
         entries = _as_integers(table, f"{what} (a list: index = value in the mask, entry = train id; or a mapping)")
@@ -166,7 +166,7 @@ def as_label_table(table: Sequence[int] | Mapping[int, int], what: str = "label_
 
 
 def _as_integers(values: Sequence[int], what: str) -> list[int]:
-    """A list of whole numbers; floats, truths, texts and sets are refused."""
+    """A list of whole numbers; floats, booleans, strings and sets are refused."""
     is_list = isinstance(values, list | tuple | range) or (isinstance(values, np.ndarray) and values.ndim == 1)
     if not is_list or not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
         raise ValueError(f"{what}: expected whole numbers in a list, got {values!r}")
@@ -185,7 +185,7 @@ def _as_colors(colors: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], .
 
 @lru_cache(maxsize=16)
 def distinct_colors(num: int) -> tuple[tuple[int, int, int], ...]:
-    """``num`` colours far from each other, the same on every call; the first n of a longer list are the shorter list.
+    """``num`` clearly different colours, the same on every call. A shorter list is the start of a longer one.
 
     Greedy farthest-point choice in CIE L*a*b* (D65) over a grid of RGB values, away from black and white, which
     overlays and void regions use.

@@ -1,6 +1,6 @@
 """Which frames make a clip: training clips around a reference, and the tiling of a test video into clips.
 
-All functions are pure and know one video only, so a clip never crosses videos. Frame indices count from 0 in time.
+All functions are pure and see a single video, so a clip never crosses videos. Frame indices count from 0 in time.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def clip_indices(
         reference: index of the reference frame, 0..length-1.
         dilations: offsets of the other frames, see :func:`clip_offsets`.
         length: frames of the video.
-        boundary: what an offset outside the video becomes: ``clamp`` the nearest frame of the video,
-            ``repeat_current`` the reference, ``drop`` an error (draw references from :func:`valid_references`).
+        boundary: how an offset outside the video is treated: ``clamp`` takes the nearest frame of the video,
+            ``repeat_current`` the reference; ``drop`` raises (draw references from :func:`valid_references`).
         reverse: play the video backwards, so that "older" frames have larger indices.
 
     Returns:
         Indices, oldest first in the direction of play. The reference is at position ``clip_offsets(...).index(0)``.
 
     Raises:
-        ValueError: bad argument, or a clip that leaves the video under ``drop``.
+        ValueError: bad argument, or with ``drop`` a clip that leaves the video.
     """
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary {boundary!r}: expected one of {', '.join(BOUNDARIES)}")
@@ -90,7 +90,7 @@ def tile_video(length: int, clip_length: int, stride: int) -> list[tuple[int, ..
 
 
 def clip_name(clip: Mapping[str, Any]) -> str:
-    """``dataset/video frames a, b`` of a clip, for messages."""
+    """A clip as ``dataset/video frames a, b``, for messages."""
     video = "/".join(str(clip[key]) for key in ("dataset", "video_id") if key in clip)
     frames = ", ".join(str(f) for f in clip.get("frame_ids", ()))
     return f"{video} frames {frames}" if frames else video

@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, only inside the folder asked for, and read with errors that name them."""
+"""Files: atomic writes, names that stay inside their folder, and readers whose errors name the file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-# End of the name of a file that is being written; what a killed process leaves behind is found by it.
+# Suffix of a file that is being written, by which leftovers of a killed process are found.
 TEMPORARY = ".writing"
 
 
 def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Create or replace a file so that at every moment it is either the old one or the complete new one.
+    """Create or replace a file atomically: at every moment the path holds the old content or the complete new one.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and then renamed.
 
@@ -25,16 +25,16 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         content: bytes, or a function that writes to the open temporary file.
 
     Raises:
-        OSError: names the file, whatever has failed.
+        OSError: writing failed; the error names the file.
     """
     try:
         _write_atomically(path, content)
     except (OSError, RuntimeError) as error:
-        # torch's archives report a failure of the stream below them as RuntimeError.
+        # torch's archive writer reports a failure of its stream as RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        # Failures of an open file (the disk is full) name none.
+        # Errors of an open file (such as a full disk) do not name it.
         if cause.errno is not None and cause.filename is None:
             raise type(cause)(cause.errno, cause.strerror, str(path)) from error
         raise cause from error
@@ -42,7 +42,7 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    # A killed process of the same id may have left one, and another user a link: neither is written through.
+    # It may be a leftover of a killed process with the same id, or another user's link: do not write through either.
     temporary.unlink(missing_ok=True)
     try:
         with open(temporary, "xb") as stream:
@@ -68,16 +68,16 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by :func:`atomic_write`."""
+    """Write JSON with :func:`atomic_write`."""
     atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_text(path: Path, what: str = "file") -> str:
-    """A text file in UTF-8, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another encoding; file, encoding and line are named.
+        ValueError: another encoding; the message names file, encoding and line.
     """
     try:
         data = path.read_bytes()
@@ -96,16 +96,16 @@ def read_text(path: Path, what: str = "file") -> str:
 
 
 def read_lines(path: Path, what: str = "file") -> list[str]:
-    """Lines of a text file that hold something, without the white space around it; errors as :func:`read_text`."""
+    """Read the non-empty lines of a text file, stripped; raises as :func:`read_text`."""
     return [line.strip() for line in re.split(r"[\r\n]+", read_text(path, what)) if line.strip()]
 
 
 def read_json(path: Path, what: str = "file") -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or something else than an object; the file is named.
+        ValueError: not JSON, or not an object; the message names the file.
     """
     try:
         content = json.loads(read_text(path, what))
@@ -119,7 +119,7 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself is only durable once the folder is on the disk.
+    # The rename is durable only after the folder has been flushed.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,14 +128,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def relative_name(text: str, what: str = "name") -> str:
-    """A relative path in its one spelling: ``./cam1//v/`` is ``cam1/v``. It identifies a video.
+    """Normalise a relative path: ``./cam1//v/`` becomes ``cam1/v``. Used as the id of a video.
 
     Args:
         text: the path, its parts separated by ``/``.
-        what: said in the error.
+        what: name for the error.
 
     Raises:
-        ValueError: absolute, with a part ``..``, with a character that no file name holds, or empty.
+        ValueError: the path is absolute, contains ``..``, contains a character that file names cannot have, or is
+            empty.
     """
     path = PurePath(text)
     if path.anchor:
@@ -148,7 +149,7 @@ def relative_name(text: str, what: str = "name") -> str:
 
 
 def inside(folder: str | Path, *names: str) -> Path:
-    """The path of a name inside a folder; whatever names come from lists, archives or other programs is written by it.
+    """The path of a name inside a folder. Use it for every name that comes from a list, an archive or another program.
 
     Args:
         folder: may itself be a symbolic link.

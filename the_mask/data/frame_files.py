@@ -1,4 +1,4 @@
-"""Which files of a folder are frames or masks, and which would get lost on the way."""
+"""Which files of a folder are frames or masks, and which would silently be left out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from the_mask.data.registry import Problem, natural_key, visible
 def files_by_stem(
     folder: Path, suffixes: Sequence[str], what: str, stems: Collection[str] = ()
 ) -> tuple[dict[str, Path], list[Problem]]:
-    """Visible files of a folder by stem, in natural order, and the files that would get lost on the way.
+    """Visible files of a folder by stem, in natural order, and the files that would silently be left out.
 
     Args:
         folder: need not exist.
-        suffixes: what is read, in any case.
+        suffixes: suffixes that are read, in upper or lower case.
         what: "frame" or "mask", for the problems.
         stems: names that files of this folder are expected to have.
 
@@ -44,10 +44,10 @@ def unread_files(
     suffixes: Sequence[str],
     what: str,
 ) -> list[Problem]:
-    """Of files that are not read (name without suffix, path), those that look like a lost frame or mask.
+    """Problems of unread files (name without suffix, path) that look like a frame or mask.
 
-    Such a file stands for no file of ``found`` (so it is no sidecar), and is an image by its suffix, or named like
-    those ``expected`` but for its numbers.
+    Such a file does not share its name with a file of ``found`` (so it is not a sidecar), and has the suffix of an
+    image, or a name like those ``expected`` except for its digits.
     """
     shapes = {re.sub(r"\d+", "0", name) for name in expected}
     problems = []

@@ -1,4 +1,4 @@
-"""Data sets of single images, and of snippets around single labelled frames, as they lie on disk.
+"""Data sets of single images, and of snippets around single labelled frames: their layout on disk.
 
 An image and its mask have the same path below their folders once the two suffixes are cut off:
 ``images/a/7.jpg`` and ``masks/a/7.png``, or ``a/x_leftImg8bit.png`` and ``a/x_gtFine_labelTrainIds.png``.
@@ -29,16 +29,16 @@ from the_mask.data.video_tree import as_class_list
 def files_by_key(
     folder: Path, suffixes: Sequence[str], others: list[tuple[str, Path]] | None = None
 ) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
-    """Files below a folder that end with one of ``suffixes``, in any case; links are followed, hidden entries left out.
+    """Files below a folder with one of ``suffixes``, in any case. Links are followed, hidden entries left out.
 
     Args:
         folder: searched with its sub-folders.
         suffixes: ends of names.
-        others: is given the files that end otherwise, with what would be their keys.
+        others: receives the files with other suffixes, with the keys they would have.
 
     Returns:
-        key (path below the folder, ``/`` between its parts, without the suffix) -> file, in natural order; and pairs of
-        files that have the same key.
+        Files by key (path below the folder, with ``/``, without the suffix), in natural order; and pairs of files with
+        the same key.
     """
     found: dict[str, Path] = {}
     twice = []
@@ -64,14 +64,14 @@ def files_by_key(
 
 @dataclass(frozen=True)
 class ImageTree(DataTree):
-    """Images and masks in two parallel folders; every image is a video of one frame, called by its path.
+    """Images and masks in two parallel folders. Every image is a video of one frame, whose id is its path.
 
     Attributes:
         image_dir: folder of the images, searched with its sub-folders.
         label_dir: folder of the masks; None for a split without any.
         image_suffix: end of the image files' names; "" takes every usual image type.
         label_suffix: end of the masks' names.
-        other_suffixes: ends of files beside the masks that are something else.
+        other_suffixes: suffixes of files in ``label_dir`` that are not masks.
     """
 
     image_dir: Path = field(kw_only=True)
@@ -111,7 +111,7 @@ class ImageTree(DataTree):
         for first, second in twice:
             scan.problems.append(Problem(f"repeated {what}", str(second), f"same name as {first}"))
         if suffix in ("", MASK_SUFFIX) and self.image_dir != self.label_dir:
-            # Beside files with an ending of their own, such as _leftImg8bit.png, anything else may lie.
+            # With a specific suffix such as _leftImg8bit.png, other files in the folder are fine.
             scan.problems += unread_files(others, files, [*files, *expected], suffixes, what)
         return files
 
@@ -129,8 +129,8 @@ class ImageTree(DataTree):
 class SnippetTree(ImageTree):
     """Videos around single labelled frames: the images of ``image_dir`` are ``<name>_<frame number><image_suffix>``.
 
-    Everything is derived from the masks' names, so a sequence that goes on over several snippets is cut at the right
-    places. A video is the run of consecutive frames around the labelled one, at most ``before`` and ``after`` of them.
+    Snippets are found from the masks' names, so a sequence that spans several snippets is cut at the right places. A
+    video is the run of consecutive frames around the labelled one, at most ``before`` and ``after`` of them.
 
     Attributes:
         before, after: frames of a snippet before and after the labelled one.
@@ -189,9 +189,9 @@ def register_image_tree(
     require_labels: bool = True,
     fix: str = "",
 ) -> ImageTree:
-    """Make a data set of images known to ``DatasetCatalog`` and ``MetadataCatalog``; nothing is read before it is used.
+    """Register a data set of images with ``DatasetCatalog`` and ``MetadataCatalog``. Nothing is read before it is used.
 
-    Registering a name of this function again replaces it.
+    Registering the same name again with this function replaces it.
 
     Args:
         name: catalogue name, e.g. ``"mine_train"``.

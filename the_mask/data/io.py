@@ -1,7 +1,7 @@
 """Reading pictures: frames, label maps and animations, with errors that name the file.
 
-This is the library's only way to a picture file: the formats it opens, the limit on pixels, depths and the EXIF
-orientation are the same everywhere.
+All of the library reads pictures through this module, so formats, the limit on pixels, bit depths and EXIF orientation
+are handled the same everywhere.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from the_mask.data.classes import ILLEGAL, ExplainValues, as_label_table
 
-# What Pillow may try on a file, whatever its name says; its many other parsers are never reached.
+# The formats that Pillow may try on a file, whatever its suffix; its other parsers are never run.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 ANIMATED_FORMATS = (*FORMATS, "GIF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _EXIF_ORIENTATION = 0x0112
-# What Pillow's decoders raise for broken files (PNG chunks: SyntaxError; TIFF and GIF headers: the last four).
+# Raised by Pillow's decoders for damaged files (PNG chunks: SyntaxError; TIFF and GIF headers: the last four).
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, struct.error, OverflowError)
 
 
 class _Stored(NamedTuple):
-    """How a file stores its pixels: bits of a sample (0: the mode's), 0 stands for white (TIFF), EXIF orientation."""
+    """How a file stores pixels: bits per sample (0: those of the mode), whether 0 is white (TIFF), EXIF orientation."""
 
     bits: int
     inverted: bool
@@ -38,7 +38,7 @@ class _Stored(NamedTuple):
 
 @contextmanager
 def _opened(path: str | Path, what: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """An image file whose header has been read; errors, also those of the block, become ones that name it."""
+    """Open an image file and read its header. Errors, also those inside the ``with`` block, name the file."""
     try:
         with Image.open(path, formats=formats) as image:
             yield image
@@ -72,7 +72,7 @@ def _load(path: str | Path, what: str) -> tuple[Image.Image, _Stored]:
 
 
 def _count(image: Image.Image) -> int:
-    # The second picture of a phone's JPEG is a thumbnail or a map of brightness.
+    # The second picture of a phone's JPEG is a thumbnail or a gain map.
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
@@ -81,7 +81,7 @@ def _stored(image: Image.Image) -> _Stored:
     tiles = getattr(image, "tile", [])  # of files only
     arguments = tiles[0][3] if tiles else ""
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    # The 15 or 16 bits of "BGR;16" (BMP) are those of a whole pixel.
+    # "BGR;16" (BMP) has 15 or 16 bits per pixel, not per sample.
     suffix = raw.partition(";")[2] if isinstance(raw, str) and not raw.startswith("BGR") else ""
     digits = "".join(c for c in suffix if c.isdecimal())
     return _Stored(int(digits or 0), suffix.endswith("I"), 1)
@@ -93,12 +93,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image as RGB uint8 [H,W,3], turned upright by its EXIF tag. Greyscale is repeated, transparency dropped.
+    """Read an image as RGB uint8 [H,W,3], turned upright by its EXIF tag. Grey is repeated, transparency dropped.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: truncated, not an image, several images, above Pillow's limit of pixels, or more than 8 bits per
-            channel (cameras store 10 to 16 bits in 16, so the file does not say what is white).
+            channel (cameras store 10 to 16 bits in 16, so the file does not say which value is white).
     """
     return read_image_and_orientation(path)[0]
 
@@ -130,9 +130,9 @@ def exif_orientation(path: str | Path) -> int:
 
 
 def animation(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
-    """Pictures of an animated GIF, WebP or PNG, or of a TIFF with several pages: RGB uint8 [H,W,3], seconds shown.
+    """Frames of an animated GIF, WebP or PNG, or pages of a TIFF: RGB uint8 [H,W,3] and seconds shown.
 
-    A file with one picture gives that one; what stores no duration is shown for 0 s.
+    A file with one picture yields that one. Without a stored duration the seconds are 0.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_image`, also after some pictures.
@@ -145,7 +145,7 @@ def animation(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
 
 
 def count_pictures(path: str | Path) -> int:
-    """How many pictures an image file holds: more than one in animations; a phone's second view does not count.
+    """Number of pictures in an image file: more than one for animations. A phone's second view is not counted.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_image`.
@@ -155,7 +155,7 @@ def count_pictures(path: str | Path) -> int:
 
 
 def read_label_raw(path: str | Path) -> np.ndarray:
-    """A mask as its stored integers, uint8 or int32 [H,W]: greyscale (1 to 16 bits) or palette indices.
+    """Read a mask as its stored integers, uint8 or int32 [H,W]: greyscale (1 to 16 bits) or palette indices.
 
     Turned upright by an EXIF tag of its own.
 
@@ -167,7 +167,7 @@ def read_label_raw(path: str | Path) -> np.ndarray:
 
 
 def read_palette(path: str | Path) -> list[tuple[int, int, int]]:
-    """Colours (r, g, b) of a palette picture; none for another kind."""
+    """Colours (r, g, b) of a palette image; an empty list for other images."""
     with _opened(path, "mask") as image:
         values = image.getpalette() or []
     return [(values[i], values[i + 1], values[i + 2]) for i in range(0, len(values) - 2, 3)]
@@ -197,13 +197,13 @@ def _class_ids(image: Image.Image, stored: _Stored) -> np.ndarray:
 
 
 def _checked(label_table: Sequence[int]) -> tuple[int, ...]:
-    # Those of a registered data set are tuples; others come from metadata that anybody may have filled.
+    # Tables of a registered data set are tuples; others come from metadata that user code may have filled.
     return label_table if isinstance(label_table, tuple) else as_label_table(label_table)
 
 
 @lru_cache(maxsize=32)
 def _lookup(label_table: tuple[int, ...]) -> np.ndarray:
-    """Table over all 16-bit values."""
+    """The label table as an array over all 16-bit values."""
     table = np.full(65536, ILLEGAL, np.int32)
     table[: len(label_table)] = label_table
     return table
@@ -218,10 +218,11 @@ def illegal_values(raw: np.ndarray, label_table: Sequence[int]) -> list[int]:
 def apply_label_table(
     raw: np.ndarray, label_table: Sequence[int], path: str | Path = "", explain: ExplainValues | None = None
 ) -> np.ndarray:
-    """Train ids of a raw mask: uint8 [H,W], or int32 when the table holds ids above 255.
+    """Translate a raw mask into train ids: uint8 [H,W], or int32 when the table holds ids above 255.
 
     Raises:
-        ValueError: a value the table does not allow; names ``path`` and the values, and what ``explain`` says of them.
+        ValueError: a value that the table does not allow; names ``path``, the values and the explanation of
+            ``explain``.
     """
     table = _lookup(_checked(label_table))
     inside = raw.size == 0 or (int(raw.min()) >= 0 and int(raw.max()) < len(table))
@@ -235,7 +236,7 @@ def apply_label_table(
 
 
 def read_label(path: str | Path, label_table: Sequence[int], explain: ExplainValues | None = None) -> np.ndarray:
-    """A mask as train ids, see :func:`read_label_raw` and :func:`apply_label_table`."""
+    """Read a mask as train ids; see :func:`read_label_raw` and :func:`apply_label_table`."""
     return apply_label_table(read_label_raw(path), label_table, path, explain)
 
 
@@ -251,7 +252,7 @@ def check_same_size(image: np.ndarray, label: np.ndarray, image_path: str | Path
 
 
 def exif_problem(image_orientation: int, label_orientation: int) -> str:
-    """What to say of an image and a mask whose EXIF orientations differ; "" for equal ones."""
+    """The message for an image and a mask with different EXIF orientations; "" for equal ones."""
     if image_orientation == label_orientation:
         return ""
     return (

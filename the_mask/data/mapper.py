@@ -1,4 +1,4 @@
-"""ClipMapper: a video record and the choice of frames become a clip of tensors.
+"""ClipMapper: makes a clip of tensors from a video record and a choice of frames.
 
 Axes: T frames of a clip, H W pixels.
 """
@@ -71,7 +71,7 @@ class ClipMapper:
             pixel_mean: RGB, 0..255; its rounded value is the colour of padding.
             test_box: (long edge, short edge) that test frames are scaled to fit, 0 for no limit.
             size_multiple: test frames are stretched up to a multiple of this.
-            prior_masks: folder of masks predicted before, which training clips then hold as ``priors``.
+            prior_masks: folder of masks from an earlier run, given to training clips as ``priors``.
 
         Raises:
             ValueError: unknown boundary or colour mode, bad dilations.
@@ -100,7 +100,7 @@ class ClipMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool, dataset_names: Sequence[str]) -> ClipMapper:
-        """Mapper for some registered data sets, with the keys of ``cfg.INPUT``."""
+        """The mapper for some registered data sets, configured by ``cfg.INPUT``."""
         resize, crop = cfg.INPUT.RESIZE, cfg.INPUT.CROP
         if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
             raise ValueError(f"INPUT.RANDOM_FLIP {cfg.INPUT.RANDOM_FLIP!r}: expected horizontal or none")
@@ -130,14 +130,14 @@ class ClipMapper:
         )
 
     def is_pseudo(self, record: Record) -> bool:
-        """Whether training clips of this record are made of a single image."""
+        """Whether training clips of this record are made from a single image."""
         return self.pseudo_motion is not None and len(record["frames"]) == 1
 
     def references(self, record: Record, reverse: bool = False) -> list[int]:
         """Labelled frames that may be the reference of a training clip, played forwards or backwards.
 
-        Under ``drop`` only those whose whole clip exists. Otherwise these are preferred too, as in the released code,
-        and every labelled frame is allowed when there is none.
+        With ``drop``, only those whose whole clip exists. Otherwise these are preferred, as in the released code; if
+        there are none, every labelled frame is allowed.
         """
         labelled = [i for i, frame in enumerate(record["frames"]) if frame["sem_seg_file_name"] is not None]
         if self.is_pseudo(record):
@@ -147,7 +147,7 @@ class ClipMapper:
         return inside if inside or self.boundary == "drop" else labelled
 
     def _whole(self, record: Record, reverse: bool) -> range:
-        """References whose whole clip exists in this direction of play."""
+        """References whose whole clip exists when played in this direction."""
         dilations = [-d for d in self.dilations] if reverse else self.dilations
         return valid_references(dilations, len(record["frames"]))
 
@@ -163,7 +163,8 @@ class ClipMapper:
             The clip, or None when every label of it is ignored after cropping.
 
         Raises:
-            ValueError, FileNotFoundError: unreadable or mismatching files, illegal labels, a video that is too short.
+            ValueError, FileNotFoundError: unreadable or mismatching files, illegal labels, or a video that is too
+                short.
         """
         rng = np.random.default_rng(derive_seed(seed, 0))
         length = len(record["frames"])
@@ -214,7 +215,7 @@ class ClipMapper:
     def _priors(
         self, record: Record, indices: Sequence[int], size: tuple[int, int], geometry: aug.Geometry
     ) -> list[torch.Tensor]:
-        """Masks of :attr:`prior_masks` for some frames, in the geometry of the clip."""
+        """Masks of :attr:`prior_masks` for some frames, transformed with the clip's geometry."""
         name = record["dataset"]
         tables = self.label_tables[name], self.explain_values.get(name)
         masks = [
@@ -256,7 +257,7 @@ class ClipMapper:
         }
 
     def _read_pseudo(self, record: Record, seed: int) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-        """A clip's images and labels out of the only frame of a record."""
+        """Images and labels of a clip, made from the only frame of a record."""
         assert self.pseudo_motion is not None
         (image,), (label,) = self._read(record, [0])
         assert label is not None
@@ -295,7 +296,7 @@ def _motion_range(cfg: CfgNode) -> MotionRange:
 
 
 def _image_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 [H,W,3] -> uint8 [3,H,W], memory of its own."""
+    """uint8 [H,W,3] -> uint8 [3,H,W], a copy."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 

@@ -17,7 +17,7 @@ KEY = "DATASETS.IMPORT"
 
 
 def import_dataset_modules(names: Sequence[str]) -> None:
-    """Import the modules of ``DATASETS.IMPORT``, each once per process; what they register stays.
+    """Import the modules of ``DATASETS.IMPORT``, each once per process.
 
     Args:
         names: module names (``my_package.my_data``, looked for as by any import, and in the working directory), or
@@ -42,7 +42,7 @@ def _import_file(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{KEY}: {path} does not exist (looked for from {Path.cwd()})")
     path = path.resolve()
-    # One name per file: two users' files may be called alike.
+    # One module name per file: files in different folders may share their name.
     module_name = f"the_mask_datasets_{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
     if module_name in sys.modules:
         return
@@ -62,7 +62,7 @@ def _import_file(path: Path) -> None:
 def _import_module(name: str) -> None:
     if name in sys.modules:
         return
-    # A script's own folder, not the working directory, is on the path of tools/*.py.
+    # For tools/*.py, the script's folder is on the path, not the working directory.
     here = str(Path.cwd())
     added = here not in sys.path
     if added:
@@ -85,7 +85,7 @@ def _import_module(name: str) -> None:
 
 
 def _announce(what: str) -> None:
-    """A config is data to most readers; that this one runs code must not go unseen."""
+    """Warn that this config runs code, which most people do not expect of a config."""
     if comm.is_main_process():
         logger.warning("%s RUNS THE CODE OF %s", KEY, what)
 

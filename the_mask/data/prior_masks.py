@@ -1,4 +1,4 @@
-"""Masks that were predicted before, read beside the frames they belong to. Axes: H W pixels of the source frame."""
+"""Masks from an earlier run, read together with the frames they belong to. Axes: H W pixels of the source frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from the_mask.data.io import read_label
 
 
 def prior_mask_path(folder: str | Path, video_id: str, frame_id: str) -> Path:
-    """Where ``TEST.SAVE_PREDICTIONS`` and the stages of an inference put the mask of a frame."""
+    """Path of the mask that ``TEST.SAVE_PREDICTIONS`` and ``TEST.STAGES`` write for a frame."""
     return inside(folder, video_id, f"{frame_id}.png")
 
 
@@ -25,10 +25,10 @@ def read_prior_mask(
     label_table: Sequence[int],
     explain_values: ExplainValues | None = None,
 ) -> np.ndarray:
-    """A stored mask as train ids [H, W].
+    """Read a stored mask as train ids [H, W].
 
     Args:
-        folder: with ``<video>/<frame>.png`` of raw label values.
+        folder: holds ``<video>/<frame>.png`` with raw label values.
         video_id, frame_id: of the frame.
         size: (H, W) of the frame.
         label_table: raw PNG value -> train id.

@@ -1,8 +1,8 @@
-"""Clips made of one image: an affine motion carries it along, so that temporal models can learn from images.
+"""Clips made from one image by an affine motion, so that temporal models can learn from images.
 
 Pure functions. Axes: H W pixels. A point is (x, y) with pixel centres at whole numbers, as in OpenCV. The motion is
-uniform: the frame at offset o from the reference has made the share o / (largest offset) of it, so frames before the
-reference move the other way, and the reference itself is the untouched image.
+uniform: the frame at offset o from the reference is moved by the share o / (largest offset) of it. Frames before the
+reference move the other way, and the reference itself is the unchanged image.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def sample_motion(rng: np.random.Generator, ranges: MotionRange) -> Motion:
 
 
 def forward_matrix(motion: Motion, share: float, height: int, width: int) -> np.ndarray:
-    """Where a point of the image is after a share (-1..1) of a motion: float64 [2,3], (x, y, 1) -> (x, y).
+    """Matrix of a share (-1..1) of a motion: float64 [2,3], maps (x, y, 1) in the image to (x, y) in the frame.
 
     About the image's centre: shear along x, rotation, zoom; then the shift.
     """
@@ -86,7 +86,7 @@ def warp_image(image: np.ndarray, source: np.ndarray, fill: Sequence[int]) -> np
 
 
 def warp_label(label: np.ndarray, source: np.ndarray, ignore_label: int) -> np.ndarray:
-    """Nearest warp of an integer map [H,W]; what comes from outside is ``ignore_label``."""
+    """Nearest warp of an integer map [H,W]; pixels from outside become ``ignore_label``."""
     height, width = label.shape
     x, y = np.arange(width), np.arange(height)[:, None]
     columns, rows = (np.floor(a * x + b * y + c + 0.5).astype(np.int64) for a, b, c in source)
@@ -104,15 +104,15 @@ def pseudo_clip(
     fill: Sequence[int],
     ignore_label: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Frames and labels of a clip made of one image.
+    """Frames and labels of a clip made from one image.
 
     Args:
         image: uint8 [H,W,3].
         label: [H,W] train ids, of a type that holds ``ignore_label``.
         offsets: of the frames from the reference (0), which is among them.
         motion: that of the frame with the largest offset.
-        fill: colour of what the image does not cover.
-        ignore_label: label of what the image does not cover.
+        fill: colour of pixels that the image does not cover.
+        ignore_label: label of pixels that the image does not cover.
     """
     largest = max(1, *(abs(offset) for offset in offsets))
     images, labels = [], []

@@ -1,8 +1,8 @@
-"""Data sets by name: what a folder on disk is turned into (records), and what is known about it (classes, table).
+"""Data sets by name: their records and their metadata (classes, label table).
 
 A record is one video: ``{"dataset", "video_id", "frames": [{"frame_id", "file_name", "sem_seg_file_name"}, ...]}`` with
 frames in time order; an image is a video of one frame, and ``sem_seg_file_name`` is None for a frame without a mask.
-``video_id`` is the video's path relative to the data set, in its one spelling; predictions are filed under it.
+``video_id`` is the video's normalised path relative to the data set; predictions are stored under it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from the_mask.data.io import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from the_mask.data.io import read_label_raw
 
 MASK_SUFFIX = ".png"
-# Masks that are read before a data set is used, where their values tell whether they belong to it.
+# Masks read before a data set is used, to recognise masks of a related data set by their values.
 PROBES = 16
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a data set: what kind, where, and in words."""
+    """A defect of a data set: its kind, the file, and a message."""
 
     kind: str
     file: str
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass
 class TreeScan:
-    """Records of a tree (videos without frames left out) and everything wrong with its structure."""
+    """Records of a tree (without empty videos) and all problems of its structure."""
 
     records: list[Record] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -71,11 +71,11 @@ class DataTree(ABC):
         """Enumerate the tree.
 
         Raises:
-            FileNotFoundError: the tree is missing altogether.
+            FileNotFoundError: the tree does not exist.
         """
 
     def inspect(self, records: Sequence[Record]) -> list[Problem]:
-        """Read up to :data:`PROBES` masks, spread evenly, if the classes can tell a sister data set by their values."""
+        """Read up to :data:`PROBES` masks, spread evenly, if the class list can recognise related data sets."""
         explain = self.class_list.explain_values
         masks = [frame["sem_seg_file_name"] for record in records for frame in record["frames"]]
         masks = [mask for mask in masks if mask is not None]
@@ -92,17 +92,17 @@ class DataTree(ABC):
         return [Problem("foreign masks", str(Path(masks[0]).parent), text)] if text else []
 
     def missing(self, what: str) -> FileNotFoundError:
-        """The error for a part without which there is no data set."""
+        """The error for a missing part that the data set needs."""
         return FileNotFoundError(f"data set {self.name}: {what}{f'; {self.fix}' if self.fix else ''}")
 
 
-# Problems of structure that leave the records usable.
+# Structural problems that do not affect the records.
 HARMLESS = {"mask without image"}
 _TREES: dict[str, DataTree] = {}
 
 
 def register_tree(tree: DataTree) -> None:
-    """Make a tree known to ``DatasetCatalog`` and ``MetadataCatalog``; nothing is read before it is used.
+    """Register a tree with ``DatasetCatalog`` and ``MetadataCatalog``. Nothing is read before it is used.
 
     A name that was registered here is replaced; one that was registered elsewhere is an error of Detectron2.
     """
@@ -143,7 +143,7 @@ def get_records(name: str) -> list[Record]:
 
 
 def _identified(name: str, records: list[Record]) -> list[Record]:
-    """The records with each video's id in its one spelling; two of one id would overwrite each other's predictions."""
+    """Normalise the video ids of records. Equal ids are refused: they would overwrite each other's predictions."""
     result: dict[str, Record] = {}
     for record in records:
         video = relative_name(record["video_id"], f"data set {name}: video")
@@ -168,7 +168,7 @@ def get_class_names(name: str) -> list[str]:
 
 
 def require_known(name: str) -> None:
-    """Raise ValueError when no data set of this name is registered; the video data sets that are get listed."""
+    """Raise ValueError if no data set of this name is registered; the message lists the registered ones."""
     known = list(DatasetCatalog.list())
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
@@ -200,7 +200,7 @@ def load_tree(tree: DataTree) -> list[Record]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """Entries of a folder whose name does not start with a dot, by name; nothing when there is no such folder."""
+    """Entries of a folder whose name does not start with a dot, sorted by name; empty when there is no such folder."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
 
 

@@ -1,8 +1,8 @@
 """Order of the samples, as functions of (seed, position) only: no state, so a run resumes anywhere.
 
 Position p counts samples over the whole run and over all ranks. Epoch = p // items; the item is the p-th of that
-epoch's permutation; the sample's own seed depends on (seed, epoch, p). So neither the number of workers nor that of
-ranks nor a resume changes what is seen.
+epoch's permutation, and the sample's own seed depends on (seed, epoch, p). So the data do not depend on the number of
+workers or ranks, or on resuming.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What the loader asks the data set for: an item and the seed of everything random about it."""
+    """A request of the loader to the data set: an item and the seed of all its randomness."""
 
     item: int
     seed: int
@@ -34,13 +34,13 @@ def sample_seed(seed: int, epoch: int, position: int) -> int:
 
 
 def derive_seed(seed: int, *branch: int) -> int:
-    """A further seed, 0..2^63-1, for a part of a sample (a retry, the colours, ...)."""
-    # As a spawn key: in a plain entropy list trailing zeros would not count.
+    """Another seed, 0..2^63-1, for a part of a sample (a retry, the colours, ...)."""
+    # As a spawn key, because trailing zeros of a plain entropy list are ignored.
     return int(np.random.SeedSequence(seed, spawn_key=branch).generate_state(1, np.uint64)[0] >> 1)
 
 
 class SampleStream:
-    """Position -> :class:`SampleKey`; remembers the last permutation only to save time."""
+    """Gives the :class:`SampleKey` of a position; the last permutation is cached to save time."""
 
     def __init__(self, num_items: int, seed: int) -> None:
         if num_items < 1 or seed < 0:
@@ -67,7 +67,7 @@ def rank_positions(iteration: int, total_batch: int, rank: int, world_size: int)
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """Endless batches of sample keys for one rank, starting at any iteration.
 
-    With ``accum_steps`` > 1 each iteration's slice comes as that many micro-batches in order.
+    With ``accum_steps`` > 1 each iteration's slice is split into that many consecutive micro-batches.
 
     Raises:
         ValueError: the total batch does not divide evenly.
@@ -108,7 +108,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
 
 def shard_videos(lengths: Sequence[int], world_size: int) -> list[list[int]]:
-    """Give each rank whole videos, balanced by frames: the longest video left goes to the least loaded rank.
+    """Assign whole videos to ranks, balanced by frames: the longest remaining video goes to the least loaded rank.
 
     Args:
         lengths: frames per video.

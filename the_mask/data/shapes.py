@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Pairs of look-alikes: (0, 1), (2, 3), ... The order is that of the class list after the background classes.
+# Pairs of look-alikes: (0, 1), (2, 3), ... The order is the same as in the class list, after the background classes.
 SHAPES = ("disk", "ring", "square", "striped_square", "triangle", "star", "slider", "spinner")
 # Base colour (RGB) of each pair.
 FAMILY_COLORS = np.array([[205.0, 88, 58], [70, 96, 200], [64, 158, 84], [176, 84, 170]])
@@ -56,8 +56,8 @@ def random_shape(rng: np.random.Generator, kind: int, low: np.ndarray, high: np.
         low=low,
         high=high,
         angle0=rng.uniform(0, 2 * np.pi),
-        # A three-bladed wheel looks the same after 120 degrees: at 9..16 degrees per frame the turn stays visible
-        # between neighbours and frames three apart.
+        # A three-bladed wheel looks the same after 120 degrees. At 9..16 degrees per frame the rotation stays visible
+        # between neighbouring frames and between frames three apart.
         spin=rng.choice([-1, 1]) * np.deg2rad(rng.uniform(9, 16)) if kind == SPINNER else 0.0,
         sway=0.0 if is_wheel else rng.uniform(0, 0.35),
         color=FAMILY_COLORS[kind // 2] * rng.uniform(0.8, 1.2) + rng.normal(0, 12, 3),

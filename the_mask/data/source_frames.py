@@ -1,7 +1,7 @@
-"""Frames between labelled ones, decoded from the video that the labelled ones were taken from.
+"""Frames between labelled frames, decoded from the source video.
 
-Whether the video is the right one, and counted right, is proved by the pictures: each labelled image must be more like
-the decoded frame of its own number than like its neighbours.
+The pictures prove that the video and its frame numbers are right: each labelled image must be more similar to the
+decoded frame of its own number than to the neighbours of that frame.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def memory_numbers(labelled: Iterable[int], memory: int) -> list[int]:
-    """Numbers of the ``memory`` frames before each labelled one, without the labelled ones and negative numbers."""
+    """Numbers of the ``memory`` frames before each labelled one, excluding labelled frames and negative numbers."""
     labelled = set(labelled)
     wanted = {number - k for number in labelled for k in range(1, memory + 1)}
     return sorted(number for number in wanted - labelled if number >= 0)
 
 
 def consecutive_runs(numbers: Iterable[int]) -> list[list[int]]:
-    """Numbers in ascending order, cut wherever one is missing."""
+    """Split numbers into ascending runs without gaps."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:
@@ -58,17 +58,17 @@ def walk_video(
     wanted: Iterable[int],
     use: Callable[[int, np.ndarray], None],
 ) -> dict[int, dict[int, float]]:
-    """Decode a video once: hand the wanted frames on, and compare labelled images with the frames around them.
+    """Decode a video once: pass on the wanted frames, and compare labelled images with the frames around them.
 
     Args:
-        frames: decoded frames, RGB uint8, from the video's first on; no more are taken than are needed.
+        frames: decoded frames, RGB uint8, from the start of the video; only as many as needed are taken.
         first_number: frame number of the first one.
         images: labelled images by frame number.
-        wanted: numbers of the frames to hand on.
+        wanted: numbers of the frames to pass on.
         use: called with number and frame.
 
     Returns:
-        PSNR by labelled number and offset of the decoded frame, for the offsets the video has.
+        PSNR by labelled number and offset of the decoded frame, for the offsets that exist in the video.
     """
     wanted = set(wanted)
     last = max([*wanted, *(number + OFFSETS[-1] for number in images)])
@@ -87,10 +87,10 @@ def walk_video(
 
 
 def alignment_problem(scores: Mapping[int, Mapping[int, float]]) -> tuple[str, int | None]:
-    """What is wrong with the result of :func:`walk_video`, "" if nothing; and the offset that would mend it, if any.
+    """The problem in a result of :func:`walk_video` ("" if none), and the offset that would fix it, if any.
 
-    Every labelled image must be most like the frame of its own number; offsets count decoded frames, so +1 says that
-    the video's next frame is the image.
+    Every labelled image must be most similar to the frame of its own number. Offsets count decoded frames: +1 means
+    that the image is the video's next frame.
     """
     absent = [number for number, found in scores.items() if 0 not in found]
     if absent:

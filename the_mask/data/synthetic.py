@@ -1,8 +1,8 @@
 """moving_shapes: procedural videos in which one frame is often ambiguous and its neighbours resolve it.
 
 A camera pans, shakes and zooms over a textured scene (sky, hill, ground) in which shapes move and occlude each other.
-The eight shape classes come in four pairs of one colour family; what tells the two of a pair apart is a detail that the
-per-frame degradations hide (a hole, stripes, points), or motion alone (a spinner turns, a slider does not).
+The eight shape classes are four pairs of similar colour. The two of a pair differ in a detail that the per-frame
+degradations can hide (a hole, stripes, points), or only in their motion (a spinner turns, a slider does not).
 
 Axes: T frames, H W pixels. Everything is drawn from one numpy Generator seeded by (seed, split, video number).
 """
@@ -25,7 +25,7 @@ from the_mask.data.shapes import SHAPES, Shape, random_shape, shape_alpha, shape
 SKY, HILL, GROUND = 1, 2, 3  # raw PNG values; 0 is void
 FIRST_SHAPE_VALUE = 4
 _BOTH_LOOK_ALIKES = 0.2  # share of videos in which two look-alikes meet
-_SPOILED = 0.35  # share of frames that are spoiled altogether
+_SPOILED = 0.35  # share of frames that are degraded as a whole
 MANIFEST = "moving_shapes.json"
 
 
@@ -40,7 +40,7 @@ class SceneSize:
 
 @dataclass(frozen=True)
 class RenderedVideo:
-    """images uint8 [T,H,W,3] RGB, labels uint8 [T,H,W] raw PNG values, hidden bool [T,H,W] (dropout patches).
+    """Images uint8 [T,H,W,3] RGB, labels uint8 [T,H,W] raw PNG values, hidden bool [T,H,W] (dropout patches).
 
     spoiled bool [T]: frames whose blur and noise are strong all over.
     """
@@ -72,7 +72,7 @@ def render_video(seed: int, split_id: int, number: int, size: SceneSize) -> Rend
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Values around 0 with unit-ish range that vary over about ``cell`` pixels, float32 [H,W]."""
+    """Smooth noise around 0, roughly of unit range, varying over about ``cell`` pixels; float32 [H,W]."""
     small = rng.standard_normal((max(2, round(height / cell)), max(2, round(width / cell)))).astype(np.float32)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -126,7 +126,7 @@ def _to_world(camera: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _random_cast(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, size: SceneSize) -> list[Shape]:
     """Four to seven shapes, back to front. As in real videos, few classes: mostly one of each pair of look-alikes.
 
-    So what a spoiled frame leaves open, disk or ring, is a fact about the whole video that any clear frame tells.
+    So if a degraded frame does not show whether a shape is a disk or a ring, any clear frame of the video does.
     """
     count = int(rng.integers(4, 8))
     families = len(SHAPES) // 2
@@ -154,7 +154,7 @@ def _draw_frame(
         x1, y1 = np.minimum(np.ceil(centre + radius + 2).astype(int), extent)
         if x0 >= x1 or y0 >= y1:
             continue
-        # Pixel centres lie at +0.5; warpAffine counts them from 0, hence no offset here.
+        # Pixel centres are at +0.5, but warpAffine counts them from 0; so no offset here.
         v, u = np.mgrid[y0:y1, x0:x1].astype(np.float64)
         angle = shape.angle(t) + roll
         du, dv = u - centre[0], v - centre[1]
@@ -165,19 +165,19 @@ def _draw_frame(
         cover = alpha[..., None].astype(np.float32)
         patch[...] = patch + cover * (shape_color(shape, along, across) - patch)
         region = label[y0:y1, x0:x1]
-        region[alpha > 0.3] = 0  # a border pixel half covered belongs to nobody
+        region[alpha > 0.3] = 0  # a half-covered border pixel belongs to no class
         region[alpha > 0.6] = FIRST_SHAPE_VALUE + shape.kind
     return image, label
 
 
 def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Spoil one frame: blur, flicker, dropout patches, noise, drawn afresh for every frame.
+    """Degrade one frame: blur, flicker, dropout patches and noise, drawn anew for every frame.
 
     Args:
         image: float32 [H,W,3], 0..255.
 
     Returns:
-        uint8 [H,W,3], the bool mask [H,W] of the dropout patches, and whether the whole frame is spoiled.
+        uint8 [H,W,3], the bool mask [H,W] of the dropout patches, and whether the whole frame is degraded.
     """
     height, width = image.shape[:2]
     bad = rng.random() < _SPOILED
@@ -260,7 +260,7 @@ def _write_video(folder: Path, video: RenderedVideo) -> None:
 
 
 def contact_sheet(seed: int, videos: int, size: SceneSize, frames: int = 6) -> np.ndarray:
-    """Frames over their coloured labels, two rows per train video, uint8 RGB; black is void."""
+    """A picture of frames with their coloured labels below, two rows per training video, uint8 RGB; black is void."""
     palette = np.zeros((256, 3), np.uint8)
     class_list = load_class_list("moving_shapes")
     palette[1 : len(class_list.colors) + 1] = class_list.colors

@@ -1,6 +1,6 @@
-"""Files of tensors of any format, read without calling anything that they name.
+"""Read files of tensors in any format without calling anything that they name.
 
-Formats are told by their content, not by their suffix: ``.safetensors``, torch's archives and its older stream, and
+Formats are recognised by content, not by suffix: ``.safetensors``, torch's archives and its older stream, and
 pickles of tensors, arrays and builtins (Detectron2's zoo).
 
 A pickle is a program, and the names in it decide what it can call. Torch's files are read by torch's own
@@ -30,7 +30,7 @@ from torch import Tensor
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 # First bytes of torch's format before 1.6: a pickled magic number.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# What is often saved in the place of a weights file.
+# What people often have in place of a weights file.
 _MISTAKEN = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
     b"<!DOCTYPE": "a web page, so the download has failed",
@@ -44,14 +44,14 @@ MAX_EXPANSION = 20
 
 
 class UnsafePickleError(ValueError):
-    """A pickle refers to something that is not plain data; the message names it."""
+    """A pickle names something that is not plain data; the message says what."""
 
 
 class UnreadableError(ValueError):
-    """A file is damaged, or of no known kind; the message says what is wrong, without the file's name."""
+    """A file is damaged or of an unknown kind; the message says why, without the file's name."""
 
 
-# What numpy's pickles name.
+# Stand-ins for what numpy's pickles name.
 
 
 class _Number:
@@ -107,7 +107,7 @@ def _array(content: object, number: object, shape: object, order: object) -> np.
 
 
 class _StandIn:
-    """Called in the place of what a pickle names. It can neither be changed nor built by the pickle."""
+    """Called in place of what a pickle names. The pickle can neither change nor build it."""
 
     __slots__ = ("_call", "name")
     name: str
@@ -192,14 +192,14 @@ _BUILTINS = {
     for module in ("builtins", "__builtin__")
     for name, call in (("bytes", _no_bytes), ("set", set), ("frozenset", frozenset), ("complex", complex))
 }
-# Everything that a pickle which is no file of torch's can call.
+# Everything that a pickle which torch did not write can call.
 STAND_INS: dict[str, _StandIn] = {
     **_NUMPY,
     **_BUILTINS,
     "collections.OrderedDict": _StandIn("collections.OrderedDict", _Dictionary),
     "_codecs.encode": _StandIn("_codecs.encode", _encode),
 }
-# Everything that a file of torch's may name; torch's own reader refuses the rest of what it knows.
+# Everything that a file written by torch may name; of the rest, torch's own reader refuses what it does not know.
 TORCH_GLOBALS: frozenset[str] = frozenset(
     {
         *STAND_INS,
@@ -229,7 +229,7 @@ TORCH_GLOBALS: frozenset[str] = frozenset(
         ),
     }
 )
-# For torch's reader, which takes (object, name) pairs; it builds only objects of classes that it was given.
+# For torch's reader, which takes (object, name) pairs and builds only objects of the classes it was given.
 _FOR_TORCH: list[Any] = [
     *((stand_in, name) for name, stand_in in STAND_INS.items()),
     (_Array, f"{__name__}._Array"),
@@ -245,13 +245,13 @@ class _PlainUnpickler(pickle.Unpickler):
         return stand_in
 
 
-# Instructions that make objects by other means than calling what a name has given.
+# Instructions that make objects without calling something found by name.
 _REFUSED = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "NEXT_BUFFER"}
 _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 
 
 def _instructions(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """Names and arguments of the instructions of one pickle, none of which is carried out.
+    """Names and arguments of one pickle's instructions; none of them is executed.
 
     Raises:
         UnsafePickleError: an instruction of :data:`_REFUSED`.
@@ -302,7 +302,7 @@ def _instructions(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 
 def _check_pickle(stream: BinaryIO, allowed: Collection[str] | None = None) -> None:
-    """Look through one pickle before it is read; ``allowed`` are the names that it may have, if they stand in it."""
+    """Check one pickle before it is read; ``allowed`` are the names it may contain, where they are written out."""
 
     def look() -> None:
         for name, argument in _instructions(stream):
@@ -317,7 +317,7 @@ def _check_pickle(stream: BinaryIO, allowed: Collection[str] | None = None) -> N
 
 
 def load_pickle(stream: BinaryIO, encoding: str = "latin1") -> Any:
-    """Builtins and numpy arrays of a pickle; nothing else is even imported.
+    """Load the builtins and numpy arrays of a pickle; nothing else is even imported.
 
     Args:
         stream: open file, at its start.
@@ -333,14 +333,14 @@ def load_pickle(stream: BinaryIO, encoding: str = "latin1") -> Any:
 
 
 def load_torch(path: Path, trust: bool = False) -> Any:
-    """Content of a file that ``torch.save`` wrote, on the CPU.
+    """Load a file that ``torch.save`` wrote, onto the CPU.
 
     Args:
         path: an archive whose checksums are verified here (torch verifies none), or the format before torch 1.6.
         trust: let the file run its own code. Classes that are not installed become empty objects.
 
     Raises:
-        UnsafePickleError: without ``trust``: it holds more than tensors, arrays and builtins.
+        UnsafePickleError: it holds more than tensors, arrays and builtins, and ``trust`` is off.
         UnreadableError: damaged.
     """
     with open(path, "rb") as stream:
@@ -351,7 +351,7 @@ def load_torch(path: Path, trust: bool = False) -> Any:
         _check_names(path, archive)
 
     def load() -> Any:
-        # A stream, since torch goes by the suffix of a path.
+        # A stream, because torch goes by the suffix of a path.
         with open(path, "rb") as stream, torch.serialization.safe_globals(_FOR_TORCH):
             if trust:
                 return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=_TRUSTING)
@@ -361,7 +361,7 @@ def load_torch(path: Path, trust: bool = False) -> Any:
 
 
 def _check_names(path: Path, archive: bool) -> None:
-    """Refuse a file of torch's that names anything beyond :data:`TORCH_GLOBALS`."""
+    """Refuse a torch file that names anything beyond :data:`TORCH_GLOBALS`."""
     if archive:
         with zipfile.ZipFile(path) as file:
             names = [name for name in file.namelist() if name.endswith("data.pkl")]
@@ -377,7 +377,7 @@ def _check_names(path: Path, archive: bool) -> None:
 
 
 def _guarded(read: Callable[[], Any]) -> Any:
-    """Call a reader of pickles, whose damaged input can raise almost anything from their machinery."""
+    """Call a pickle reader and translate its errors: on damaged input it can raise almost anything."""
     try:
         return read()
     except (UnsafePickleError, UnreadableError):
@@ -404,7 +404,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def plain(content: Any) -> Any:
-    """Builtins, tensors and arrays with the stand-ins replaced by what they stand for.
+    """Replace the stand-ins in loaded content by the tensors and arrays they stand for.
 
     Raises:
         UnsafePickleError: something else is in it. UnreadableError: it contains itself, or is nested too deep.
@@ -445,7 +445,7 @@ def plain(content: Any) -> Any:
 
 
 def zip_problem(path: Path) -> str | None:
-    """What is wrong with a zip archive (the format of ``torch.save``), or ``None``. torch itself checks no checksum."""
+    """The problem of a zip archive (the format of ``torch.save``), or None. torch itself verifies no checksum."""
     if not zipfile.is_zipfile(path):
         return f"truncated or not a checkpoint ({path.stat().st_size} bytes)"
     try:
@@ -459,7 +459,7 @@ def zip_problem(path: Path) -> str | None:
     return f"damaged content ({damaged} fails its checksum)" if damaged else None
 
 
-# Under trust.
+# Used only with ``trust``.
 
 
 class _Missing:
@@ -512,11 +512,11 @@ def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_tensors(path: str | Path, what: str = "weights file", trust: bool = False) -> Any:
-    """Content of a file of tensors; that of ``.safetensors`` as ``{"model": tensors, **metadata}``.
+    """Read a file of tensors; a ``.safetensors`` file gives ``{"model": tensors, **metadata}``.
 
     Args:
         path: the file; its suffix does not matter.
-        what: what it is, for errors.
+        what: what the file is, for errors.
         trust: let a pickle run its own code.
 
     Raises:
@@ -557,9 +557,9 @@ def _read(path: Path, trust: bool) -> Any:
 
 
 def state_dict_of(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name, out of whatever a program has wrapped around them.
+    """Find the state dict in the content of a checkpoint, whatever is wrapped around it.
 
-    ``module.`` (DistributedDataParallel) and ``_orig_mod.`` (``torch.compile``) are taken out of the names.
+    ``module.`` (DistributedDataParallel) and ``_orig_mod.`` (``torch.compile``) are removed from the names.
 
     Raises:
         ValueError: no dictionary of tensors.
@@ -587,5 +587,5 @@ def state_dict_of(content: Any, path: str | Path) -> dict[str, Tensor]:
 def _tensor(value: Tensor | np.ndarray) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
-    # torch has no other byte order than the machine's.
+    # torch supports only the machine's byte order.
     return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))

@@ -1,14 +1,14 @@
-"""Video data sets as folder trees: what is on disk becomes one record per video.
+"""Video data sets as folder trees, read as one record per video.
 
-Two layouts are understood, told apart by whether ``<root>/<split>.txt`` exists:
+There are two layouts; the first is used when ``<root>/<split>.txt`` exists:
 
 * VSPW: ``<split>.txt`` lists video ids, which may be paths (``cam1/0007``); files in ``data/<video>/origin/*`` and
   ``data/<video>/mask/*.png``;
 * folders: ``<split>/<video>/origin/*`` and ``<split>/<video>/mask/*.png``.
 
-An image and its mask share the file stem. A file that looks like a frame or a mask and is not read, or two files of one
-frame, are problems. Folders are enumerated, so frames need not be numbered without gaps; time
-order is the order of the stems, numbers compared as numbers. Entries whose name starts with a dot are skipped.
+An image and its mask share the file stem. A file that looks like a frame or a mask but is not read is a problem, and so
+are two files of one frame. Folders are enumerated, so frame numbers may have gaps; time order is the order of the
+stems, with numbers compared as numbers. Entries whose name starts with a dot are skipped.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def register_video_tree(
     require_labels: bool = True,
     fix: str = "",
 ) -> VideoTree:
-    """Make a folder tree known to ``DatasetCatalog`` and ``MetadataCatalog``; nothing is read before it is used.
+    """Register a folder tree with ``DatasetCatalog`` and ``MetadataCatalog``. Nothing is read before it is used.
 
-    Registering a name of this function again replaces it.
+    Registering the same name again with this function replaces it.
 
     Args:
         name: catalogue name, e.g. ``"mine_train"``.
@@ -80,7 +80,7 @@ def register_video_tree(
 def as_class_list(
     classes: ClassList | Sequence[str], label_table: Sequence[int] | Mapping[int, int] | None
 ) -> ClassList:
-    """Class list of names or of a ready list, with another label table if one is given."""
+    """A class list from names or from a ready list, with ``label_table`` in place of its own if given."""
     class_list = classes if isinstance(classes, ClassList) else make_class_list(classes)
     return class_list if label_table is None else replace(class_list, label_table=as_label_table(label_table))
 
@@ -113,7 +113,7 @@ def scan_video_tree(tree: DataTree) -> TreeScan:
 
 
 def _listed(list_file: Path, scan: TreeScan) -> list[str]:
-    """Videos of a list, each a path below ``data/`` in its one spelling."""
+    """The videos in a list file, each a normalised path below ``data/``."""
     videos = []
     for line in read_lines(list_file, "list of videos"):
         try:
@@ -124,7 +124,7 @@ def _listed(list_file: Path, scan: TreeScan) -> list[str]:
 
 
 def _scan_video(tree: DataTree, video: str, folder: Path, scan: TreeScan) -> None:
-    """Append the record of one video, or say what is wrong with it."""
+    """Append the record of one video, or its problems."""
     if not folder.is_dir():
         scan.problems.append(
             Problem("missing video", str(folder), f"folder of a video of split {tree.split} is missing")

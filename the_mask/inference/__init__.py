@@ -1,4 +1,4 @@
-"""Inference: what makes streams of a segmentor."""
+"""Inference: streams built around a segmentor, live sources, runtimes, and rendering of results."""
 
 from the_mask.inference.live.many_streams import StreamEngine
 from the_mask.inference.merge import merge_scores, normalize_scores

@@ -1,7 +1,7 @@
-"""How fast a stream is: latencies of the model alone and from file to label map, keyframes and others apart.
+"""Measures the speed of streams: latency of the model alone and from file to label map, by kind of frame.
 
-Latency counts, not only the rate: a system is as smooth as its slowest frames, so 50th, 90th and 99th percentile and
-maximum are given. Every number comes with the protocol that led to it.
+Latency matters, not only the rate: a system is as smooth as its slowest frames. So the 50th, 90th and 99th percentile
+and the maximum are reported, together with the protocol of the measurement.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from the_mask.inference.rendering.video_writer import VideoWriter
 from the_mask.inference.stream import StreamingSegmentor
 
 PERCENTILES = (50, 90, 99)
-# Frames of the picture that stands in for a video.
+# Number of frames of the synthetic video.
 SYNTHETIC_FRAMES = 120
 
 
 def latencies(seconds: Sequence[float]) -> dict[str, float]:
-    """Statistics of some latencies: milliseconds, and the rate that their mean allows.
+    """Statistics of latencies: milliseconds, and the frame rate that corresponds to their mean.
 
-    Percentiles are values that occurred: the smallest one that at least so many percent do not exceed.
+    A percentile is a measured value: the smallest one that at least that share of the values does not exceed.
     """
     if not seconds:
         return {"frames": 0}
@@ -51,7 +51,7 @@ def latencies(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def by_kind(seconds: Sequence[float], keyframes: Sequence[bool | None]) -> dict[str, dict[str, float]]:
-    """:func:`latencies` of all frames, and of keyframes and the others where the model tells them apart."""
+    """:func:`latencies` of all frames, and separately of keyframes and other frames if the model has keyframes."""
     table = {"all": latencies(seconds)}
     if any(key is not None for key in keyframes):
         table["key"] = latencies([s for s, key in zip(seconds, keyframes, strict=True) if key])
@@ -60,13 +60,13 @@ def by_kind(seconds: Sequence[float], keyframes: Sequence[bool | None]) -> dict[
 
 
 def measure_model(segmentor: StreamingSegmentor, frames: Sequence[Frame], count: int, warm_up: int) -> dict[str, Any]:
-    """Time a stream without its source: resizing, the model, and the label map, each on its own.
+    """Time a stream without its source: resizing, the model, and the label map, separately.
 
     Args:
-        segmentor: runs.
-        frames: taken in turn.
-        count: frames measured.
-        warm_up: frames before, not measured.
+        segmentor: the segmentor to measure.
+        frames: frames to use in turn.
+        count: number of frames to measure.
+        warm_up: number of frames before that, not measured.
 
     Returns:
         ``model`` as :func:`by_kind`, ``prepare`` and ``finish`` as :func:`latencies`, ``state_bytes``.
@@ -104,21 +104,21 @@ def measure_stream(
     streams: int = 1,
     asynchronous: bool = False,
 ) -> dict[str, Any]:
-    """Time everything from a file to label maps through the engine; nothing is drawn or written.
+    """Time everything from the file to label maps, through the engine; nothing is drawn or written.
 
-    The file starts again when it ends, as one endless stream whose timestamps go on.
+    The file is repeated as one endless stream with increasing timestamps.
 
     Args:
-        segmentor: runs.
+        segmentor: the segmentor to measure.
         source: video file or folder.
-        count: frames measured, of all streams together.
-        warm_up: frames before, not measured.
-        streams: the file is opened this many times at once.
+        count: number of frames to measure, of all streams together.
+        warm_up: number of frames before that, not measured.
+        streams: number of streams; the file is opened this many times.
         asynchronous: see :class:`StreamEngine`.
 
     Returns:
-        ``interval``: time from one finished frame (of any stream) to the next as :func:`by_kind`; ``latency``: from
-        decoded to finished, waiting in the queue included; ``frames_per_second`` of all streams; ``dropped``.
+        ``interval``: time from one finished frame (of any stream) to the next as :func:`by_kind`; ``latency``: time
+        from decoded to finished, including waiting in the queue; ``frames_per_second`` of all streams; ``dropped``.
     """
     device = segmentor.model.device
     intervals: list[float] = []
@@ -134,7 +134,7 @@ def measure_stream(
             for result in results:
                 seen += 1
                 if seen > warm_up and last:
-                    # A batch is finished at once: its frames share its time.
+                    # The frames of a batch are finished together and share its time.
                     intervals.append((now - last) / len(results))
                     waits.append(result.latency)
                     keys.append(result.keyframe)
@@ -162,14 +162,13 @@ def benchmark(
     asynchronous: bool = False,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole benchmark; see :func:`measure_model` and :func:`measure_stream`.
+    """Run the whole benchmark; see :func:`measure_model` and :func:`measure_stream`.
 
     Args:
-        segmentor: runs.
-        source: video file or folder; None writes a video of a moving picture of ``size`` (height, width), for a
-            machine without one.
+        segmentor: the segmentor to measure.
+        source: video file or folder; None makes a synthetic video of ``size`` (height, width).
         count, warm_up, streams, asynchronous: see there.
-        protocol: what else should stand in the result (config, weights, ...).
+        protocol: further entries for the result (config, weights, ...).
 
     Raises:
         ValueError: numbers below 1, or a source that cannot be read.
@@ -212,14 +211,14 @@ def benchmark(
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """A report's latencies for people."""
+    """A report's latencies as a text table."""
     lines = [f"{'':28}{'frames':>7}{'fps':>9}" + "".join(f"{f'p{p} ms':>10}" for p in PERCENTILES) + f"{'max ms':>10}"]
     for part, name in (("model_only", "model"), ("end_to_end", "interval"), ("end_to_end", "latency")):
         for kind, row in report[part][name].items():
             if not row["frames"]:
                 continue
             label = {"model": "model only", "interval": "end to end", "latency": "decoded to label map"}[name]
-            # The inverse of a waiting time is no rate.
+            # The inverse of a latency is not a frame rate.
             rate = f"{row['frames_per_second']:9.2f}" if name != "latency" else f"{'':9}"
             values = "".join(f"{row[f'p{p}_ms']:10.2f}" for p in PERCENTILES)
             lines.append(f"{label + ', ' + kind:28}{row['frames']:7}{rate}{values}{row['max_ms']:10.2f}")
@@ -252,7 +251,7 @@ def machine() -> dict[str, Any]:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Peak memory of the process, and of the device if that is a GPU; MiB."""
+    """Peak memory of the process and, for a GPU, of the device, in MiB."""
     # Kilobytes on Linux, bytes on macOS.
     unit = 1024 if platform.system() == "Linux" else 1
     found = {"peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
@@ -289,7 +288,7 @@ def _endless(source: str | Path) -> FrameSource:
 
 
 def _moving_picture(path: Path, size: tuple[int, int]) -> Path:
-    """Write a video of smooth colours, an edge and some noise that move by two pixels a frame."""
+    """Write a synthetic video: smooth colours, an edge and some noise, moving by two pixels per frame."""
     height, width = size
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, : width + 2 * SYNTHETIC_FRAMES]

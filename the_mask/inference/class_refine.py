@@ -1,4 +1,4 @@
-"""Refinement of a label map: split by class into crops, refine those with uncertain borders in batches, reassemble.
+"""Refine a label map: split it by class into crops, refine those with uncertain borders in batches, reassemble.
 
 Axes: K classes, H W frame size. Source: the ADE20K protocol of the released CascadePSP code.
 """
@@ -25,13 +25,13 @@ from the_mask.modeling.stream import FrameName
 
 logger = logging.getLogger(__name__)
 LEAST_AREA = 32 * 32
-# Side of the disk that joins parts of a class; its radius is half of it (released code).
+# Side of the disk that joins parts of a class; the radius is half of it (released code).
 JOIN_SIDE = 10
 MARGIN_OF_BOX = 0.125
 LEAST_EDGE = 224
 START_CONFIDENCE = 0.5
 STUFF_FACTOR = 0.51
-# Pixels on either side of a contour that say whether it is uncertain.
+# Width in pixels, on either side of a contour, of the band that decides whether it is uncertain.
 BAND = 5
 LOG_FRAMES = 50
 
@@ -67,7 +67,7 @@ def split_classes(labels: NDArray[np.integer], least_area: int = LEAST_AREA) -> 
             continue
         count, components = cv2.connectedComponents(cv2.dilate(own.astype(np.uint8), disk), connectivity=8)
         for number in range(1, count):
-            # What lies outside of the picture neither grows nor shrinks anything.
+            # The outside of the picture must not affect dilation and erosion.
             mask = cv2.erode((components == number).astype(np.uint8), disk).astype(bool)
             if mask.sum() <= least_area:
                 continue
@@ -82,9 +82,9 @@ def split_classes(labels: NDArray[np.integer], least_area: int = LEAST_AREA) -> 
 
 
 def join_disk() -> NDArray[np.uint8]:
-    """The disk that joins parts: 1 within half the side of its centre, which is right and below of the middle.
+    """The disk that joins parts. Its centre is to the right of and below the middle, as in the released code.
 
-    So a component loses its first row and column by the erosion, as in the release.
+    Because of that, the erosion removes a component's first row and column.
     """
     places = np.arange(JOIN_SIDE) - JOIN_SIDE // 2
     return (places[:, None] ** 2 + places**2 <= (JOIN_SIDE // 2) ** 2).astype(np.uint8)
@@ -109,15 +109,15 @@ def uncertain_share(piece: Piece, margin: NDArray[np.floating], threshold: float
 def reassemble(
     labels: NDArray[np.integer], refined: Sequence[tuple[Piece, NDArray[np.floating]]], stuff: Collection[int] = ()
 ) -> NDArray[np.integer]:
-    """Write refined pieces over a label map where they are surer than what is there.
+    """Write refined pieces into a label map where they are more confident than the present label.
 
-    Every pixel starts with its label at confidence 0.5. A piece's probability (times 0.51 for stuff, so that things
-    win) takes the pixel where it is larger than the confidence so far; so nothing is left without a label.
+    Every pixel starts with its label at confidence 0.5. A piece takes a pixel where its probability (times 0.51 for
+    stuff, so that things win) is larger than the confidence so far. Every pixel keeps a label.
 
     Args:
         labels: [H, W].
         refined: pieces with probabilities of the size of their boxes, in order.
-        stuff: classes that yield to things.
+        stuff: classes that give way to things.
 
     Returns:
         A new map of the same dtype.
@@ -133,20 +133,21 @@ def reassemble(
 
 
 class ClassRefinement:
-    """A step of post-processing: refine the borders of a label map with a trained refiner.
+    """Post-processing step: refine the borders of a label map with a trained refiner.
 
     Args:
         network: a refiner; put in eval mode.
-        stuff: classes that yield to things.
-        least_area: smaller classes and components are left alone, pixels.
+        stuff: classes that give way to things.
+        least_area: smaller classes and components are not refined, in pixels.
         margin, min_uncertain: a component is refined if at least the share ``min_uncertain`` of the band around its
             contour has its two best classes closer than ``margin``; 0 refines all, as released.
-        long_edge, least_edge: crops are worked at with long edges between these, pixels.
+        long_edge, least_edge: range of the long edge of crops at which the network works, in pixels.
         multiple: sides of the working size are rounded to multiples of this.
-        batch: most crops of one size that run together.
+        batch: largest number of crops of one size that run together.
 
     Attributes:
-        frames, components, seconds: what went through so far, and the wall time it took; logged every 50 frames.
+        frames, components, seconds: number of frames and components so far, and their wall time; logged every 50
+            frames.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class ClassRefinement:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, network: Any) -> ClassRefinement:
-        """Step with the keys of ``TEST.REFINER``."""
+        """The step configured by ``TEST.REFINER``."""
         node = cfg.TEST.REFINER
         return cls(
             network,
@@ -232,7 +233,7 @@ class ClassRefinement:
         return torch.from_numpy(reassemble(coarse, ordered, self.stuff))
 
     def uncertain_pieces(self, labels: NDArray[np.integer], scores: Tensor) -> list[Piece]:
-        """The components worth refining; none in a map of one class, which has no borders."""
+        """The components to refine; none in a map of a single class, which has no borders."""
         if labels.size == 0 or (labels == labels.flat[0]).all():
             return []
         pieces = list(split_classes(labels, self.least_area))
@@ -243,7 +244,7 @@ class ClassRefinement:
         return [piece for piece in pieces if uncertain_share(piece, margin, self.margin) >= self.min_uncertain]
 
     def _refine(self, picture: Tensor, pieces: Sequence[Piece], size: tuple[int, int]) -> list[NDArray[np.floating]]:
-        """Probabilities of pieces that are worked at in one size, each of the size of its box."""
+        """Refine pieces with the same working size; returns probabilities, each of the size of its box."""
         images, masks = [], []
         for piece in pieces:
             crop = picture[(slice(None), *piece.slices)][None]

@@ -1,4 +1,4 @@
-"""The stream of a config: window -> views -> stages -> ensemble -> post-processing, outermost last."""
+"""Builds the stream of a config: window -> views -> stages -> ensemble -> post-processing, outermost last."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ LabelStep = Callable[[np.ndarray, Tensor, Tensor, FrameName | None], Tensor]
 
 
 class PostProcess(Stream):
-    """Scores of a stream, saved if wanted, then turned into labels by refinement and voting.
+    """Turns a stream's scores into labels, after refinement and voting; optionally saves the scores.
 
-    Its states are those of the stream. It predicts test clips where the stream does.
+    Its states are those of the stream. It can predict test clips if the stream can.
 
     Args:
         stream: with output "scores".
-        steps: from labels to labels, in order.
-        writer: where scores are saved, before the steps.
+        steps: post-processing steps on labels, in order.
+        writer: saves the scores before the steps; None saves nothing.
     """
 
     def __init__(self, stream: Stream, steps: Sequence[LabelStep] = (), writer: ScoreWriter | None = None) -> None:
@@ -49,12 +49,12 @@ class PostProcess(Stream):
 
     @property
     def looks_back(self) -> bool:
-        """The stream's."""
+        """That of the wrapped stream."""
         return self.stream.looks_back
 
     @property
     def keyframe_interval(self) -> int:
-        """The stream's."""
+        """That of the wrapped stream."""
         return self.stream.keyframe_interval
 
     def is_keyframe(self, state: StreamState) -> bool | None:
@@ -62,13 +62,13 @@ class PostProcess(Stream):
         return self.stream.is_keyframe(state)
 
     def init_state(self) -> StreamState:
-        """The stream's."""
+        """That of the wrapped stream."""
         return self.stream.init_state()
 
     def step(
         self, frame: np.ndarray | Tensor, state: StreamState, hints: Hints = NO_HINTS
     ) -> tuple[Tensor, StreamState]:
-        """Labels [H, W] of the next frame, uint8 RGB [H, W, 3]; files are named after it."""
+        """Labels [H, W] of the next frame, uint8 RGB [H, W, 3]. Files are named after the frame."""
         scores, state = self.stream.step(frame, state, hints)
         return self._finish(lambda: np.asarray(frame), scores, hints.name), state
 
@@ -99,7 +99,7 @@ class PostProcess(Stream):
 
 
 def is_plain(cfg: CfgNode) -> bool:
-    """Whether a config asks for nothing beyond its model."""
+    """Whether a config uses its model alone, without anything around it."""
     test = cfg.TEST
     views = test.VIEWS
     return not (
@@ -117,7 +117,7 @@ def is_plain(cfg: CfgNode) -> bool:
 
 
 def config_problems(cfg: CfgNode) -> Iterator[str]:
-    """What is wrong with the ``TEST.*`` keys of streams, as far as it shows without a model or data."""
+    """Problems of the ``TEST.*`` keys for streams that can be found without a model or data."""
     views, window, ensemble, voting = cfg.TEST.VIEWS, cfg.TEST.WINDOW, cfg.TEST.ENSEMBLE, cfg.TEST.VOTING
     checks: list[Callable[[], object]] = [
         lambda: make_views(views.SCALES, views.FLIP),
@@ -141,23 +141,23 @@ def config_problems(cfg: CfgNode) -> Iterator[str]:
 
 
 def is_ensemble(cfg: CfgNode) -> bool:
-    """Whether a config has members beside its own model."""
+    """Whether a config has ensemble members besides its own model."""
     return bool(cfg.TEST.ENSEMBLE.CONFIGS or cfg.TEST.ENSEMBLE.SCORES)
 
 
 def build_stream(
     cfg: CfgNode, model: nn.Module | None = None, class_names: Sequence[str] | None = None, trust_pickle: bool = False
 ) -> MultiView | PostProcess:
-    """The stream of label maps that a config asks for; it also predicts test clips, unless :func:`must_stream`.
+    """Build the stream of label maps of a config; it can also predict test clips, unless :func:`must_stream`.
 
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST``.
-        model: the config's segmentor; None builds it and reads ``MODEL.WEIGHTS`` (if it takes part).
+        model: the config's segmentor; None builds it and reads ``MODEL.WEIGHTS`` (if it is used).
         class_names: K names; None takes those of the config's data sets.
         trust_pickle: of ``the_mask.engine.load_weights``.
 
     Raises:
-        ValueError: keys that make no sense, or members of different classes.
+        ValueError: keys out of range or in conflict, or members with different classes.
         FileNotFoundError: a config, weights file or folder of scores is missing.
     """
     class_names = class_names if class_names is not None else config_classes(cfg)
@@ -174,14 +174,14 @@ def build_stream(
 
 
 def must_stream(cfg: CfgNode) -> bool:
-    """Whether videos are fed frame by frame: asked for, or needed by members or stages with memories of their own."""
+    """Whether videos must be processed frame by frame: by config, or because members or stages have memories."""
     return bool(cfg.TEST.STREAMING or is_ensemble(cfg) or cfg.TEST.STAGES.COUNT)
 
 
 def build_score_stream(
     cfg: CfgNode, model: nn.Module | None = None, trust_pickle: bool = False
 ) -> MultiView | MultiStage:
-    """Stages around views around windows around a config's segmentor, with output "scores"."""
+    """A config's segmentor, wrapped in windows, views and stages as configured, with output "scores"."""
     views = _build_views(cfg, model, trust_pickle, "scores")
     return MultiStage.from_config(cfg, views) if cfg.TEST.STAGES.COUNT else views
 
@@ -199,7 +199,7 @@ def _build_views(cfg: CfgNode, model: nn.Module | None, trust_pickle: bool, outp
 def build_ensemble(
     cfg: CfgNode, model: nn.Module | None, class_names: Sequence[str] | None, trust_pickle: bool = False
 ) -> Ensemble:
-    """The members of ``TEST.ENSEMBLE``: the config's own model, further configs, folders of scores."""
+    """The ensemble of ``TEST.ENSEMBLE``: the config's own model, further configs, folders of scores."""
     node = cfg.TEST.ENSEMBLE
     if len(node.CONFIGS) != len(node.CHECKPOINTS):
         raise ValueError(
@@ -227,7 +227,7 @@ def build_ensemble(
 
 
 def build_steps(cfg: CfgNode, trust_pickle: bool = False) -> list[LabelStep]:
-    """Refinement, then voting, as far as the config asks for them."""
+    """The post-processing steps of a config: refinement, then voting."""
     steps: list[LabelStep] = []
     if cfg.TEST.REFINER.WEIGHTS:
         steps.append(ClassRefinement.from_config(cfg, trained_refiner(cfg, trust_pickle)))

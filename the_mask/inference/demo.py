@@ -1,4 +1,4 @@
-"""Segment a video and show the result: frames in, annotated video (and contact sheet) out."""
+"""Segment a video and write an annotated video, and optionally a contact sheet."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from the_mask.modeling.stream import Stream
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# Frames lower than this are enlarged by a whole factor, so that the legend beside them is readable.
+# Frames with less height are enlarged by a whole factor, so that the legend next to them is readable.
 MIN_HEIGHT = 240
-# A class stays in the legend this long after it was last seen (a flickering legend is unreadable) ...
+# A class stays in the legend for this long after it was last seen (a flickering legend is unreadable) ...
 LEGEND_SECONDS = 1.0
-# ... and enters it when it covers this share of a frame.
+# ... and is added when it covers this share of a frame.
 LEGEND_SHARE = 0.0005
 SHEET_COLUMNS, SHEET_CELL_WIDTH = 4, 320
-# What contact sheets can be written as.
+# File formats of contact sheets.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 AUDIO = ("copy", "drop")
 
@@ -53,8 +53,8 @@ class DemoStyle:
 
     Attributes:
         alpha: 0 shows the frame only, 1 the class colours only.
-        legend: a column with the classes on screen.
-        show_input: the untouched frame beside the overlay.
+        legend: show a column with the classes on screen.
+        show_input: show the original frame next to the overlay.
         text_size: pixels.
     """
 
@@ -66,7 +66,7 @@ class DemoStyle:
 
 @dataclass
 class DemoReport:
-    """What a demo run did. ``seconds`` counts decoding, model, drawing and encoding."""
+    """Statistics of a demo run. ``seconds`` covers decoding, model, drawing and encoding."""
 
     frames: int = 0
     keyframes: int = 0
@@ -75,7 +75,7 @@ class DemoReport:
 
 
 class FrameAnnotator:
-    """Draws one video: overlay, optional input beside it, and a legend that follows what is on screen."""
+    """Draws one video: the overlay, optionally the input next to it, and a legend of the classes on screen."""
 
     def __init__(self, palette: Palette, style: DemoStyle, fps: Fraction | float) -> None:
         self.palette = palette
@@ -83,11 +83,11 @@ class FrameAnnotator:
         self._hold = max(1, round(LEGEND_SECONDS * fps))
         self._last_seen: dict[int, int] = {}
         self._number = 0
-        # The last legend and what it shows; text is slow to draw.
+        # Cache of the last legend, because text is slow to draw.
         self._drawn: tuple[tuple[list[int], int], Picture] | None = None
 
     def draw(self, frame: Picture, labels: Labels) -> Picture:
-        """The annotated picture of the next frame; its size depends on the frame's size only."""
+        """Draw the next frame; the size of the picture depends only on the frame's size."""
         style = self.style
         factor = max(1, math.ceil(MIN_HEIGHT / frame.shape[0]))
         large = render.enlarge(frame, factor)
@@ -120,7 +120,7 @@ class EvenSample(Generic[T]):
         self._seen = 0
 
     def add(self, item: T) -> None:
-        """Offer the next item."""
+        """Add the next item."""
         if self._seen % self._step == 0:
             self._kept.append(item)
             if len(self._kept) > 2 * self.count:
@@ -128,7 +128,7 @@ class EvenSample(Generic[T]):
         self._seen += 1
 
     def items(self) -> list[T]:
-        """At most ``count`` items, first and last kept ones included."""
+        """At most ``count`` items, including the first and last ones kept."""
         if len(self._kept) <= self.count:
             return list(self._kept)
         return [self._kept[i] for i in np.linspace(0, len(self._kept) - 1, self.count).round().astype(int)]
@@ -137,18 +137,18 @@ class EvenSample(Generic[T]):
 def segment_video(
     segmentor: Stream, source: FrameSource, max_frames: int = 0, asynchronous: bool = False
 ) -> Generator[StreamResult, None, None]:
-    """Segmented frames of a source, from a fresh stream state, by the streaming engine.
+    """Segment the frames of a source with the streaming engine, starting from a new state.
 
-    Of a live source, frames that come faster than they are segmented are dropped; of others none is.
+    Of a live source, frames that arrive faster than they are segmented are dropped; of other sources, none.
 
     Args:
         segmentor: a stream of pictures with output "labels", such as ``StreamingSegmentor``.
         source: open input.
         max_frames: stop after this many; 0 takes all.
-        asynchronous: compute keyframes in the background; see ``StreamEngine``.
+        asynchronous: compute keyframes in a background thread; see ``StreamEngine``.
 
     Raises:
-        ValueError: the input breaks off, after the frames before that.
+        ValueError: the input breaks off; raised after the frames before that.
     """
     with StreamEngine(segmentor, asynchronous=asynchronous) as engine:
         name = engine.add(source)
@@ -177,7 +177,7 @@ def run_demo(
     asynchronous: bool = False,
     audio: str = "copy",
 ) -> DemoReport:
-    """Segment a video and write the annotated one, with the times and the sound of the input.
+    """Segment a video and write an annotated copy, with the timestamps and the sound of the input.
 
     Ctrl-C ends the run early (the way to stop a camera); the video written so far is complete and playable. The same
     holds for an error, which is raised after the file has been closed.
@@ -188,7 +188,7 @@ def run_demo(
         palette: names and colours of the segmentor's classes.
         output: video file to write, or None.
         contact_sheet: PNG with about a dozen frames.
-        sinks: what else gets each frame's labels; they are closed at the end, also after Ctrl-C and errors.
+        sinks: further outputs for each frame's labels; closed at the end, also after Ctrl-C and errors.
         style: how to draw.
         max_frames: 0 takes all.
         progress: show a bar when standard error is a terminal.
@@ -257,11 +257,11 @@ def check_outputs(
     contact_sheet: str | Path | None = None,
     style: DemoStyle | None = None,
 ) -> None:
-    """Everything that can be wrong with the names and the size of the outputs, before any work is done.
+    """Check the names and the size of the outputs before any work is done.
 
     Raises:
-        ValueError: an unknown suffix, a folder, a place that cannot be written, the input itself, or a size that the
-            encoder does not take.
+        ValueError: an unknown suffix, a folder, a path that cannot be written, the input itself, or a size that the
+            encoder does not support.
     """
     writer = VideoWriter(output, source.fps) if output is not None else None
     if writer is not None and source.size is not None:
@@ -285,7 +285,7 @@ def check_outputs(
 def palette_from_config(cfg: CfgNode, dataset_name: str = "") -> Palette:
     """Names and colours of a model's classes.
 
-    They are those of ``dataset_name``, or else of the test or training sets of the config.
+    They are taken from ``dataset_name``, or else from the test or training sets of the config.
     A config without such a data set gets the names "class 0", ... and generated colours.
 
     Raises:
@@ -307,7 +307,7 @@ def save_picture(picture: Picture, path: str | Path) -> None:
     """Write a picture; the folder is made if needed.
 
     Raises:
-        ValueError: a suffix that is none of a picture.
+        ValueError: a suffix that is not a picture format.
     """
     path = _sheet_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -331,7 +331,7 @@ def _sheet_cell(frame: Picture, labels: Labels, palette: Palette, style: DemoSty
 
 
 def _sheet(cells: list[tuple[float, Picture]], classes: list[int], palette: Palette, style: DemoStyle) -> Picture:
-    """Cells in reading order, each under its time; frames of other sizes are fitted to the first one's."""
+    """A sheet of cells in reading order, each below its time; all frames are fitted to the first one's size."""
     height, width = cells[0][1].shape[:2]
     pictures = [
         render.titled(fit_into(cell, height, width), f"{seconds - cells[0][0]:.1f} s", style.text_size)

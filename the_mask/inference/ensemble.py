@@ -1,4 +1,4 @@
-"""Ensembles: the class scores of several streams, each with its own preprocessing, normalised and averaged.
+"""Ensembles: normalises and averages the class scores of several streams, each with its own preprocessing.
 
 Axes: K classes, H W size of the source frame.
 """
@@ -25,7 +25,7 @@ class Member:
         stream: yields scores [K, H, W] at the size of the source frame: a ``StreamingSegmentor`` or ``MultiView`` with
             output "scores", ``MultiStage``, or ``SavedScores``.
         name: for messages.
-        class_names: its K classes; None when they are not known, then only their number is compared.
+        class_names: its K classes; None if they are not known, in which case only their number is compared.
         weight: > 0.
         temperature: for normalisation "temperature".
     """
@@ -40,7 +40,7 @@ class Member:
 class Ensemble(Stream):
     """A stream whose scores are the mean of its members' scores.
 
-    Members run one after the other, so this holds the sum and one member's scores at a time, and each member's state.
+    Members run one after the other, so only the sum, the scores of one member and the members' states are in memory.
 
     Args:
         members: at least one.
@@ -70,7 +70,7 @@ class Ensemble(Stream):
         return self.new_state(members=[member.stream.init_state() for member in self.members])
 
     def check_state(self, state: StreamState) -> None:
-        """See :class:`Stream`; the number of members must be that of this object, too."""
+        """See :class:`Stream`; the number of members must match, too."""
         super().check_state(state)
         if len(state["members"]) != len(self.members):
             raise ValueError(f"a state of {len(state['members'])} members, but there are {len(self.members)}")
@@ -81,7 +81,8 @@ class Ensemble(Stream):
         """Scores [K, H, W] float32 of the next frame; saved scores need its name.
 
         Raises:
-            ValueError: a foreign state. Also what the members raise, such as FileNotFoundError for missing scores.
+            ValueError: a state of another stream. Errors of members are passed on, e.g. FileNotFoundError for missing
+                scores.
         """
         state = self.continue_state(state, frame.shape[:2])
         total = ScoreMean(self.mean)

@@ -1,4 +1,4 @@
-"""Where the labels of a segmented video go besides a picture of them: PNG files, or a table of class shares."""
+"""Outputs for the labels of a segmented video, besides the annotated video: PNG files, or a table of class shares."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from the_mask.inference.rendering.render import Palette
 
 
 class LabelSink(Protocol):
-    """Takes the labels of one frame after the other."""
+    """Receives the labels of each frame in turn."""
 
     def write(self, number: int, seconds: float, labels: NDArray[np.integer[Any]]) -> None:
-        """The next frame: its number from 0, its time in the input, its class ids [H, W]."""
+        """Take the next frame: its number from 0, its time in the input, and its class ids [H, W]."""
 
     def close(self) -> None:
-        """No more frames come."""
+        """Finish after the last frame."""
 
 
 class LabelFolder:
     """One PNG per frame, ``00000000.png`` and so on: class ids, in 8 bits where they fit, else 16.
 
     Args:
-        folder: made if needed; it must hold no PNGs.
+        folder: created if needed; must not contain PNGs.
         num_classes: of the model.
-        palette: colours to store beside the ids (a PNG of indices); None stores grey values. Readers that turn
-            indices into colours, such as ``cv2.imread``, need grey values.
+        palette: colours to store in the file (an indexed PNG); None stores grey values. Use grey values for readers
+            that turn indices into colours, such as ``cv2.imread``.
 
     Raises:
         ValueError: there are PNGs in the folder already, it is a file, or there are more classes than colours.
@@ -61,12 +61,12 @@ class LabelFolder:
 
 
 class ClassShares:
-    """A JSON file: for each frame its number, its time, and the share of its pixels that each class has.
+    """Writes a JSON file with, for each frame, its number, its time, and the share of pixels of each class.
 
     Args:
-        path: of the file; written when all frames are there.
-        names: of the classes.
-        facts: what else the file says: model, input, ...
+        path: the file, written by :meth:`close`.
+        names: class names.
+        facts: further entries of the file: model, input, ...
     """
 
     def __init__(self, path: Path, names: list[str], facts: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``the_mask.load``: from a name to a segmentor that is ready for frames."""
+"""``the_mask.load``: loads a trained model by name, ready for frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from the_mask.weights.pretrained import fetch_pretrained, hub_id, read_pretraine
 
 
 def load(name_or_path: str | Path, backend: str = "auto", overrides: Sequence[str] = ()) -> StreamingSegmentor:
-    """A trained model, ready for the frames of a video::
+    """Load a trained model, ready for the frames of a video::
 
         segmentor = the_mask.load("street-live")
         state = segmentor.init_state()
@@ -45,15 +45,15 @@ def load(name_or_path: str | Path, backend: str = "auto", overrides: Sequence[st
 def find_model(
     name_or_path: str | Path, overrides: Sequence[str] = (), refresh: bool = False
 ) -> tuple[CfgNode, Card | None]:
-    """Config and card of a trained model.
+    """Find the config and card of a trained model.
 
     Args:
         name_or_path: a model that comes with the library (``the_mask.models.model_names()``); a folder that
             ``save_pretrained`` wrote; a config file whose ``MODEL.WEIGHTS`` (or an override) names a checkpoint; or a
             model of the Hugging Face hub, ``owner/name`` or ``owner/name@revision``. Only the last uses the network,
-            and only for what was not fetched before.
+            and only for files that are not in the cache.
         overrides: flat list ``[KEY, VALUE, ...]`` of config keys.
-        refresh: of a hub model, look for a newer state.
+        refresh: for a hub model, look for a newer version.
 
     Returns:
         The config, whose ``MODEL.WEIGHTS`` is the checkpoint, and the card; None for a config file.

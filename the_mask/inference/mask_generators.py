@@ -35,10 +35,10 @@ SAM_SETTINGS: dict[str, Any] = {
 
 
 class MaskGenerator(Protocol):
-    """What voting needs."""
+    """Makes masks for voting."""
 
     def masks(self, image: NDArray[np.uint8], name: FrameName | None) -> list[RunLengths]:
-        """Masks of a frame, uint8 RGB [H, W, 3], called (video, frame); they may overlap, and there may be none."""
+        """Masks of a frame, uint8 RGB [H, W, 3], named (video, frame); they may overlap, and there may be none."""
         ...
 
 
@@ -58,7 +58,7 @@ class StoredMasks:
         """Masks of the frame's file.
 
         Raises:
-            FileNotFoundError: no file for this frame. ValueError: no name, or not such a list.
+            FileNotFoundError: no file for this frame. ValueError: no name, or a file of another form.
         """
         if name is None:
             raise ValueError(f"stored masks ({self.folder}) are found by video and frame, but the frame has no name")
@@ -73,7 +73,7 @@ class StoredMasks:
 
 
 class SuperpixelMasks:
-    """Superpixels (SLIC) as masks: no weights, borders along edges of colour.
+    """Superpixels (SLIC) as masks: no weights needed, borders follow colour edges.
 
     Args:
         segments, compactness: see :func:`the_mask.inference.superpixels.slic`.
@@ -85,7 +85,7 @@ class SuperpixelMasks:
 
     def masks(self, image: NDArray[np.uint8], name: FrameName | None) -> list[RunLengths]:
         """One mask per superpixel; together they cover the frame."""
-        # In the order of columns, as run lengths are, so that no mask is copied.
+        # In column order, as run lengths are, so that masks need not be copied.
         regions = np.asfortranarray(slic(image, self.segments, self.compactness))
         return [encode(regions == region) for region in range(int(regions.max()) + 1)]
 
@@ -121,7 +121,7 @@ class SamMasks:
 
 
 class SavingMasks:
-    """Another generator, whose masks are also written to a folder for :class:`StoredMasks`."""
+    """Wraps a generator and also writes its masks to a folder for :class:`StoredMasks`."""
 
     def __init__(self, generator: MaskGenerator, folder: str | Path) -> None:
         self.generator = generator
@@ -140,7 +140,7 @@ def build_mask_generator(cfg: CfgNode) -> MaskGenerator:
     """The generator of ``TEST.VOTING``.
 
     Raises:
-        ValueError: unknown ``MASKS``, or what the generator finds wrong.
+        ValueError: unknown ``MASKS``, or an error of the generator.
     """
     node = cfg.TEST.VOTING
     if node.MASKS == "files":
@@ -160,7 +160,7 @@ def mask_path(folder: Path, name: FrameName) -> Path:
 
 
 def save_masks(path: Path, masks: Sequence[Mapping[str, Any]]) -> None:
-    """Write run lengths as JSON; the file appears whole or not at all."""
+    """Write run lengths as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [{"size": list(mask["size"]), "counts": _text(mask["counts"])} for mask in masks]
     atomic_write(path, json.dumps(records).encode())
@@ -172,7 +172,7 @@ def encode(mask: NDArray[np.bool_]) -> RunLengths:
 
 
 def _compressed(record: Mapping[str, Any]) -> RunLengths:
-    """Run lengths out of a record, in the compressed form; counts may be a list, text or bytes."""
+    """Compressed run lengths of a record, whose counts may be a list, text or bytes."""
     found = record.get("segmentation", record)
     height, width = found["size"]
     if isinstance(found["counts"], list):

@@ -1,7 +1,7 @@
-"""Merging class scores of several views or models, with every step named. Axes: K classes, H W frame size.
+"""Merge the class scores of several views or models. Axes: K classes, H W frame size.
 
-Models put their scores on different scales: a per-pixel model gives probabilities, a mask-classification model sums of
-products whose total is anything from 0 to the number of queries. So a mean over models first normalises each one's.
+Models have scores on different scales: a per-pixel model gives probabilities, a mask-classification model sums of
+products, with a total between 0 and the number of queries. So each model's scores are normalised before averaging.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from the_mask.modeling.scores import label_map
 NORMALIZATIONS = ("none", "sum-to-one", "softmax", "temperature")
 MEANS = ("arithmetic", "geometric")
 PARITIES = ("", "mmseg")
-# Scores below this count as this in logarithms.
+# Lower bound of scores before taking logarithms.
 LEAST_SCORE = 1e-12
 
 
@@ -29,7 +29,7 @@ def check_merge(normalization: str, mean: str, where: str) -> None:
 
 
 def normalize_scores(scores: Tensor, mode: str, temperature: float = 1.0) -> Tensor:
-    """Put class scores on a common footing.
+    """Bring class scores to a common scale.
 
     Args:
         scores: [K, ...] >= 0, any float type.
@@ -61,10 +61,10 @@ def normalize_scores(scores: Tensor, mode: str, temperature: float = 1.0) -> Ten
 
 
 class ScoreMean:
-    """Weighted mean of score maps that arrive one after the other, in rows, accumulated in float32.
+    """Weighted mean of score maps that are added one after the other, in rows; accumulated in float32.
 
-    Holds one map of the frame's size. ``geometric`` is exp of the mean logarithm, not normalised again, so that the
-    mean of equal maps is that map.
+    Keeps one map of the frame's size. ``geometric`` is exp of the mean logarithm, without normalising again, so that
+    the mean of equal maps is that map.
     """
 
     def __init__(self, kind: str = "arithmetic") -> None:
@@ -75,10 +75,10 @@ class ScoreMean:
         self._sum: Tensor | None = None
 
     def start(self, num_classes: int, height: int, width: int, device: torch.device | str, weight: float = 1.0) -> None:
-        """Announce one more map with a weight > 0; its rows follow by :meth:`add_rows`.
+        """Start one more map with a weight > 0; its rows are added by :meth:`add_rows`.
 
         Raises:
-            ValueError: a weight <= 0, or another shape than the maps before.
+            ValueError: a weight <= 0, or another shape than earlier maps.
         """
         if not weight > 0:
             raise ValueError(f"the weight of a score map is {weight}; expected a number > 0")
@@ -123,7 +123,7 @@ def merge_scores(
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
 ) -> Tensor:
-    """Normalise and average score maps [K, H, W] that are all at hand. Returns [K, H, W] float32.
+    """Normalise and average a list of score maps [K, H, W]. Returns [K, H, W] float32.
 
     Raises:
         ValueError: no maps, different shapes, unknown names, or lists of another length than ``maps``.
@@ -137,6 +137,6 @@ def merge_scores(
 
 
 def score_labels(scores: Tensor) -> Tensor:
-    """Best class per pixel, the lowest of equal ones: uint8 (int32 with more than 255 classes) [H, W] on the CPU."""
+    """Best class per pixel (the lowest on ties): uint8 (int32 with more than 255 classes) [H, W] on the CPU."""
     size = (scores.shape[1], scores.shape[2])
     return label_map(scores, size, size, 1)

@@ -1,4 +1,4 @@
-"""Refinement of one mask: CascadePSP's global step on the whole picture, and local step on tiles of it.
+"""Refine one mask: CascadePSP's global step on the whole picture, and local step on tiles of it.
 
 Axes: H W picture size, L side that the network works at. Source: CascadePSP, section 3.3, and released code.
 """
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 LONG_EDGE = 900
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
-# Local step: overlap added to the tiles, what is trimmed of their inner sides, and the shares of foreground between
-# which a tile has a border worth looking at.
+# Local step: overlap added to the tiles, margin trimmed from their inner sides, and the range of the foreground share
+# in which a tile is refined.
 OVERLAP = 32
 TRIM = 16
 LEAST_SHARE = 0.1
 
 
 def normalised(image: Tensor) -> Tensor:
-    """uint8 RGB [3, H, W] to what the network was trained on: ImageNet mean and deviation of 0..1."""
+    """Normalise uint8 RGB [3, H, W] as in training: scaled to 0..1, ImageNet mean and standard deviation."""
     mean, std = (torch.tensor(v, device=image.device)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
     return (image.float() / 255 - mean) / std
 
@@ -36,7 +36,7 @@ def working_size(
     Args:
         height, width: of the crop.
         long_edge: larger crops are scaled down to it.
-        least: crops whose long edge is smaller are scaled up to it; 0 leaves them.
+        least: crops whose long edge is smaller are scaled up to it; 0 switches this off.
         multiple: both sides are rounded to multiples of this (at least one), so that crops share sizes and batches.
     """
     longest = max(height, width)
@@ -46,7 +46,7 @@ def working_size(
 
 
 def global_step(network: Any, image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The cascade at ``size``.
+    """Run the cascade at ``size``.
 
     Args:
         network: a :class:`~the_mask.modeling.refiners.CascadePSP` in eval mode.
@@ -70,12 +70,12 @@ def refine_mask(network: Any, image: Tensor, mask: Tensor, long_edge: int = LONG
         network: in eval mode; the picture goes to its device.
         image: uint8 RGB [3, H, W].
         mask: bool [H, W].
-        long_edge: L. Without the local step, or when the picture is not larger, the global step is all.
+        long_edge: L. If the picture is not larger, or without the local step, only the global step runs.
         local: also refine tiles at full resolution.
 
     Returns:
         Probability of the foreground, float32 [H, W] on the network's device. A mask that is empty or fills the picture
-        has no border to refine and comes back as 0 or 1.
+        has no border to refine and is returned as 0 or 1.
     """
     device = next(network.parameters()).device
     if not mask.any() or mask.all():
@@ -99,10 +99,10 @@ def local_step(network: Any, image: Tensor, whole: Tensor, c4: Tensor, side: int
         side: L.
 
     Returns:
-        [1, 1, H, W]: overlapping tiles averaged; the binarised global result where no tile was worth it.
+        [1, 1, H, W]: overlapping tiles averaged; the binarised global result where no tile was refined.
     """
     height, width = image.shape[-2:]
-    # Not sign(): a probability of exactly 0.5 must be one or the other.
+    # Not sign(), because a probability of exactly 0.5 must be mapped to one or the other.
     binary = (whole > 0.5).to(whole) * 2 - 1
     fourth = c4 * 2 - 1
     total, count = torch.zeros_like(whole), torch.zeros_like(whole)

@@ -1,4 +1,4 @@
-"""Class scores on disk: one compressed fp16 file per frame, so that models can be merged without running together.
+"""Class scores on disk, one compressed float16 file per frame, to merge models without running them together.
 
 Layout: ``<folder>/scores.json`` names the classes; ``<folder>/<video>/<frame>.npz`` holds ``scores``, [K, H, W] of
 float16.
@@ -22,7 +22,7 @@ from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamS
 
 INDEX = "scores.json"
 FORMAT = 1
-# Scores hold few distinct bits after fp16; the fastest level is within some percent of the slowest.
+# After float16 the scores compress about as well at the fastest level as at the slowest.
 COMPRESSION_LEVEL = 1
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -33,10 +33,10 @@ def score_path(folder: Path, name: FrameName) -> Path:
 
 
 class ScoreWriter:
-    """Writes the scores of frames; files appear whole or not at all.
+    """Writes the scores of frames, atomically.
 
     Args:
-        folder: made if it is not there. One that holds scores of other classes is an error.
+        folder: created if needed. A folder with scores of other classes is an error.
         class_names: K names.
 
     Raises:
@@ -70,7 +70,7 @@ class ScoreWriter:
 
 
 class SavedScores(Stream):
-    """A stream that plays scores from a folder; it needs each frame's name.
+    """A stream that reads scores from a folder; it needs each frame's name.
 
     Args:
         folder: written by :class:`ScoreWriter`.
@@ -86,11 +86,11 @@ class SavedScores(Stream):
 
     @property
     def looks_back(self) -> bool:
-        """Every file is read by itself."""
+        """False: every file is read on its own."""
         return False
 
     def init_state(self) -> StreamState:
-        """Nothing needs to be remembered."""
+        """An empty state, since nothing is carried between frames."""
         return self.new_state()
 
     def step(
@@ -151,12 +151,12 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: 
     )
 
 
-# What zipfile, zlib and numpy's header reader report of damaged archives.
+# Errors of zipfile, zlib and numpy's header reader for damaged archives.
 _DAMAGE = (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def _read_npz(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The scores of a file; an archive that claims another shape is refused before anything is unpacked."""
+    """Read the scores of a file. An archive that claims another shape is refused before unpacking."""
     with zipfile.ZipFile(path) as archive, archive.open("scores.npy") as stream:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
@@ -164,7 +164,7 @@ def _read_npz(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         found, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
         if found != shape or dtype != np.float16 or fortran_order:
             raise ValueError(f"it has {dtype} of shape {list(found)}, expected float16 of {list(shape)} (K, H, W)")
-        # The rest is read to its end, where the archive's checksum is compared.
+        # Read to the end, where the archive's checksum is verified.
         wanted = int(np.prod(shape)) * dtype.itemsize
         data = stream.read(wanted + 1)
     if len(data) != wanted:

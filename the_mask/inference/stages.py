@@ -1,4 +1,4 @@
-"""Multi-stage inference: further passes over a frame, each with the masks of the pass before as its prior.
+"""Multi-stage inference: several passes over a frame, each with the masks of the previous pass as its prior.
 
 "Memory Based Video Scene Parsing", section 4. Axes: K classes, H W size of the source frame.
 """
@@ -23,10 +23,10 @@ from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamS
 
 
 class MaskFolder:
-    """Masks that another run has stored, in the place of stage 0.
+    """Masks stored by an earlier run, used in place of stage 0.
 
     Args:
-        folder: with ``<video>/<frame>.png`` of raw label values (``TEST.SAVE_PREDICTIONS``).
+        folder: holds ``<video>/<frame>.png`` with raw label values (``TEST.SAVE_PREDICTIONS``).
         label_table: raw PNG value -> train id.
     """
 
@@ -35,10 +35,10 @@ class MaskFolder:
         self.label_table = tuple(label_table)
 
     def read(self, name: FrameName | None, size: tuple[int, int]) -> Tensor:
-        """Labels [H, W] of a frame called (video, frame).
+        """Labels [H, W] of a frame named (video, frame).
 
         Raises:
-            FileNotFoundError, ValueError: no name, no mask, or one of another size or class list; the file is named.
+            FileNotFoundError, ValueError: no name, no mask, or a mask of another size or class list; names the file.
         """
         if name is None:
             raise ValueError(
@@ -48,16 +48,16 @@ class MaskFolder:
 
 
 class MultiStage(Stream):
-    """Scores of several passes per frame: stage 0 as the model does by itself, stage k with stage k-1's masks.
+    """Runs several passes per frame: stage 0 without a prior from outside, stage k with the masks of stage k-1.
 
-    Costs ``count`` + 1 passes (``count`` with stored masks). The masks of one frame are kept, as small integers, and
-    every stage's own memory of features.
+    A frame costs ``count`` + 1 passes (``count`` with stored masks). The state holds the masks of one frame, as small
+    integers, and each stage's own memory.
 
     Args:
         stream: a :class:`MultiView` with output "scores" around a model that reads a prior.
-        count: stages after stage 0.
-        frame: whose mask of the stage before is the prior: "same_frame", or "previous_frame" (the first frame of a
-            video then has none, and the model does by itself).
+        count: number of stages after stage 0.
+        frame: frame whose mask (of the previous stage) is the prior: "same_frame", or "previous_frame" (the first frame
+            of a video then has no prior).
         masks: stored masks of stage 0.
         ignore_label: of stored masks.
 
@@ -91,7 +91,7 @@ class MultiStage(Stream):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, stream: MultiView) -> MultiStage:
-        """With the keys of ``TEST.STAGES``.
+        """Build from the keys of ``TEST.STAGES``.
 
         Raises:
             ValueError: see the class; or stored masks for several data sets.
@@ -107,15 +107,15 @@ class MultiStage(Stream):
 
     @property
     def passes(self) -> int:
-        """Passes of the model per frame."""
+        """Number of model passes per frame."""
         return self.count + (self.masks is None)
 
     def init_state(self) -> StreamState:
-        """State before a video: the stream's of every pass, and the last frame's masks of stages 0 .. count-1."""
+        """State before a video: a stream state per pass, and the last frame's masks of stages 0 .. count-1."""
         return self.new_state(passes=[self.stream.init_state() for _ in range(self.passes)], masks=[])
 
     def check_state(self, state: StreamState) -> None:
-        """See :class:`Stream`; the number of passes must be that of this object, too."""
+        """See :class:`Stream`; the number of passes must match, too."""
         super().check_state(state)
         if len(state["passes"]) != self.passes:
             raise ValueError(f"a state of {len(state['passes'])} passes, but there are {self.passes}")
@@ -129,7 +129,7 @@ class MultiStage(Stream):
             scores [K, H, W] float32 of the last stage, and the new state.
 
         Raises:
-            ValueError: a foreign state; also what the stream and stored masks raise.
+            ValueError: a state of another stream. Errors of the stream and of stored masks are passed on.
         """
         size = (frame.shape[0], frame.shape[1])
         state = self.continue_state(state, size)

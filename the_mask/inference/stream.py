@@ -1,4 +1,4 @@
-"""Video frame by frame: the same call for files, webcams, evaluation and benchmarks."""
+"""Segments video frame by frame; the same call is used for files, webcams, evaluation and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from the_mask.weights.trained import trained
 
 
 class StreamingSegmentor(MultiView):
-    """A segmentor on whole frames of any size, without test-time augmentation.
+    """Runs a segmentor on whole frames of any size, without test-time augmentation.
 
-    One object serves any number of streams at a time, each with its own state::
+    One object can process any number of streams at the same time, each with its own state::
 
         segmentor = StreamingSegmentor(cfg)
         state = segmentor.init_state()
@@ -30,7 +30,7 @@ class StreamingSegmentor(MultiView):
         trust_pickle: bool = False,
         output_stride: int = 1,
     ) -> None:
-        """Wrap a segmentor, or build the one of a config.
+        """Wrap a segmentor, or build that of a config.
 
         Args:
             source: a config, whose ``INPUT.TEST`` gives the network size; or a segmentor, for the default network size.
@@ -58,5 +58,5 @@ class StreamingSegmentor(MultiView):
 
 
 def build_random(cfg: CfgNode) -> nn.Module:
-    """The model of a config as it is before training, in eval mode; for measurements."""
+    """Build the untrained model of a config, in eval mode, for measurements."""
     return build_segmentor(cfg).eval()

@@ -1,4 +1,4 @@
-"""SLIC superpixels in NumPy: k-means on colour and place, each pixel among the nine nearest cells of a grid.
+"""SLIC superpixels in NumPy: k-means on colour and position, each pixel compared with the nine nearest cells of a grid.
 
 Source: Achanta et al. 2012. Axes: H W picture size.
 """
@@ -12,7 +12,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 ITERATIONS = 5
-# Connected pieces smaller than this share of a grid cell join a neighbour.
+# Connected pieces smaller than this share of a grid cell are merged into a neighbour.
 LEAST_PIECE = 0.25
 
 
@@ -21,8 +21,8 @@ def slic(image: NDArray[np.uint8], segments: int = 300, compactness: float = 10.
 
     Args:
         image: RGB [H, W, 3].
-        segments: about how many, >= 1.
-        compactness: weight of place against colour (CIELAB units per grid cell); larger gives squarer regions.
+        segments: approximate number of regions, >= 1.
+        compactness: weight of position against colour (CIELAB units per grid cell); larger values give squarer regions.
 
     Returns:
         [H, W] of region numbers 0..n-1, each a connected region (4 neighbours).
@@ -48,7 +48,7 @@ def slic(image: NDArray[np.uint8], segments: int = 300, compactness: float = 10.
 
 
 def _centres(points: NDArray[np.float32], owner: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Mean point [count, 5] of each cluster; far away for one without pixels, so that nothing joins it."""
+    """Mean point [count, 5] of each cluster; far away for an empty cluster, so that no pixel joins it."""
     size = np.bincount(owner, minlength=count)
     sums = np.stack([np.bincount(owner, points[:, axis], minlength=count) for axis in range(5)], axis=1)
     return np.where(size[:, None] > 0, sums / np.maximum(size, 1)[:, None], 1e9)
@@ -62,7 +62,7 @@ def _nearest(
     rows: int,
     columns: int,
 ) -> NDArray[np.int64]:
-    """The closest centre of the 3 x 3 cells around each pixel's own cell."""
+    """The closest centre among the 3 x 3 cells around each pixel's cell."""
     centres = centres.astype(np.float32)
     best = np.full(len(points), np.inf, dtype=np.float32)
     owner = np.zeros(len(points), dtype=np.int64)
@@ -76,7 +76,7 @@ def _nearest(
 
 
 def _connected(owner: NDArray[np.int64], least: float) -> NDArray[np.int64]:
-    """Number the connected pieces; those smaller than ``least`` pixels join the neighbour with the longest border."""
+    """Number the connected pieces; those below ``least`` pixels join the neighbour with the longest border."""
     pieces = _pieces(owner)
     size = np.bincount(pieces.reshape(-1))
     first, second = _border_pairs(pieces)
@@ -86,7 +86,7 @@ def _connected(owner: NDArray[np.int64], least: float) -> NDArray[np.int64]:
     target = np.arange(len(size))
     if len(pairs):
         unique, length = np.unique(pairs, axis=0, return_counts=True)
-        # In ascending order of border length, the last assignment is the longest.
+        # Sorted by border length, so that the last assignment is that of the longest border.
         order = np.argsort(length, kind="stable")
         target[unique[order, 0]] = unique[order, 1]
     _, numbers = np.unique(target[pieces], return_inverse=True)

@@ -31,14 +31,14 @@ OUTPUT_STRIDES = (1, 4, 8)
 
 @dataclass(frozen=True)
 class View:
-    """One look at a frame: scaled by ``scale`` relative to the test box, and mirrored or not."""
+    """One view of a frame: scaled by ``scale`` relative to the test box, and optionally mirrored."""
 
     scale: float = 1.0
     flip: bool = False
 
 
 def make_views(scales: Sequence[float], flip: bool) -> list[View]:
-    """All views: every scale, and with ``flip`` its mirror image after it.
+    """All views: every scale and, with ``flip``, its mirror image after it.
 
     Raises:
         ValueError: no scales, or one that is not > 0.
@@ -51,15 +51,15 @@ def make_views(scales: Sequence[float], flip: bool) -> list[View]:
 class MultiView(Stream):
     """Averages a segmentor's scores over views of a frame; also predicts clips.
 
-    Each view is a stream of its own, with its own state (memories, priors), in the state's ``views``. One view is in
-    work at a time: beside its forward pass this holds the sum, one float32 map of the result's size (for clips: T of
-    them). A single plain view needs no sum: its label maps are made row by row, without a score map of that size.
+    Each view is its own stream, whose state (memories, priors) is in the state's ``views``. Views run one at a time:
+    besides the forward pass, memory holds the sum, one float32 map of the result's size (for clips: T of them). A
+    single plain view needs no sum: its label maps are made row by row, without a full-size score map.
 
     Args:
         model: a segmentor, or a :class:`~the_mask.inference.window.SlidingWindow`. It is put in eval mode.
         views: see :func:`make_views`.
         box: (long edge, short edge) that a frame of scale 1 fits in, as ``INPUT.TEST``; 0 does not limit.
-        size_multiple: sides are then stretched up to a multiple of this.
+        size_multiple: sides are then rounded up to a multiple of this.
         min_short_edge: shortest edge (pixels) of a view; 0 is the model's ``size_divisibility`` for scaled views.
         normalization, temperature, mean: how scores of views are merged, see :mod:`the_mask.inference.merge`.
         parity: "mmseg": views below ``min_short_edge`` are clamped to it, and every view passes a softmax.
@@ -103,13 +103,13 @@ class MultiView(Stream):
         self.mean = mean
         self.output = output
         self.output_stride = output_stride
-        # Nothing to merge.
+        # There is nothing to merge.
         self.is_single = len(self.views) == 1 and not self.views[0].flip
         self.is_single &= self.normalization == "none" and mean == "arithmetic"
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: Any, output: str = "labels") -> MultiView:
-        """With the keys of ``TEST.VIEWS`` and ``INPUT.TEST``."""
+        """Build from the keys of ``TEST.VIEWS`` and ``INPUT.TEST``."""
         views = cfg.TEST.VIEWS
         return MultiView(
             model,
@@ -126,17 +126,17 @@ class MultiView(Stream):
 
     @property
     def looks_back(self) -> bool:
-        """The model's."""
+        """That of the model."""
         return self.model.looks_back
 
     @property
     def reads_prior(self) -> bool:
-        """The model's."""
+        """That of the model."""
         return self.model.reads_prior
 
     @property
     def keyframe_interval(self) -> int:
-        """The model's."""
+        """That of the model."""
         return self.model.keyframe_interval
 
     def is_keyframe(self, state: StreamState) -> bool | None:
@@ -150,7 +150,7 @@ class MultiView(Stream):
             ValueError: shorter than the minimum (without parity).
         """
         size = fit_size(height, width, self.box, scale)
-        # An unscaled frame is padded as it is everywhere.
+        # An unscaled frame is padded as usual.
         least = self.min_short_edge or (self.model.size_divisibility if scale != 1 or self.parity else 1)
         if min(size) < least:
             if self.parity != "mmseg":
@@ -166,7 +166,7 @@ class MultiView(Stream):
         """Resize a uint8 RGB frame [H, W, 3] to the network size: uint8 [3, h, w].
 
         Raises:
-            ValueError: not such a frame.
+            ValueError: a frame of another form.
         """
         image = as_image(frame)
         pixels = resize_image(image, self.network_size(image.shape[0], image.shape[1], view.scale))
@@ -174,7 +174,7 @@ class MultiView(Stream):
         return found.flip(-1) if view.flip else found
 
     def finish(self, scores: Tensor, network_size: tuple[int, int], frame_size: tuple[int, int]) -> Tensor:
-        """Turn the scores of a single view into what :meth:`step` returns; labels never have all classes at once.
+        """Turn a single view's scores into the result of :meth:`step`; labels are made without a full-size score map.
 
         Args:
             scores: [K, h, w] at the model's ``score_stride``.
@@ -188,7 +188,7 @@ class MultiView(Stream):
         return self.new_state(views=[self.model.init_state() for _ in self.views])
 
     def check_state(self, state: StreamState) -> None:
-        """See :class:`Stream`; the number of views must be that of this object, too."""
+        """See :class:`Stream`; the number of views must match, too."""
         super().check_state(state)
         if len(state["views"]) != len(self.views):
             raise ValueError(f"a state of {len(state['views'])} views, but there are {len(self.views)}")
@@ -209,8 +209,8 @@ class MultiView(Stream):
             model's device; with an ``output_stride`` s [ceil(H/s), ceil(W/s)]; and the new state.
 
         Raises:
-            ValueError: not a uint8 RGB frame, a foreign state, a scale below the minimum, or scores that are not
-                finite.
+            ValueError: not a uint8 RGB frame, a state of another stream, a scale below the minimum, or scores that are
+                not finite.
         """
         image = as_image(frame)
         frame_size = (image.shape[0], image.shape[1])
@@ -237,7 +237,7 @@ class MultiView(Stream):
         hints: Sequence[Hints] | None = None,
         advance: Advance | None = None,
     ) -> tuple[list[Tensor], list[StreamState]]:
-        """As :meth:`step` for several streams; those of a single view go through the model together.
+        """As :meth:`step` for several streams; with a single view, they are batched.
 
         Args:
             frames, states, hints: see :meth:`step`.
@@ -292,9 +292,9 @@ class MultiView(Stream):
     def _add(
         self, total: ScoreMean, scores: Tensor, view: View, size: tuple[int, int], result_size: tuple[int, int]
     ) -> None:
-        """Resize a view's scores to the result, turn them back, normalise, and add them, rows at a time."""
+        """Resize a view's scores to the result, undo mirroring, normalise, and add them, some rows at a time."""
         stride = self.model.score_stride
-        # Turned back on the cells where these end with the frame: then a mirror-symmetric model gives the same bits.
+        # Undo mirroring on the cells if they end with the frame: then a mirror-symmetric model gives bit-equal results.
         on_cells = view.flip and size[1] % stride == 0
         if on_cells:
             scores = scores.flip(-1)

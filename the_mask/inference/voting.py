@@ -1,4 +1,4 @@
-"""Closed-set voting: class-agnostic masks take the class that most of their pixels have (SSA).
+"""Closed-set voting: each class-agnostic mask takes the majority class of its pixels (SSA).
 
 Source: Semantic Segment Anything, closed-set rule. Axes: K classes, H W frame size.
 """
@@ -27,18 +27,19 @@ def vote_masks(
     min_majority: float = 0.0,
     scores: NDArray[np.floating] | None = None,
 ) -> NDArray[np.integer]:
-    """Write over each mask the class that wins in it.
+    """Overwrite each mask with the class that wins in it.
 
-    The rule: masks in descending order of area, equal areas in the order given; the class is the mode of ``labels``
-    (never of the map that is being written) inside the mask, the lowest of equally frequent ones; so smaller masks win
-    where they lie on larger ones. Pixels in no mask keep their label, and so does all of a mask whose winner has less
-    than ``min_majority``. Masks without a pixel are left out.
+    Masks are processed in descending order of area (equal areas in the order given), so smaller masks win over larger
+    ones. The class is the mode of ``labels`` (not of the map being written) inside the mask, the lowest on ties. Pixels
+    outside all masks keep their label, and so do those of a mask whose winner has less than ``min_majority``. Empty
+    masks are left out.
 
     Args:
         labels: predicted classes [H, W], 0..K-1.
         masks: COCO run lengths (``size`` [H, W], ``counts``); there may be none.
         num_classes: K.
-        min_majority: least share (0..1) of the winner: of the mask's pixels, or with ``scores`` of its summed scores.
+        min_majority: minimum share (0..1) of the winner, in the mask's pixels or, with ``scores``, in its summed
+            scores.
         scores: [K, H, W] >= 0: soft voting. The winner has the largest summed score, the lowest class of equal ones.
 
     Returns:
@@ -66,10 +67,10 @@ def vote_masks(
 
 
 class MaskVoting:
-    """The last step of post-processing: voting with the masks of a generator.
+    """Last post-processing step: voting with the masks of a generator.
 
     Args:
-        generator: where masks come from.
+        generator: source of the masks.
         num_classes: K.
         min_majority, soft: see :func:`vote_masks`.
     """
@@ -98,7 +99,7 @@ def _area(mask: RunLengths, shape: tuple[int, ...]) -> int:
 
 
 def _decode(mask: RunLengths) -> tuple[NDArray[np.bool_], tuple[slice, slice]]:
-    """The mask inside its bounding box, and the box, so that small masks cost little."""
+    """The mask inside its bounding box, and the box, which makes small masks cheap."""
     left, top, width, height = (int(value) for value in coco.toBbox(mask))
     box = (slice(top, top + height), slice(left, left + width))
     return coco.decode(mask)[box].astype(bool), box

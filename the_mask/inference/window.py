@@ -1,4 +1,4 @@
-"""Sliding windows: a segmentor that sees its input piece by piece, for inputs too large for it.
+"""Sliding windows: runs a segmentor on parts of an input that is too large for it.
 
 Axes: T frames, K classes, H W size of the network input, h w size of a score map.
 """
@@ -21,9 +21,9 @@ Box = tuple[int, int, int, int]
 
 
 def window_starts(length: int, window: int, stride: int, cell: int) -> list[int]:
-    """First pixels of the windows along one axis, all multiples of ``cell``, so that score cells of windows coincide.
+    """First pixels of the windows along one axis, all multiples of ``cell``, so that the windows' score cells coincide.
 
-    The last window ends at the end of the axis; rounded to whole cells it may be up to ``cell - 1`` pixels shorter.
+    The last window ends at the end of the axis; because of the rounding it may be up to ``cell - 1`` pixels shorter.
     """
     if length <= window:
         return [0]
@@ -42,10 +42,10 @@ def check_window(size: Sequence[int], stride: Sequence[int]) -> None:
 
 
 class SlidingWindow(Stream):
-    """Wraps a segmentor; looks like one to what wraps it in turn (``step``, ``score_maps``, ``score_stride``).
+    """Wraps a segmentor, with the same interface (``step``, ``score_maps``, ``score_stride``).
 
-    Scores of overlapping windows are averaged in float32 at score size: beside one window's forward pass this holds one
-    score map. Memories and priors are cropped like the frame: every window is a stream of its own, with its own state.
+    Scores of overlapping windows are averaged in float32 at score size; besides one window's forward pass, memory holds
+    one score map. Every window is its own stream with its own state; priors are cropped like the frame.
 
     Args:
         model: a segmentor.
@@ -68,12 +68,12 @@ class SlidingWindow(Stream):
 
     @property
     def looks_back(self) -> bool:
-        """The model's."""
+        """That of the model."""
         return self.model.looks_back
 
     @property
     def reads_prior(self) -> bool:
-        """The model's."""
+        """That of the model."""
         return self.model.reads_prior
 
     @property
@@ -83,7 +83,7 @@ class SlidingWindow(Stream):
 
     @property
     def size_divisibility(self) -> int:
-        """Least side of an input."""
+        """Smallest side of an input."""
         return 1 if self.pad else self.model.size_divisibility
 
     @property
@@ -106,7 +106,7 @@ class SlidingWindow(Stream):
         ]
 
     def init_state(self) -> StreamState:
-        """State before a stream: a state per window, once the input's size is known."""
+        """State before the first frame; it gets a state per window when the input's size is known."""
         return self.new_state(windows=[])
 
     def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
@@ -150,7 +150,7 @@ class SlidingWindow(Stream):
         return self._average(windows(), boxes, height, width)
 
     def _padded(self, pixels: Tensor) -> Tensor:
-        """[3, H, W] at least as large as a window; the padding is the exact mean, 0 after normalisation."""
+        """Pad [3, H, W] to at least the window's size with the exact mean colour, which is 0 after normalisation."""
         below, right = self.size[0] - pixels.shape[-2], self.size[1] - pixels.shape[-1]
         if not self.pad or (below <= 0 and right <= 0):
             return pixels

@@ -1,4 +1,4 @@
-"""A config's model, laid out in memory as the config asks."""
+"""Build a config's model, in the memory layout that the config asks for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from the_mask.modeling.feature_cache import attach_cache
 def build_segmentor(cfg: CfgNode) -> nn.Module:
     """Detectron2's ``build_model``, with ``MODEL.CHANNELS_LAST`` and ``MODEL.FROZEN_FEATURES`` on top.
 
-    Values do not depend on the layout beyond rounding, and neither do checkpoints; only speed does.
+    The layout affects only speed: results are equal up to rounding, and checkpoints are the same.
     """
     model: nn.Module = build_model(cfg)
     attach_cache(model, cfg)
@@ -34,12 +34,12 @@ _trained_model: list[TrainedModel] = []
 
 
 def provide_trained_model(function: TrainedModel) -> None:
-    """Say how models get their trained weights; called by the room above this one that reads files of weights."""
+    """Register the function that builds trained models; called by ``the_mask.weights``, which reads weights files."""
     _trained_model[:] = [function]
 
 
 def trained_model(cfg: CfgNode, *, weights: str = "", datasets: Sequence[str] | None = None) -> nn.Module:
-    """A trained model that another model needs, such as a teacher; see :func:`the_mask.weights.trained`.
+    """Build a trained model that another model needs, such as a teacher; see :func:`the_mask.weights.trained`.
 
     Raises:
         RuntimeError: ``the_mask.weights`` has not been imported.

@@ -1,4 +1,4 @@
-"""Telling models apart by the content of their weights."""
+"""Identify models by the content of their weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def weights_digest(model: nn.Module, extra: str = "") -> str:
-    """SHA-256 of every name and value of ``state_dict``, and of ``extra``; what file the weights came from is no part.
+    """SHA-256 of every name and value of ``state_dict``, and of ``extra``; independent of the file they came from.
 
     A collective call when the weights are sharded.
     """

@@ -1,8 +1,8 @@
 """Features of a frozen backbone, computed once per frame and kept on disk (``MODEL.FROZEN_FEATURES``).
 
-A file holds the features of one network input in float16; its name is a digest of the input's pixels, so whatever
-prepares them (resizing, flips, padding), the same pixels have the same features. Its folder's name is a digest of
-the backbone: weights, buffers and class. Files are whole or absent, so an interrupted run goes on where it stopped.
+A file holds the features of one network input in float16. Its name is a digest of the input's pixels, so equal pixels
+share their features however they were prepared (resizing, flips, padding). The folder's name is a digest of the
+backbone: weights, buffers and class. Files are complete or absent, so an interrupted run continues where it stopped.
 
 Axes: N images, H W size of the network input.
 """
@@ -46,11 +46,11 @@ class FeatureCache:
     """Reads and writes the features of one frozen backbone.
 
     Args:
-        folder: of all caches; this backbone's lies inside.
-        max_bytes: nothing more is written beyond this; what is there is still read.
+        folder: folder of all caches; this backbone's is a sub-folder.
+        max_bytes: when the cache is larger, nothing more is written; existing features are still read.
 
     Attributes:
-        hits, misses: images read and computed since the start.
+        hits, misses: numbers of images read and computed since the start.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
@@ -61,7 +61,7 @@ class FeatureCache:
         self._size = 0
 
     def open(self, backbone: nn.Module) -> Path:
-        """The folder of a backbone, made if it is not there.
+        """The folder of a backbone; created if needed.
 
         Raises:
             ValueError: the folder holds features of another backbone, or cannot be written.
@@ -93,9 +93,9 @@ class FeatureCache:
     def features(
         self, backbone: nn.Module, compute: Callable[[Tensor], dict[str, Tensor]], images: Tensor
     ) -> dict[str, Tensor]:
-        """Features of images [N, 3, H, W], read where they are known and computed (and kept) where not.
+        """Features of images [N, 3, H, W]: read from the cache, or computed and stored.
 
-        Computed ones are rounded to float16 too, so that results do not depend on what was known.
+        Computed features are also rounded to float16, so that results do not depend on the state of the cache.
         """
         folder = self._folder or self.open(backbone)
         paths = [folder / f"{hashlib.blake2b(_bytes(image), digest_size=20).hexdigest()}{SUFFIX}" for image in images]
@@ -120,7 +120,7 @@ class FeatureCache:
             found = load_file(str(path))
         except SafetensorError as error:
             raise ValueError(f"{path} is broken ({error}); delete it, it will be made anew") from error
-        # Safetensors sorts the names; the levels' order is in front of them.
+        # Safetensors sorts names, so the level's number is put in front.
         return {name.split(" ", 1)[1]: found[name] for name in sorted(found, key=lambda key: int(key.split(" ", 1)[0]))}
 
     def _write(self, path: Path, features: dict[str, Tensor]) -> None:
@@ -152,7 +152,7 @@ def attach_cache(model: Any, cfg: CfgNode) -> None:
     Evaluation and streams compute their features in full precision, as they do without a cache.
 
     Raises:
-        ValueError: the backbone trains, or training frames are drawn anew every time.
+        ValueError: the backbone trains, or training frames are augmented at random.
     """
     options = cfg.MODEL.FROZEN_FEATURES
     if not options.CACHE:
@@ -177,7 +177,7 @@ def attach_cache(model: Any, cfg: CfgNode) -> None:
     def forward(self: nn.Module, images: Tensor) -> dict[str, Tensor]:
         if not model.training:
             return compute(images)
-        # The features' precision is the cache's, whatever that of the rest.
+        # The precision of the features is that of the cache, whatever the rest of the model uses.
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return cache.features(self, compute, images)
 
@@ -186,7 +186,7 @@ def attach_cache(model: Any, cfg: CfgNode) -> None:
 
 
 def random_augmentation(cfg: CfgNode) -> list[str]:
-    """Keys of a config that make training frames differ every time; mirroring makes two of each."""
+    """Config keys that make training frames differ every time. Mirroring is allowed: it only doubles the cache."""
     resize, crop = cfg.INPUT.RESIZE, cfg.INPUT.CROP
     problems = []
     if resize.MIN_SCALE != resize.MAX_SCALE:

@@ -1,4 +1,4 @@
-"""Which parameters train, and modules without any in eval mode."""
+"""Choose which parameters train, and keep frozen modules in eval mode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def freeze_except(model: nn.Module, trainable: Sequence[str]) -> None:
-    """Freeze every parameter whose name has none of the substrings ``trainable``; an empty list freezes nothing.
+    """Freeze every parameter whose name contains none of ``trainable``; an empty list freezes nothing.
 
     Parameters that are frozen already stay so.
 
@@ -29,7 +29,7 @@ def freeze_except(model: nn.Module, trainable: Sequence[str]) -> None:
 
 
 def eval_frozen(module: nn.Module) -> None:
-    """Put every module that has parameters, but none that trains, in eval mode (dropout, drop path, batch norm)."""
+    """Put every module with parameters, none of which trains, in eval mode (dropout, drop path, batch norm)."""
     parameters = list(module.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         module.eval()

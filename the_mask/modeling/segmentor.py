@@ -1,4 +1,4 @@
-"""What every segmentor is: clips of frames in; losses, score maps, label maps or a stream of scores out.
+"""Base class of all segmentors: from clips of frames to losses, score maps, label maps, or a stream of scores.
 
 Axes: B clips, T frames, K classes, H W size of the network input, h w size of a score map.
 """
@@ -24,14 +24,14 @@ Clip = Mapping[str, Any]
 
 
 class Segmentor(nn.Module, Stream):
-    """Base of the meta-architectures: stacking, grouping, resizing and checks, around what a subclass computes.
+    """Base class of the meta-architectures: stacking, grouping, resizing and checks around a subclass's computation.
 
-    A subclass gives :meth:`losses`, :meth:`group_scores`, :meth:`init_state`, :meth:`step` and :attr:`score_stride`,
-    and :attr:`looks_back` where scores do not depend on the frames before.
+    A subclass implements :meth:`losses`, :meth:`group_scores`, :meth:`init_state`, :meth:`step` and
+    :attr:`score_stride`, and :attr:`looks_back` if its scores do not depend on earlier frames.
 
     Attributes:
         num_classes: K.
-        ignore_label: label of pixels that say nothing.
+        ignore_label: label of pixels without a class.
         size_divisibility: images are padded at the bottom and right to a multiple of this.
         frozen_eval: keep modules without a trainable parameter in eval mode while training.
         iteration: the trainer's, see :meth:`set_iteration`.
@@ -59,7 +59,7 @@ class Segmentor(nn.Module, Stream):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
-    # What a subclass gives.
+    # Implemented by subclasses.
 
     @property
     @abstractmethod
@@ -74,7 +74,7 @@ class Segmentor(nn.Module, Stream):
 
     @abstractmethod
     def group_scores(self, images: Tensor, num_frames: int) -> Iterable[Tensor]:
-        """Scores [T, K, >= ceil(H/stride), >= ceil(W/stride)], float32 and >= 0, of clip after clip.
+        """Scores [T, K, >= ceil(H/stride), >= ceil(W/stride)], float32 and >= 0, of each clip in turn.
 
         Args:
             images: [B*T, 3, H, W] of :meth:`stack`, for clips of one size.
@@ -95,7 +95,7 @@ class Segmentor(nn.Module, Stream):
             frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
                 ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
-            hints: what is known about the frame.
+            hints: further information about the frame.
 
         Returns:
             scores [K, ceil(H/stride), ceil(W/stride)], and the new state.
@@ -103,7 +103,7 @@ class Segmentor(nn.Module, Stream):
         raise NotImplementedError
 
     def runtime_parts(self) -> list[tuple[nn.Module, str]]:
-        """Owners and names of submodules or methods that are plain functions of tensors; none by default.
+        """Submodules or methods that are plain functions of tensors, as (owner, name) pairs; none by default.
 
         Together they do the work of a frame; :mod:`the_mask.inference.runtimes` may run them elsewhere.
         """
@@ -111,7 +111,7 @@ class Segmentor(nn.Module, Stream):
 
     @property
     def has_queries(self) -> bool:
-        """Whether the scores are a sum over queries, which :meth:`step_queries` gives."""
+        """Whether the scores are a sum over queries, returned by :meth:`step_queries`."""
         return False
 
     def step_queries(self, frame: Tensor, state: StreamState) -> tuple[Tensor, Tensor, Tensor, StreamState]:
@@ -123,21 +123,21 @@ class Segmentor(nn.Module, Stream):
         """
         raise NotImplementedError
 
-    # What a subclass may use.
+    # Hooks that subclasses may override.
 
     def set_iteration(self, iteration: int) -> None:
         """Tell the model the trainer's iteration, before its losses."""
         self.iteration = iteration
 
     def after_step(self) -> None:
-        """Take notice that the optimiser has made a step; the trainer calls it once per iteration."""
+        """Called by the trainer once per iteration, after the optimiser's step."""
 
-    # What all share.
+    # Shared by all.
 
     def step_many(
         self, frames: Sequence[Tensor], states: Sequence[StreamState], hints: Sequence[Hints] | None = None
     ) -> tuple[list[Tensor], list[StreamState]]:
-        """As :meth:`step` for several streams; a segmentor that does not look back takes them in one batch per size."""
+        """As :meth:`step` for several streams; without a memory, frames of equal size run in one batch."""
         if self.looks_back or any(hint.prior is not None for hint in hints or ()):
             return super().step_many(frames, states, hints)
         states = [self.continue_state(state, frame.shape[-2:]) for frame, state in zip(frames, states, strict=True)]
@@ -219,14 +219,14 @@ class Segmentor(nn.Module, Stream):
         images = self.pixel_mean.new_empty(len(frames), frames[0].shape[0], height, width)
         for image, frame in zip(images, frames):
             h, w = frame.shape[-2:]
-            # In place: four whole pictures of floats were written before for each one needed.
+            # In place, to write each picture of floats once instead of four times.
             image[:, :h, :w].copy_(frame.to(self.device, non_blocking=True)).sub_(self.pixel_mean).div_(self.pixel_std)
             image[:, h:].zero_()
             image[:, :h, w:].zero_()
         return images, lengths.pop()
 
     def crop_scores(self, scores: Tensor, height: int, width: int) -> Tensor:
-        """Cut what lies wholly in the padding: [..., h, w] -> [..., ceil(height/stride), ceil(width/stride)]."""
+        """Remove cells entirely in the padding: [..., h, w] -> [..., ceil(height/stride), ceil(width/stride)]."""
         stride = self.score_stride
         return scores[..., : math.ceil(height / stride), : math.ceil(width / stride)]
 

@@ -1,14 +1,14 @@
-"""The contract of everything that is fed a video frame by frame, and the one form of what a frame leaves behind.
+"""The interface of everything that processes a video frame by frame, and the format of its state.
 
-Streams are nested: a segmentor takes network input; windows, views, stages, ensembles and post-processing each take
-what they wrap and keep its state inside their own. A state is a plain dict of tensors, numbers, text and lists, bounded
+Streams are nested: a segmentor takes network input; windows, views, stages, ensembles and post-processing wrap another
+stream and keep its state inside their own. A state is a plain dict of tensors, numbers, text and lists, bounded
 and readable by ``torch.load(weights_only=True)``::
 
     {"stream": name of the class it belongs to, "version": STATE_VERSION,
      "size": [H, W] of the frames ([] before the first), "seen": frames since the start or the last change of size,
      "resets": changes of size, ... what the stream itself keeps}
 
-The rule for a change of size, everywhere: a frame of another size than the one before starts the stream anew.
+Everywhere, a frame whose size differs from the previous one starts the stream anew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known about a frame besides its pixels. A stream ignores what it has no use for, except a prior.
+    """Information about a frame besides its pixels. A stream ignores what it does not use, except a prior.
 
     Attributes:
         name: (video, frame), for streams that read or write files.
@@ -48,9 +48,9 @@ NO_HINTS = Hints()
 
 
 class Stream:
-    """Frames in, one after the other; scores or labels out; everything between them in a state that the caller keeps.
+    """Turns frames, one after the other, into scores or labels; its memory is a state that the caller keeps.
 
-    One object serves any number of streams at a time::
+    One object can process any number of streams at the same time::
 
         state = stream.init_state()
         for frame in frames:
@@ -64,7 +64,7 @@ class Stream:
 
     @property
     def looks_back(self) -> bool:
-        """Whether a result depends on the frames before; True unless a stream knows better.
+        """Whether results depend on earlier frames; True unless a subclass says otherwise.
 
         Frames of a stream that does not look back can be computed in any order and in one batch.
         """
@@ -77,7 +77,7 @@ class Stream:
 
     @property
     def keyframe_interval(self) -> int:
-        """Most frames from one keyframe to the next; 0 without keyframes or without a limit."""
+        """Largest number of frames from one keyframe to the next; 0 without keyframes or without a limit."""
         return 0
 
     @abstractmethod
@@ -92,13 +92,13 @@ class Stream:
         Args:
             frame: network input [3, H, W], RGB 0..255, for a segmentor; uint8 RGB [H, W, 3] for what wraps one.
             state: of :meth:`init_state` or the last step; not changed.
-            hints: what is known about the frame.
+            hints: further information about the frame.
 
         Returns:
             scores or labels, and the new state.
 
         Raises:
-            ValueError: not such a frame, a state of another stream or version, or a prior that nothing reads.
+            ValueError: a frame of the wrong form, a state of another stream or version, or a prior that nothing reads.
         """
         raise NotImplementedError
 
@@ -120,7 +120,7 @@ class Stream:
             raise ValueError("a prior was given, but no block of the model reads one (class_memory would)")
 
     def new_state(self, **content: Any) -> StreamState:
-        """A state before the first frame, with the stream's own content."""
+        """A new state before the first frame, with the stream's own content."""
         return {
             "stream": type(self).__name__,
             "version": STATE_VERSION,
@@ -131,7 +131,7 @@ class Stream:
         }
 
     def continue_state(self, state: StreamState, size: Sequence[int]) -> StreamState:
-        """The state in which a frame of ``size`` (H, W) finds the stream: anew, if frames had another size.
+        """The state to process a frame of ``size`` (H, W) with: a new one if earlier frames had another size.
 
         Raises:
             ValueError: not a state, or one of another stream or version.
@@ -142,7 +142,7 @@ class Stream:
         return {**state, "size": list(size)}
 
     def check_state(self, state: StreamState) -> None:
-        """Raise a ValueError unless this is a state of this stream, in the present format."""
+        """Raise a ValueError unless this is a state of this stream, in the current format."""
         own = type(self).__name__
         if not isinstance(state, dict) or ("size" not in state and "stream" not in state):
             raise ValueError(f"not a state of {own}; make one with init_state()")
@@ -158,12 +158,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Ring:
-    """Which past frames a stream keeps and reads; what it keeps of them is a list in its state, oldest first.
+    """Chooses the past frames that a stream keeps and reads. The entries are a list in its state, oldest first.
 
     Attributes:
         frames: entries that are read.
         stride: frames from one to the next.
-        newest: how many frames back the newest one that is read lies; 1 is the last that was pushed.
+        newest: how many frames back the newest entry to read is; 1 is the last one pushed.
     """
 
     frames: int
@@ -172,11 +172,11 @@ class Ring:
 
     @property
     def capacity(self) -> int:
-        """Entries that are kept at most."""
+        """Largest number of entries that are kept."""
         return self.newest + (self.frames - 1) * self.stride if self.frames else 0
 
     def push(self, entries: Sequence[T], entry: T) -> list[T]:
-        """A new list with a newer entry, and without what is too old to be read again."""
+        """A new list with the new entry, without entries too old to be read again."""
         return [*entries, entry][-self.capacity :] if self.capacity else []
 
     def read(self, entries: Sequence[T]) -> list[T]:

@@ -19,7 +19,7 @@ def dataset_root() -> Path:
 
 
 def register_all(root: str | Path | None = None) -> None:
-    """Register every data set under ``root``; calling it again with another root moves them all.
+    """Register every known data set under ``root``; another call with another root moves them all.
 
     Args:
         root: folder that holds ``VSPW_480p``, ``camvid``, ``moving_shapes``, ``coco_stuff164k``,

@@ -23,7 +23,7 @@ TRAIN_SEQUENCES = ("0001TP", "0006R0", "0016E5")
 
 @dataclass(frozen=True)
 class SequenceTree(VideoTree):
-    """Some sequences of a split.
+    """A subset of a split's sequences.
 
     Attributes:
         sequences: their folders.
@@ -41,7 +41,7 @@ class SequenceTree(VideoTree):
 
 
 class FrameTree(VideoTree):
-    """Every frame of a split as a video of its own, which ``INPUT.PSEUDO_CLIP`` makes clips of."""
+    """Every frame of a split as a video of one frame, for ``INPUT.PSEUDO_CLIP``."""
 
     def scan(self) -> TreeScan:
         whole = super().scan()
@@ -54,7 +54,7 @@ class FrameTree(VideoTree):
 
 
 def register_camvid(root: str | Path) -> None:
-    """Register ``camvid_{train,val,test}`` at ``root``, and ``camvid_frames_...`` with memory frames beside it.
+    """Register ``camvid_{train,val,test}`` at ``root``, and ``camvid_frames_...`` with memory frames next to it.
 
     For each training sequence S also ``camvid_S`` and ``camvid_train_without_S``; ``camvid_train_frames`` is
     ``camvid_train`` as single images.

@@ -24,7 +24,7 @@ BEFORE, AFTER = 19, 10
 
 
 def explain_values(values: Collection[int], masks: int) -> str:
-    """Tell label ids (0..33) from train ids (0..18, 255) by the values of some masks; "" when they are train ids."""
+    """Recognise label ids (0..33) by the values of some masks; returns "" for train ids (0..18, 255)."""
     strange = sorted(value for value in values if 18 < value < 34)
     if not strange:
         return ""
@@ -39,7 +39,7 @@ def register_cityscapes(root: str | Path, before: int = BEFORE, after: int = AFT
     Args:
         root: folder with ``leftImg8bit``, ``leftImg8bit_sequence`` and ``gtFine``.
         before: frames of a snippet that are kept before the labelled one.
-        after: the same after it, in the training split. The validation split has none: they score nothing.
+        after: the same after it, for the training split. The validation split has none, since they are not scored.
     """
     root = Path(root)
     classes = load_class_list("cityscapes19", explain_values)

@@ -19,21 +19,21 @@ FIX = (
     "unpack train2017.zip and val2017.zip into images/ and stuffthingmaps_trainval2017.zip into annotations/ "
     "(see datasets/README.md), or set DETECTRON2_DATASETS to the folder that holds coco_stuff164k"
 )
-# Values that no native mask holds: the categories that COCO gave a number and never annotated.
+# Values that do not occur in native masks: categories that COCO numbered but never annotated.
 UNUSED_VALUES = frozenset({11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90})
 LARGEST_10K = 171
 NEEDED = "coco_stuff164k needs the native PNGs of stuffthingmaps_trainval2017.zip (0..181, 255 unlabelled)"
 
 
 def explain_values(values: Collection[int], masks: int) -> str:
-    """Tell masks of COCO-Stuff 10k (0 void, 1..171) and already converted ones (0..170) from native ones (0..181).
+    """Recognise masks of COCO-Stuff 10k (0 void, 1..171) and converted ones (0..170); native ones have 0..181.
 
     Args:
         values: values that occur in some masks.
-        masks: how many masks were looked at.
+        masks: number of masks that were read.
 
     Returns:
-        What they look like, or "" when they can be native.
+        What the masks seem to be, or "" when they may be native.
     """
     labels = set(values) - {255}
     unused = sorted(labels & UNUSED_VALUES)

@@ -1,4 +1,4 @@
-"""Data sets of other tools and benchmarks, written as a tree that this library trains from.
+"""Import data sets of other tools and benchmarks as a folder tree for training.
 
 Every format is a function in :data:`FORMATS` that gives class names and labelled frames; :func:`import_dataset` writes
 them: ``OUTPUT/data/<video>/{origin,mask}``, the lists of the splits, ``classes.json`` and ``dataset.py``, a module for

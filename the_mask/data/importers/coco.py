@@ -1,4 +1,4 @@
-"""COCO's JSON files and those of its relatives: instances and stuff, panoptic, VIPSeg, YouTube-VIS and OVIS."""
+"""COCO's JSON files and related formats: instances and stuff, panoptic, VIPSeg, YouTube-VIS and OVIS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Item = Mapping[str, Any]
 
 
 class _Categories:
-    """Classes of a file, in its order."""
+    """The classes of a file, in its order."""
 
     def __init__(self, content: Item, path: Path) -> None:
         categories = _list(content, "categories", path, "id", "name")
@@ -44,14 +44,14 @@ class _Categories:
 
 
 def read_coco(source: Path, frames: Path | None = None) -> Labels:
-    """COCO instances or stuff: polygons and run-length codes, drawn in the file's order.
+    """Read COCO instances or stuff: polygons and run-length codes, drawn in the file's order.
 
     Args:
         source: the JSON file.
         frames: folder of the pictures; the JSON's own by default. A picture's sub-folder is its video.
 
     Raises:
-        ValueError: not such a file, an unknown category, a damaged code. FileNotFoundError: a picture is missing.
+        ValueError: another kind of file, an unknown category, a damaged code. FileNotFoundError: a picture is missing.
     """
     content = read_json(source, "COCO file")
     classes, report = _Categories(content, source), ImportReport()
@@ -72,7 +72,7 @@ def read_coco(source: Path, frames: Path | None = None) -> Labels:
 
 
 def read_panoptic(source: Path, frames: Path | None = None, masks: Path | None = None) -> Labels:
-    """COCO panoptic, also Cityscapes-VPS: a JSON file and PNGs whose colour r + 256 g + 65536 b is a segment's id.
+    """Read COCO panoptic or Cityscapes-VPS: a JSON file and PNGs whose colour r + 256 g + 65536 b is a segment's id.
 
     Args:
         source: the JSON file.
@@ -99,7 +99,7 @@ def read_panoptic(source: Path, frames: Path | None = None, masks: Path | None =
 
 
 def read_vipseg(source: Path, frames: Path | None = None, masks: Path | None = None) -> Labels:
-    """VIPSeg: panoptic annotations listed by video.
+    """Read VIPSeg: panoptic annotations listed by video.
 
     Args: as :func:`read_panoptic`; pictures and PNGs lie in a folder per video.
 
@@ -130,11 +130,11 @@ def read_vipseg(source: Path, frames: Path | None = None, masks: Path | None = N
 
 
 def read_ytvis(source: Path, frames: Path | None = None) -> Labels:
-    """YouTube-VIS and OVIS: run-length codes (or polygons) of every object in every frame.
+    """Read YouTube-VIS or OVIS: run-length codes (or polygons) of every object in every frame.
 
     Args:
         source: the JSON file.
-        frames: folder of the pictures; ``JPEGImages`` beside the JSON by default.
+        frames: folder of the pictures; ``JPEGImages`` next to the JSON by default.
 
     Raises: see :func:`read_coco`.
     """

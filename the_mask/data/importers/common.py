@@ -1,4 +1,4 @@
-"""What all importers share: frames with label maps, shapes drawn into them, and what was noticed on the way.
+"""Shared by all importers: frames with label maps, drawing shapes into them, and counts of what was noticed.
 
 Axes: H W pixels. A label map is int32 [H, W] of class indices; :data:`NOTHING` is a pixel without a class.
 """
@@ -21,13 +21,13 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """One frame.
+    """One frame of an imported data set.
 
     Attributes:
         video: its name, a relative path.
         name: of the frame, without suffix; sorts by time.
         image: the picture's file.
-        labels: int32 [H, W], or None for a frame that nobody has labelled.
+        labels: int32 [H, W], or None for a frame without annotation.
     """
 
     video: str
@@ -38,11 +38,11 @@ class LabelledFrame:
 
 @dataclass
 class ImportReport:
-    """What was read, and what a person should know about it.
+    """Counts of an import, and of what the user should know about.
 
     Attributes:
         frames, labelled, videos: counts.
-        noticed: what -> how often: pixels that a later shape covers, shapes that reach outside, and so on.
+        noticed: count by description: pixels that a later shape covers, shapes that reach outside the picture, ...
     """
 
     frames: int = 0
@@ -57,13 +57,13 @@ class ImportReport:
 
 @dataclass
 class Labels:
-    """A data set as an importer gives it.
+    """A data set, as an importer returns it.
 
     Attributes:
         names: K class names.
         colors: K colours (r, g, b), or None.
-        frames: read while they are written; a video's frames come together.
-        report: filled meanwhile.
+        frames: read lazily, while the output is written; the frames of a video are consecutive.
+        report: filled while the frames are read.
     """
 
     names: list[str]
@@ -73,7 +73,7 @@ class Labels:
 
 
 class Canvas:
-    """A label map that shapes are drawn into, in order: a later one covers an earlier one, and that is counted."""
+    """A label map to draw shapes into. A later shape covers an earlier one; covered pixels are counted."""
 
     def __init__(self, height: int, width: int, report: ImportReport) -> None:
         self.labels = np.full((height, width), NOTHING, np.int32)
@@ -87,7 +87,7 @@ class Canvas:
         self.labels[mask] = label
 
     def polygons(self, polygons: Sequence[Sequence[float]], label: int) -> None:
-        """Draw the union of polygons, each [x0, y0, x1, y1, ...] in pixels; COCO's rasterisation."""
+        """Draw the union of polygons, each [x0, y0, x1, y1, ...] in pixels, rasterised as COCO does."""
         height, width = self.labels.shape
         whole = [list(map(float, polygon)) for polygon in polygons if len(polygon) >= 6]
         if len(whole) < len(polygons):
@@ -108,7 +108,7 @@ class Canvas:
         """Draw COCO's run-length code, compressed or as a list of counts.
 
         Raises:
-            ValueError: of another size, or damaged.
+            ValueError: the code has another size, or is damaged.
         """
         height, width = self.labels.shape
         try:
@@ -128,7 +128,7 @@ class Canvas:
 
 
 def find_image(folder: Path, name: str, where: str) -> Path:
-    """The picture of a name: as it is, below ``folder``, or with one of the known suffixes.
+    """Find a picture by name below ``folder``: as given, or with one of the known suffixes.
 
     Raises:
         FileNotFoundError: there is none.
@@ -144,7 +144,7 @@ def find_image(folder: Path, name: str, where: str) -> Path:
 
 
 def split_name(name: str, video: str) -> tuple[str, str]:
-    """Video and frame of a picture's relative name: its folder is the video, ``video`` when it has none."""
+    """Video and frame of a picture's relative name: the folder is the video; without a folder it is ``video``."""
     path = Path(name)
     parent = path.parent.as_posix()
     return (video if parent == "." else parent), path.stem
@@ -162,10 +162,10 @@ def class_index(names: Sequence[str], name: str, where: str) -> int:
 
 
 def check_names(names: Sequence[str], where: str | Path) -> list[str]:
-    """Class names as a list.
+    """Check class names and return them as a list.
 
     Raises:
-        ValueError: none, or one of them twice.
+        ValueError: no names, or a name twice.
     """
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if not names or twice:

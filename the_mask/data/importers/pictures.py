@@ -1,4 +1,4 @@
-"""Masks that come as pictures: colours with a table, CVAT's "segmentation mask 1.1", DAVIS."""
+"""Masks stored as pictures: colour masks with a table, CVAT's "Segmentation mask 1.1", DAVIS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Color = tuple[int, int, int]
 
 
 def color_labels(pixels: np.ndarray, table: Mapping[Color, int], path: Path, report: ImportReport) -> np.ndarray:
-    """Label map of a colour mask [H, W, 3].
+    """Turn a colour mask [H, W, 3] into a label map.
 
     Raises:
         ValueError: a colour that is not in the table.
@@ -38,7 +38,7 @@ def color_labels(pixels: np.ndarray, table: Mapping[Color, int], path: Path, rep
 
 
 def read_color_masks(source: Path, frames: Path | None = None, table: Path | None = None) -> Labels:
-    """A folder of colour masks and a table ``class, r, g, b`` (CSV, with or without a head).
+    """Read a folder of colour masks and a table ``class, r, g, b`` (CSV, with or without a header).
 
     Args:
         source: folder of masks (PNG), in sub-folders by video or flat.
@@ -47,7 +47,7 @@ def read_color_masks(source: Path, frames: Path | None = None, table: Path | Non
             mean no class.
 
     Raises:
-        FileNotFoundError, ValueError: something is missing, damaged or not in the table; it is named.
+        FileNotFoundError, ValueError: something is missing, damaged or not in the table; the message names it.
     """
     table = table or source / "classes.csv"
     rows = [row for row in csv.reader(read_text(table, "table of classes").splitlines()) if row]
@@ -66,7 +66,7 @@ IGNORED = frozenset({"void", "ignore", "unlabelled", "unlabeled"})
 
 
 def read_cvat_masks(source: Path, frames: Path | None = None) -> Labels:
-    """CVAT's export "Segmentation mask 1.1": ``labelmap.txt``, ``SegmentationClass/`` and, if saved, ``JPEGImages/``.
+    """Read CVAT's "Segmentation mask 1.1": ``labelmap.txt``, ``SegmentationClass/`` and, if saved, ``JPEGImages/``.
 
     Args:
         source: unpacked export.
@@ -112,7 +112,7 @@ def _color_tree(
 
 
 def read_davis(source: Path, frames: Path | None = None, names: list[str] | None = None) -> Labels:
-    """DAVIS: ``Annotations/<resolution>/<video>/*.png`` with a palette, ``JPEGImages/<resolution>/<video>/*.jpg``.
+    """Read DAVIS: ``Annotations/<resolution>/<video>/*.png`` with a palette, ``JPEGImages/<resolution>/<video>/*.jpg``.
 
     Args:
         source: folder that holds both.

@@ -1,4 +1,4 @@
-"""Annotation tools that keep shapes: LabelMe, Label Studio, CVAT's video tasks."""
+"""Annotation tools that store shapes: LabelMe, Label Studio, CVAT's video tasks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from the_mask.data.registry import natural_key
 
 
 def read_labelme(source: Path, frames: Path | None = None, names: list[str] | None = None) -> Labels:
-    """LabelMe: a JSON file per picture, with polygons, rectangles and circles.
+    """Read LabelMe: a JSON file per picture, with polygons, rectangles and circles.
 
     Args:
         source: folder; its sub-folders are videos.
-        frames: folder of the pictures; beside the JSON files by default.
+        frames: folder of the pictures; by default that of the JSON files.
         names: classes in their order; by default all labels that occur, sorted.
 
     Raises:
@@ -86,12 +86,12 @@ def _labelme_outline(shape: dict[str, Any], path: Path) -> list[float]:
 
 
 def read_label_studio(source: Path, frames: Path | None = None, names: list[str] | None = None) -> Labels:
-    """Label Studio's JSON export: brush masks (its run-length code) and polygons of pictures.
+    """Read Label Studio's JSON export: brush masks (in its run-length code) and polygons.
 
     Args:
         source: the JSON file, a list of tasks. Of a task the newest annotation that was not cancelled counts.
-        frames: folder of the pictures; beside the JSON by default. Of ``/data/upload/3/ab12cd34-f.jpg`` the last part
-            is looked for, with and without the upload's prefix.
+        frames: folder of the pictures; by default that of the JSON. For ``/data/upload/3/ab12cd34-f.jpg`` the last part
+            is looked up, with and without the prefix of the upload.
         names: see :func:`read_labelme`.
 
     Raises: see :func:`read_labelme`.
@@ -163,7 +163,7 @@ def _ls_draw(canvas: Canvas, item: dict[str, Any], classes: list[str], where: st
 
 
 def decode_brush(code: list[int], expected: int) -> np.ndarray:
-    """Label Studio's run-length code: bytes that are a bit stream -> uint8 values.
+    """Decode Label Studio's run-length code, a bit stream stored as bytes, into uint8 values.
 
     The stream holds the number of values (32 bits), bits per value less one (5), and four bit widths less one (4 each);
     then runs: one bit (1: one value repeated, 0: values one by one), two bits that choose the width of the length, the
@@ -208,7 +208,7 @@ def decode_brush(code: list[int], expected: int) -> np.ndarray:
 
 
 def read_cvat_video(source: Path, frames: Path | None = None) -> Labels:
-    """CVAT's XML 1.1 of a video task: tracks of polygons and masks; a polygon stays until its track changes it.
+    """Read CVAT's XML 1.1 of a video task: tracks of polygons and masks. A polygon stays until its track changes it.
 
     Args:
         source: ``annotations.xml``.
@@ -238,7 +238,7 @@ def read_cvat_video(source: Path, frames: Path | None = None) -> Labels:
         ends = [_frame(shape) for shape in keys[1:]] + [max(pictures) + 1]
         for shape, end in zip(keys, ends, strict=True):
             first = _frame(shape)
-            # A polygon holds until the next one; masks are of their frame alone.
+            # A polygon is valid until the next one of its track; a mask only in its frame.
             last = end if shape.tag == "polygon" else first + 1
             if shape.get("outside") != "1":
                 for number in range(first, last):

@@ -1,4 +1,4 @@
-"""Labelled frames -> a tree to train from."""
+"""Write the labelled frames of an importer as a folder tree for training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FORMATS: dict[str, Callable[..., Labels]] = {
     "labelme": read_labelme,
     "label-studio": read_label_studio,
 }
-# What an archive may unpack to, beyond its own size.
+# Limit of what an archive may unpack to, as a multiple of its own size.
 MOST_EXPANSION = 200
 ALWAYS_ALLOWED = 1 << 26
 _DATASET = '''"""Registers {name}_train and {name}_val, imported from {source}; name this file in DATASETS.IMPORT."""
@@ -86,7 +86,7 @@ def import_dataset(
         options: further arguments of the format's function (``frames``, ``masks``, ``table``, ``names``).
 
     Returns:
-        counts, and what was noticed.
+        Counts, and what was noticed.
 
     Raises:
         ValueError, FileNotFoundError: unknown format or option, a damaged source, sizes that differ; the file is named.
@@ -170,7 +170,7 @@ def _write_lists(output: Path, written: _Written, share: float) -> None:
 
 
 def _cut_off_end(output: Path, video: str, names: list[str], share: float) -> str:
-    """Make the last frames of the only video a video of their own."""
+    """Move the last frames of the only video into a new video."""
     end = f"{video}_end"
     folder = output / "data" / video
     for name in names[-max(1, round(share * len(names))) :]:
@@ -186,7 +186,8 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip archive whose names stay inside the folder.
 
     Raises:
-        ValueError: damaged, a name that leads out, or more content than an archive of this size can honestly hold.
+        ValueError: damaged, a name that leads out of the folder, or far more content than an archive of this size can
+            hold.
     """
     try:
         with zipfile.ZipFile(archive) as file:
@@ -208,7 +209,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _content_of(folder: Path, format: str) -> Path:
-    """What a format's reader takes from an unpacked archive: the folder, or the one JSON or XML file in it."""
+    """What a format's reader expects of an unpacked archive: the folder, or the only JSON or XML file in it."""
     if format in ("colors", "cvat-masks", "davis", "labelme"):
         return folder
     suffix = ".xml" if format == "cvat-video" else ".json"

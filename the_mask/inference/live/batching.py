@@ -1,6 +1,6 @@
-"""How the frames of several streams are segmented together: one batch of keyframes, one of all others.
+"""Segments the frames of several streams together: one batch of keyframes, one of all other frames.
 
-A stream's result does not depend on what else is in the batch; its state is a plain dict that the caller keeps.
+A stream's result does not depend on the rest of the batch. Its state is a plain dict that the caller keeps.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from the_mask.inference.views import MultiView
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
 
-# Frames that are carried on an old keyframe at most while a new one is computed in the background, without a policy's
-# limit.
+# Largest number of frames propagated from an old keyframe while a new one is computed in a background thread, if the
+# policy has no limit.
 MAX_BEHIND = 8
 
 
 class Job(NamedTuple):
-    """The next frame of a stream, its state before it, and what is known about the frame."""
+    """The next frame of a stream, the state before it, and hints about the frame."""
 
     stream: str
     image: Frame
@@ -33,7 +33,7 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """Labels or scores, the state after the frame, and whether it rests on a new keyframe (None: there are none)."""
+    """Labels or scores, the state after the frame, and whether a new keyframe was used (None: no keyframes)."""
 
     output: Tensor
     state: StreamState
@@ -41,7 +41,7 @@ class Done(NamedTuple):
 
 
 class Batcher:
-    """Advances streams together, as far as the model can batch them."""
+    """Advances streams together, in as few batches as the model allows."""
 
     def __init__(self, stream: Stream) -> None:
         if not isinstance(stream, Stream):
@@ -57,15 +57,15 @@ class Batcher:
         ]
 
     def forget(self, name: str) -> None:
-        """Drop what is in preparation for a stream."""
+        """Drop the pending keyframe of a stream."""
 
     def close(self) -> None:
-        """End threads, if there are any."""
+        """End background threads, if any."""
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A keyframe under way, and the small frames since."""
+    """A keyframe that is being computed, and the small frames since."""
 
     future: Future[StreamState]
     smalls: tuple[Tensor, ...] = ()
@@ -73,14 +73,14 @@ class _Pending:
 
 @dataclass
 class _Turn:
-    """One stream's frame on its way through :meth:`BackgroundKeyframes.step`.
+    """One stream's frame while :meth:`BackgroundKeyframes.step` processes it.
 
     Attributes:
         pixels: network input.
-        state: of the model, before the frame, then after it.
-        pending: what the stream waits for after the frame.
-        scores: None until they are known.
-        keyframe: whether the frame rests on a new keyframe.
+        state: the model's state before the frame, later after it.
+        pending: the keyframe that the stream waits for after the frame.
+        scores: None until they are computed.
+        keyframe: whether a new keyframe was used.
     """
 
     name: str
@@ -93,12 +93,12 @@ class _Turn:
 
 
 class BackgroundKeyframes(Batcher):
-    """Streams of a ``PropagatedSegmentor`` whose keyframes are computed in a thread (on CUDA in a stream of its own).
+    """Computes the keyframes of ``PropagatedSegmentor`` streams in a background thread (with its own CUDA stream).
 
-    Meanwhile a stream goes on from the old keyframe; the new one is carried forward through the frames that came since
-    and takes over. Latency is then even, and a keyframe's result some frames late. A stream's first keyframe, and the
-    first after a reset, is always waited for, as is one that is ``MAX_BEHIND`` frames (or the policy's largest gap)
-    late.
+    Meanwhile a stream continues from the old keyframe. When the new one is done, it is propagated through the frames
+    that came since, and replaces the old one. Latency is then even, but a keyframe's result comes some frames late. The
+    first keyframe of a stream or after a reset is always waited for, and so is one that is ``MAX_BEHIND`` frames (or
+    the policy's largest gap) late.
 
     Raises:
         ValueError: a model without keyframes, or several views.
@@ -121,7 +121,7 @@ class BackgroundKeyframes(Batcher):
         self.side = torch.cuda.Stream() if model.device.type == "cuda" else None
 
     def step(self, jobs: Sequence[Job]) -> list[Done]:
-        """See :class:`Batcher`. What is pending changes only if all streams advance."""
+        """See :class:`Batcher`. Pending keyframes change only if all streams advance."""
         turns: list[_Turn] = []
 
         def advance(
@@ -151,7 +151,7 @@ class BackgroundKeyframes(Batcher):
         self.executor.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, turns: Sequence[_Turn]) -> None:
-        """Streams that wait for nothing: one step each, and a keyframe in the background where one is due."""
+        """Streams without a pending keyframe: one step each; start a keyframe in the background where one is due."""
         if not turns:
             return
         scores, states = self.model.step_many([t.pixels for t in turns], [t.state for t in turns], defer=True)
@@ -164,7 +164,7 @@ class BackgroundKeyframes(Batcher):
             turn.scores, turn.state = output, state
 
     def _go_on(self, turns: Sequence[_Turn]) -> None:
-        """Streams that wait for a keyframe: they take it over if it is done or too late, or go on without it."""
+        """Streams with a pending keyframe: use it if it is done (or wait if it is too late), else continue without."""
         late = []
         for turn in turns:
             pending = turn.pending
@@ -185,7 +185,7 @@ class BackgroundKeyframes(Batcher):
             turn.scores = self.model.output(turn.state)
 
     def _key(self, pixels: Tensor, state: StreamState) -> StreamState:
-        """Run in the background thread."""
+        """Compute a keyframe, in the background thread."""
         if self.side is None:
             return self.model.key_step([pixels], [state])[0]
         self.side.wait_stream(torch.cuda.default_stream())

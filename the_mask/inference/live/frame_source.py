@@ -1,4 +1,4 @@
-"""What every input is once it is open: frames with their times.
+"""Open inputs: frames with their times.
 
 A frame is a uint8 array [H, W, 3], RGB, turned upright, with square pixels.
 """
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frame = NDArray[np.uint8]
-# Told what is wrong with a source that goes on all the same.
+# Called with a description of a problem that does not stop the source.
 OnProblem = Callable[[str], None]
-# For folders, and for files and cameras that do not tell: the rate of VSPW.
+# For folders, and for files and cameras without a known rate: the rate of VSPW.
 DEFAULT_FPS = Fraction(15)
-# Higher rates than this are units of time that somebody took for a rate.
+# Higher values are time units mistaken for a rate.
 MAX_FPS = 10_000
 
 
 class TimedFrame(NamedTuple):
     """A frame, its presentation time in seconds, and how long it is shown (None: until the next one, or not known).
 
-    Sources with neither stored nor measured times count number / rate.
+    Sources without stored or measured times use number / rate.
     """
 
     image: Frame
@@ -40,11 +40,11 @@ class FrameSource:
     Attributes:
         name: file name, folder, URL or ``camera N``, for messages.
         fps: frames per second (of a video with a variable rate: on average).
-        num_frames: number of frames, or None when it is not known beforehand (cameras, some containers).
-        live: it delivers at its own pace, so what is not taken in time is late.
-        size: (height, width) of the first frame, where that is known before it is taken.
+        num_frames: number of frames, or None if it is not known in advance (cameras, some containers).
+        live: whether it delivers frames at its own pace, so that frames not taken in time are late.
+        size: (height, width) of the first frame, if known before it is read.
         path: the file or folder on this machine that it reads, if any.
-        sound: what to open for the sound that belongs to the frames' times; None without one.
+        sound: path or URL of the sound that belongs to the frames' times; None without sound.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FrameSource:
         path: Path | None = None,
         sound: str | None = None,
     ) -> None:
-        """``frames`` may come with times or without; ``seek`` makes ``frames`` go on at another time."""
+        """``frames`` yields frames with or without times; ``seek`` makes it continue at another time."""
         self.name = name
         self.fps = fps
         self.num_frames = num_frames
@@ -76,7 +76,7 @@ class FrameSource:
             yield frame.image if isinstance(frame, TimedFrame) else frame
 
     def timed(self) -> Iterator[TimedFrame]:
-        """The frames with their times (in place of iterating over the source itself)."""
+        """Iterate over the frames with their times (instead of iterating over the source itself)."""
         for number, frame in enumerate(self._frames):
             yield frame if isinstance(frame, TimedFrame) else TimedFrame(frame, float(number / self.fps))
 
@@ -86,7 +86,7 @@ class FrameSource:
         return self._seek is not None
 
     def seek(self, seconds: float) -> None:
-        """Go on with the frame shown at this time; call it from the thread that iterates.
+        """Continue with the frame shown at this time; call it from the thread that iterates.
 
         Raises:
             ValueError: a negative time, or a source without seeking (cameras, live URLs).
@@ -117,7 +117,7 @@ def check_fps(fps: float | Fraction) -> Fraction:
     if not 0 < fps <= MAX_FPS:
         raise ValueError(f"frames per second {fps}: expected a number above 0, at most {MAX_FPS}")
     exact = Fraction(fps)
-    # Container time bases are small fractions; 1001 covers 30000/1001 and its kin.
+    # Container time bases are small fractions; 1001 covers 30000/1001 and the like.
     small = exact.limit_denominator(1001)
     rate = small if abs(small - exact) * 10**6 <= exact else exact.limit_denominator(10**6)
     if not rate:
@@ -126,7 +126,7 @@ def check_fps(fps: float | Fraction) -> Fraction:
 
 
 class Position:
-    """The frames of a source that are still to come; a seek replaces them."""
+    """The remaining frames of a source; a seek replaces them."""
 
     def __init__(self, frames: Iterator[TimedFrame]) -> None:
         self._frames = frames
@@ -138,14 +138,14 @@ class Position:
         return next(self._frames)
 
     def move(self, frames: Iterator[TimedFrame]) -> None:
-        """Go on with other frames."""
+        """Continue with other frames."""
         self._frames = frames
 
     def first(self, none: str) -> TimedFrame:
-        """The next frame, which still is to come, read now so that its errors come before any work is done.
+        """Read the next frame ahead (it will still be delivered), so that errors come before any work is done.
 
         Raises:
-            ValueError: ``none``, when there is no frame.
+            ValueError: there is no frame; the message is ``none``.
         """
         frame = next(self._frames, None)
         if frame is None:

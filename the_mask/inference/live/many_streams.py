@@ -1,12 +1,12 @@
 """Streaming engine: any number of files, folders, cameras and URLs through one model.
 
-Each source is decoded in a thread of its own into a bounded queue; each tick takes at most one frame of every stream
-and segments them together. What a stream leaves behind is a state of constant size.
+Each source is decoded in its own thread into a bounded queue. Each tick takes at most one frame of every stream and
+segments them together. A stream's state has constant size.
 
-Rules for what real sources do: the state is made anew, so that the next frame is a keyframe, when frames change size
-("resolution"), timestamps go back ("seek") or jump ahead by more than ``max_gap`` ("gap"), and after a reconnection. It
-is kept over damaged parts that leave no such gap. Every case is an event in the stream's report. A frame that is no
-picture is skipped; a defect of a source, or a frame that the model fails on, ends that stream only.
+A stream is reset, so that its next frame is a keyframe, when frames change size ("resolution"), when timestamps go back
+("seek") or jump ahead by more than ``max_gap`` ("gap"), and after a reconnection. The state is kept across damaged
+parts that leave no such gap. Every case is an event in the stream's report. A frame that is not a picture is skipped; a
+defect of a source, or a frame on which the model fails, ends only that stream.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class StreamResult(NamedTuple):
 
     Attributes:
         stream: its name.
-        number: frames of this stream segmented before.
+        number: number of frames of this stream segmented before.
         frame: image and time.
-        output: labels or scores, as the engine's stream gives them.
-        keyframe: whether it rests on a new keyframe; None if the model has none.
-        reset: why the state was made anew before this frame; "" if it was not.
+        output: labels or scores, as returned by the engine's stream.
+        keyframe: whether a new keyframe was used; None if the model has none.
+        reset: why the state was reset before this frame; "" if it was not.
         latency: seconds from decoded to segmented.
     """
 
@@ -56,7 +56,7 @@ class StreamResult(NamedTuple):
 
 @dataclass
 class _Stream:
-    """A stream's reader, report, model state, and what the rules look at."""
+    """A stream's reader, report and model state, and the last frame's data for the reset rules."""
 
     reader: StreamReader
     report: StreamReport
@@ -95,12 +95,12 @@ class StreamEngine:
         """
         Args:
             stream: a ``StreamingSegmentor`` or any other :class:`~the_mask.modeling.stream.Stream` of pictures.
-            max_batch: streams that are advanced together at most.
+            max_batch: largest number of streams that are advanced together.
             max_wait: seconds that frames wait for those of other streams to share a batch.
-            max_gap: seconds between timestamps from which on a stream is no longer continuous; two frames at least, for
-                sources of less than one frame per second.
+            max_gap: seconds between timestamps above which a stream is reset; at least two frames, for sources with
+                less than one frame per second.
             stagger: spread the keyframes of many streams over the policy's interval.
-            asynchronous: compute keyframes in a background thread; see ``BackgroundKeyframes``.
+            asynchronous: compute keyframes in a background thread; see :class:`BackgroundKeyframes`.
             warm_up: (height, width) of frames to expect; see :meth:`warm_up`.
 
         Raises:
@@ -145,14 +145,14 @@ class StreamEngine:
         reconnects: int = 0,
         reconnect_wait: float = 1.0,
     ) -> str:
-        """Open a source and start to decode it.
+        """Open a source and start decoding it.
 
         Args:
             source: path, folder, URL or camera index; an open :class:`FrameSource`; or a function that opens one.
             name: default: its path, made unique.
-            mode: "all" segments every frame; "latest" drops frames that wait when a newer one comes, and counts them.
-                Default: "latest" for what is live (cameras, rtsp, ...), else "all".
-            queue_size: frames that wait at most; default 4, or 1 in mode "latest".
+            mode: "all" segments every frame; "latest" drops waiting frames when a newer one comes, and counts them.
+                Default: "latest" for live sources (cameras, rtsp, ...), else "all".
+            queue_size: largest number of waiting frames; default 4, or 1 in mode "latest".
             fps: see :func:`open_source`.
             realtime: play a file at its own speed, as a camera would.
             reconnects: how often in a row a camera or URL that breaks off is opened again.
@@ -176,7 +176,7 @@ class StreamEngine:
             _opener(source, fps), report, self._wake, mode, queue_size, realtime, reconnects, reconnect_wait
         )
         self.reports[unique] = report
-        # Stream by stream one frame later, so that about as many keyframes fall on every tick.
+        # Offset each stream by one more frame, so that the keyframes are spread evenly over the ticks.
         phase = self._added % self.stream.keyframe_interval if self.stagger and self.stream.keyframe_interval else 0
         self._added += 1
         self._streams[unique] = _Stream(reader, report, self.stream.init_state(), phase)
@@ -187,7 +187,7 @@ class StreamEngine:
         return self._stream(name).reader.fps
 
     def seek(self, name: str, seconds: float) -> None:
-        """Go on with the frame shown at this time; the state is made anew if that is back, or more than ``max_gap`` on.
+        """Continue with the frame shown at this time. Going back, or ahead by more than ``max_gap``, resets the state.
 
         Raises:
             ValueError: no such stream, a negative time, or a live source.
@@ -223,8 +223,8 @@ class StreamEngine:
             timeout: seconds to wait for a first frame; None waits until there is one or every stream has ended.
 
         Raises:
-            Exception: of the model, when it leaves no stream running. An error of one stream ends that one, in its
-                report, as do sources' errors.
+            Exception: an error of the model that leaves no stream running. An error in one stream, or in its source,
+                ends only that stream and is in its report.
         """
         taken = self._collect(timeout)
         jobs, resets = [], []
@@ -246,19 +246,19 @@ class StreamEngine:
         return results
 
     def _segment(self, jobs: Sequence[Job]) -> list[Done | Exception]:
-        """Results of a batch; if it fails, those of each stream alone, or its error."""
+        """Results of a batch. If the batch fails, each stream is run alone and gives its result or error."""
         if not jobs:
             return []
         try:
             return [*self.batcher.step(jobs)]
         except Exception as error:  # noqa: BLE001  (the boundary between streams)
-            # Whatever it is: states were not changed, and what one frame causes is not for the others to bear.
+            # Of any kind: states are unchanged, and the frame of one stream must not affect the others.
             if len(jobs) == 1:
                 return [error]
         return [outcome for job in jobs for outcome in self._segment([job])]
 
     def _fail(self, stream: _Stream, error: Exception) -> None:
-        """End a stream that the model cannot go on with."""
+        """End a stream on which the model fails."""
         name, report = stream.report.name, stream.report
         message = f"frame {report.frames} cannot be segmented: {type(error).__name__}: {error}"
         logger.error(f"{name} ends: {message}", exc_info=error)
@@ -305,7 +305,7 @@ class StreamEngine:
             if self.max_wait and self._any(StreamReader.ready):
                 self._wake.wait_for(self._all_ready, self.max_wait)
             streams = list(self._streams.values())
-            # Whoever was left out by max_batch comes first in the next tick.
+            # Streams left out because of max_batch come first in the next tick.
             start = self._turn % max(len(streams), 1)
             ready = [s for s in streams[start:] + streams[:start] if s.reader.ready()][: self.max_batch]
             if ready:
@@ -328,7 +328,7 @@ class StreamEngine:
         return all(s.reader.ready() or s.reader.finished() for s in self._streams.values())
 
     def _apply_rules(self, stream: _Stream, arrival: Arrival) -> str:
-        """Compare a frame with the one before; make the state anew where they do not belong together."""
+        """Compare a frame with the previous one; reset the state if they do not belong together."""
         frame, last = arrival.frame, stream.seconds
         size, before = frame.image.shape[:2], stream.size
         stream.seconds, stream.size = frame.seconds, size
@@ -372,7 +372,7 @@ def _opener(source: Source, fps: float | Fraction | None) -> OpenSource:
 
 
 class _Once:
-    """Hands out an open source, once."""
+    """Returns an open source, once."""
 
     def __init__(self, source: FrameSource) -> None:
         self.source: FrameSource | None = source

@@ -10,16 +10,16 @@ from the_mask.data.frame_files import files_by_stem
 from the_mask.data.io import IMAGE_SUFFIXES, animation, count_pictures, read_image
 from the_mask.inference.live.frame_source import DEFAULT_FPS, FrameSource, OnProblem, Position, TimedFrame, check_fps
 
-# Files that FFmpeg would read without the EXIF orientation (pictures), or not at all (animated WebP).
+# Files that FFmpeg would read without their EXIF orientation (pictures), or not at all (animated WebP).
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".apng")
 
 
 def open_folder(folder: Path, fps: Fraction | None, on_problem: OnProblem | None) -> FrameSource:
-    """Images of a folder in natural order (``f9`` before ``f10``), or of its ``origin`` (a video of a VSPW tree).
+    """Open a folder of images in natural order (``f9`` before ``f10``), or its ``origin`` (a video of a VSPW tree).
 
     Raises:
-        ValueError: no image, none that can be read, two images of one frame, or an image of a format that is not read
-            when nobody listens.
+        ValueError: no image, no readable image, two images of one frame, or, without ``on_problem``, an image in an
+            unsupported format.
     """
     for place in (folder, folder / "origin"):
         found, problems = files_by_stem(place, IMAGE_SUFFIXES, "frame")
@@ -36,7 +36,7 @@ def open_folder(folder: Path, fps: Fraction | None, on_problem: OnProblem | None
 
 
 def open_picture(path: Path, fps: Fraction | None, on_problem: OnProblem | None) -> FrameSource:
-    """A single picture, or the pictures of an animation with the times it stores.
+    """Open a single picture, or an animation with its stored times.
 
     Raises:
         ValueError: it cannot be read.
@@ -48,7 +48,7 @@ def open_picture(path: Path, fps: Fraction | None, on_problem: OnProblem | None)
     def frames(after: float = -1.0) -> Iterator[TimedFrame]:
         seconds = 0.0
         for number, (image, shown) in enumerate(animation(path)):
-            # Browsers, too, show pictures without a duration for a while.
+            # Browsers also give pictures without a duration a default one.
             shown = 1 / float(fps or DEFAULT_FPS) if fps is not None or shown <= 0 else shown
             seconds = float(number / fps) if fps is not None else seconds
             if seconds + shown > after + 1e-6:

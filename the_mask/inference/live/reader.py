@@ -1,7 +1,7 @@
-"""One thread per source that decodes into a bounded queue, and what it reports.
+"""One thread per source that decodes into a bounded queue, and its report.
 
-Back-pressure: ``all`` makes the decoder wait for the model, so every frame is segmented; ``latest`` throws the oldest
-waiting frame away, so what is segmented is new, and counts it.
+Back-pressure: in mode ``all`` the decoder waits for the model, so every frame is segmented; in mode ``latest`` the
+oldest waiting frame is dropped and counted, so the segmented frames are recent.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from the_mask.inference.views import as_image
 
 logger = logging.getLogger(__name__)
 MODES = ("all", "latest")
-# A report keeps this many of its newest events; how many there were of each kind is counted without limit.
+# A report keeps this many of its newest events; the counts by kind are not limited.
 EVENTS_KEPT = 100
-# Seconds that closing waits for a decoder; a network read gives up before.
+# Seconds to wait for a decoder when closing; network reads time out earlier.
 JOIN_TIMEOUT = 30.0
 
 OpenSource = Callable[[OnProblem], FrameSource]
 
 
 class Event(NamedTuple):
-    """Something a stream reports.
+    """An event in a stream's report.
 
     Attributes:
         kind: "damaged" (a part or frame is skipped or filled in), "lost" (the source broke off), "failed" (the model
-            cannot go on with the stream), "reconnected", "seek" (timestamps went back), "gap" (they jumped ahead),
+            failed on the stream), "reconnected", "seek" (timestamps went back), "gap" (they jumped ahead),
             "resolution" (frames changed size).
         frame: number of frames segmented before.
-        message: one line for people.
+        message: one line of text.
     """
 
     kind: str
@@ -45,19 +45,19 @@ class Event(NamedTuple):
 
 @dataclass
 class StreamReport:
-    """What happened to a stream; of constant size.
+    """Statistics and events of a stream; of constant size.
 
     Attributes:
         name: of the stream.
-        decoded: frames that the decoder handed over: those segmented, dropped, or waiting.
-        frames: frames segmented.
-        dropped: frames thrown away in mode ``latest``; always 0 in mode ``all``.
-        keyframes: frames that ran the key segmentor.
-        resets: how often the state was made anew, by reason: kinds of :class:`Event`.
+        decoded: number of decoded frames, whether segmented, dropped, or waiting.
+        frames: number of segmented frames.
+        dropped: number of frames dropped in mode ``latest``; always 0 in mode ``all``.
+        keyframes: number of frames that ran the key segmentor.
+        resets: number of resets by reason: kinds of :class:`Event`.
         counts: events by kind.
         events: the newest ones.
-        error: why the stream ended early; None when its source ended by itself.
-        ended: no frame will follow.
+        error: why the stream ended early; None if its source ended normally.
+        ended: True if no frame will follow.
     """
 
     name: str
@@ -72,13 +72,13 @@ class StreamReport:
     ended: bool = False
 
     def add(self, kind: str, message: str) -> None:
-        """Note an event."""
+        """Add an event."""
         self.counts[kind] += 1
         self.events.append(Event(kind, self.frames, message))
 
 
 class Arrival(NamedTuple):
-    """A decoded frame: when it came (``time.perf_counter``), and whether its source was opened anew before it."""
+    """A decoded frame, its arrival time (``time.perf_counter``), and whether the source was reopened before it."""
 
     frame: TimedFrame
     arrived: float
@@ -86,7 +86,7 @@ class Arrival(NamedTuple):
 
 
 class StreamReader:
-    """Decodes one source in a thread of its own. :meth:`close` ends the thread; so does the end of the source."""
+    """Decodes one source in its own thread, which ends with the source or at :meth:`close`."""
 
     def __init__(
         self,
@@ -99,17 +99,17 @@ class StreamReader:
         reconnects: int = 0,
         reconnect_wait: float = 1.0,
     ) -> None:
-        """Open the source, here, so that its errors are raised here; then start the thread.
+        """Open the source in the caller's thread, so that errors are raised here; then start the decoding thread.
 
         Args:
             open_source: opens the source; called again for a reconnection.
-            report: filled in, under ``wake``.
-            wake: notified when a frame has come, and when the source has ended; guards everything shared.
+            report: updated while holding ``wake``.
+            wake: notified when a frame arrives and when the source ends; guards all shared data.
             mode: "all" or "latest"; default: "latest" for a live source.
-            queue_size: frames that wait at most; default 4, or 1 in mode "latest".
-            realtime: give frames out no sooner than their timestamps say, as a camera does.
-            reconnects: how often in a row a camera or live URL that breaks off is opened again; of a file behind a URL,
-                which goes on after the last frame that came, how often in all.
+            queue_size: largest number of waiting frames; default 4, or 1 in mode "latest".
+            realtime: deliver frames at the time of their timestamps, as a camera does.
+            reconnects: how often in a row a camera or live URL that breaks off is reopened. For a file behind a URL,
+                which continues after the last frame received, how often in total.
             reconnect_wait: seconds before each attempt.
 
         Raises:
@@ -138,7 +138,7 @@ class StreamReader:
         self._thread.start()
 
     def ready(self) -> bool:
-        """Whether a frame waits. Hold ``wake``."""
+        """Whether a frame is waiting. Hold ``wake``."""
         return bool(self._queue)
 
     def finished(self) -> bool:
@@ -152,7 +152,7 @@ class StreamReader:
         return arrival
 
     def seek(self, seconds: float) -> None:
-        """Go on with the frame shown at this time; frames that wait already are forgotten."""
+        """Continue with the frame shown at this time; waiting frames are discarded."""
         with self._wake:
             self._wanted = seconds
             self._forget_queue()
@@ -190,10 +190,10 @@ class StreamReader:
                     error = None
                 except (ValueError, OSError) as problem:
                     error = str(problem)
-                # A file that breaks at the same place each time would be opened for ever.
+                # A file that breaks at the same place each time would be reopened for ever.
                 if source.live and self.report.decoded > before:
                     attempts = allowed
-                # A file that ended by itself is not a connection that broke.
+                # The normal end of a file is not a broken connection.
                 if self._stopping.is_set() or (error is None and not source.live):
                     break
                 self._note("lost", error or f"{source.name} gives no more frames")
@@ -201,15 +201,15 @@ class StreamReader:
                 if again is None:
                     break
                 source, attempts = again
-                # The frames of a file go on where they broke off; those of a camera do not.
+                # A file continues where it broke off; a camera does not.
                 reopened = source.live
         except Exception as problem:
-            # A defect in the source's own code, of whatever kind: it must not stop the other streams.
+            # Any defect in the source's own code must not stop the other streams.
             error = f"{type(problem).__name__}: {problem}"
             logger.exception(f"{self.report.name} ends: a defect in its source")
             self._note("lost", error)
         except (KeyboardInterrupt, SystemExit) as request:
-            # To end the program, not the stream: the engine raises it in the caller's thread.
+            # Meant to end the program, not the stream: the engine raises it in the caller's thread.
             self.stop_request = request
         finally:
             with self._wake:
@@ -217,7 +217,7 @@ class StreamReader:
                 self._wake.notify_all()
 
     def _reopen(self, attempts: int) -> tuple[FrameSource, int] | None:
-        """The source once more and the attempts left; None when there is none left."""
+        """Reopen the source; returns it and the remaining attempts, or None if none is left."""
         while attempts > 0:
             attempts -= 1
             if self._stopping.wait(self.reconnect_wait):
@@ -266,7 +266,7 @@ class StreamReader:
                 self._clock = self._last = None
 
     def _pace(self, seconds: float) -> bool:
-        """Wait for a frame's time; False when the stream was closed meanwhile."""
+        """Wait for a frame's time; False if the stream was closed meanwhile."""
         now = time.perf_counter()
         if self._clock is None or seconds < self._clock[1]:
             self._clock = (now, seconds)

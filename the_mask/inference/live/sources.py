@@ -1,4 +1,4 @@
-"""Frames in: video files and network URLs (PyAV), folders of images, pictures and animations, cameras."""
+"""Inputs: video files and network URLs (PyAV), folders of images, pictures and animations, cameras."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from the_mask.inference.live.pictures import PICTURE_SUFFIXES, open_folder, open
 from the_mask.inference.live.video_file import open_video
 
 __all__ = ["DEFAULT_FPS", "Frame", "FrameSource", "OnProblem", "TimedFrame", "check_fps", "open_source"]
-# This many packets in a row that cannot be decoded are no accident: the source is given up.
+# After this many undecodable packets in a row, the source is given up.
 MAX_BAD_PACKETS = 250
 
 
@@ -34,9 +34,9 @@ def open_source(
     on_problem: OnProblem | None = None,
     square_pixels: bool = True,
 ) -> FrameSource:
-    """Open a video file, a folder of frames, a picture, a camera (index) or a stream URL; the first frame is decoded.
+    """Open a video file, a folder of frames, a picture, a camera (index) or a stream URL, and decode its first frame.
 
-    What exists on this machine is a file or folder, whatever its name looks like.
+    If a path exists, it is used as a file or folder, whatever its name looks like.
 
     Args:
         source: path, URL, or camera index (an int, or a string of digits that is no path).

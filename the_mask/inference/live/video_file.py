@@ -25,13 +25,13 @@ from the_mask.inference.live.frame_source import (
     TimedFrame,
 )
 
-# Seconds to open a URL, and to wait for its next packet.
+# Time limits in seconds for opening a URL, and for its next packet.
 NETWORK_TIMEOUT = (10.0, 10.0)
-# URLs of these protocols deliver at their own pace; a file behind http waits for its reader.
+# URLs of these protocols deliver frames at their own pace; a file behind http waits for its reader.
 LIVE_PROTOCOLS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp")
-# A frame that is not a keyframe and goes back by less than this has a wrong time; seconds.
+# A time that goes back by less than this many seconds, at a frame that is not a keyframe, is wrong.
 MAX_REORDER = 1.0
-# From so many lines on, colours without a tag are those of HD television, as players take them.
+# From this height on, players treat untagged colours as BT.709 (HD television).
 HD_LINES = 720
 UNSPECIFIED = 2
 # Matrices of ITU-T H.273 that FFmpeg converts: RGB, BT.709, none given, FCC, BT.601 (two names), SMPTE 240M, BT.2020.
@@ -40,7 +40,7 @@ COLOUR_MATRICES = (0, 1, UNSPECIFIED, 4, 5, 6, 7, 9)
 # incomplete and have rough times.
 STEPS_BACK = {"mpegts": (2.0, 8.0, 32.0), "mpeg": (2.0, 8.0, 32.0)}
 USUAL_STEPS_BACK = (0.0, 1.0, 4.0, 16.0)
-# Pixels wider or higher than this by their tag: the tag is wrong.
+# A pixel aspect ratio beyond this is treated as a wrong tag.
 MAX_PIXEL_RATIO = 4
 
 
@@ -51,7 +51,7 @@ def open_video(
     max_bad_packets: int,
     square_pixels: bool = True,
 ) -> FrameSource:
-    """Open a file or URL; the first frame is decoded at once.
+    """Open a file or URL and decode its first frame.
 
     Raises:
         ValueError: it cannot be opened, has no video track or no frame.
@@ -90,7 +90,7 @@ def open_container(url: str, live: bool = False) -> Any:
     options = {"fflags": "nobuffer"} if live else {}
     timeout = NETWORK_TIMEOUT if "://" in url else None
     try:
-        # A title in another encoding is no reason to refuse a video.
+        # A title in another encoding must not make a video unreadable.
         return av.open(url, options=options, timeout=timeout, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         name = url.removeprefix("file:")
@@ -98,7 +98,7 @@ def open_container(url: str, live: bool = False) -> Any:
 
 
 class _Shown(NamedTuple):
-    """A decoded picture of PyAV, when it is shown, and for how long."""
+    """A decoded picture of PyAV, its time and its duration."""
 
     picture: Any
     seconds: float
@@ -106,13 +106,13 @@ class _Shown(NamedTuple):
 
 
 class VideoDecoder:
-    """Decodes packet by packet, so that a damaged one costs itself only.
+    """Decodes packet by packet, so that a damaged packet affects nothing else.
 
     Attributes:
-        rate: frames per second: the given ones, or those that the file stores if that is plausible.
-        live, remote: the URL delivers at its own pace; it is a URL at all.
-        position: the frames to come; :meth:`seek` moves it.
-        start: time of the first frame, to be set by whoever takes it.
+        rate: frames per second: as given, or as stored in the file if plausible.
+        live, remote: whether it is a URL that delivers at its own pace; whether it is a URL.
+        position: the remaining frames; :meth:`seek` moves it.
+        start: time of the first frame, set by the caller that takes it.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class VideoDecoder:
         except ValueError:
             self.container.close()
             raise
-        # Threads that work on several frames at a time hold as many back.
+        # Frame threading would delay frames by the number of threads.
         self.stream.thread_type = "SLICE" if self.live else "AUTO"
 
     def close(self) -> None:
@@ -154,7 +154,9 @@ class VideoDecoder:
     def seek(self, seconds: float) -> None:
         """Go on with the frame shown at this time.
 
-        Containers without an index land late, some cannot seek: then farther back, at last from the start.
+        In containers without an index a seek may land too late, and some cannot seek at all: then step further back,
+            and
+        finally start from the beginning.
 
         Raises:
             ValueError: the file cannot be opened again.
@@ -165,7 +167,7 @@ class VideoDecoder:
             if wanted - back < self.start - 1:
                 break
             try:
-                # To the last frame before it that stands on its own; frames up to the wanted one are decoded.
+                # Seek to the last keyframe before it, and decode up to the wanted frame.
                 self.container.seek(int((wanted - back) * av.time_base))
             except av.error.FFmpegError:
                 break
@@ -176,7 +178,7 @@ class VideoDecoder:
         self._go_on_at(wanted, self._pictures(), late=True)
 
     def _go_on_at(self, wanted: float, pictures: Iterator[_Shown], late: bool = False) -> bool:
-        """Find the last frame at or before a time; False if the first one is after it, unless that may be ``late``."""
+        """Find the last frame at or before a time; False if the first one is after it, unless ``late`` allows that."""
         found: list[_Shown] = []
         for picture in pictures:
             if picture.seconds > wanted + 0.5 / float(self.rate):
@@ -196,7 +198,7 @@ class VideoDecoder:
             yield TimedFrame(image, shown.seconds, shown.duration)
 
     def _pictures(self, from_start: bool = True) -> Iterator[_Shown]:
-        """Decode from where the container stands."""
+        """Decode from the container's current position."""
         clock = _Clock(self.stream, self.rate, self.given_rate, self.container.format.name == "avi")
         packets = self.container.demux(self.stream)
         last: _Shown | None = None
@@ -206,7 +208,7 @@ class VideoDecoder:
             stamp = packet.dts if packet.pts is None else packet.pts
             seen += bool(packet.size) or stamp is not None
             if not packet.size and stamp is not None:
-                # An empty packet repeats the frame before it; as input of a decoder it would mean the end.
+                # An empty packet repeats the previous frame; a decoder would take it for the end of the stream.
                 heapq.heappush(repeats, float(stamp * packet.time_base))
                 continue
             clock.packet(packet)
@@ -241,15 +243,15 @@ class VideoDecoder:
         except av.error.FFmpegError as error:
             raise ValueError(f"video {self.name} cannot be read after frame {self.count}: {error}") from error
         except IndexError:
-            # PyAV's last step trips over tracks that a transport stream began after it was opened.
+            # When flushing, PyAV fails on tracks of a transport stream that began after it was opened.
             return None
 
     def _say_shortage(self, packets: int | None, ticks: int, last: _Shown | None) -> None:
-        """A container that announces more than there is was cut, or its connection has broken."""
+        """Report a container that announces more than it has: it was cut off, or the connection broke."""
         announced, expected = self.stream.frames, _announced_end(self.stream)
         end = 0.0 if last is None else last.seconds + last.duration
         if packets is not None and ticks:
-            # An AVI announces its length in frames, and leaves some out, also at its end.
+            # An AVI announces its length in frames and may leave some out, also at the end.
             packets = max(packets, ticks)
             announced = 0 if announced - packets < self.rate else announced
         if packets is not None and packets < announced:
@@ -291,7 +293,7 @@ class _Clock:
     """Presentation times of decoded pictures."""
 
     def __init__(self, stream: Any, rate: Fraction, given: Fraction | None, by_packet: bool) -> None:
-        """``by_packet``: AVI stores no times; the n-th picture has the place of the n-th packet."""
+        """``by_packet``: AVI stores no times, so the n-th picture has the time of the n-th packet."""
         self.unit, self.step, self.given, self.by_packet = stream.time_base, 1 / float(rate), given, by_packet
         self.stamps: deque[int] = deque()
         self.first_stamp = stream.start_time or 0
@@ -306,16 +308,16 @@ class _Clock:
                 self.stamps.append(packet.dts)
 
     def lost(self) -> None:
-        """The packet gave no picture."""
+        """Count a packet that gave no picture."""
         if self.by_packet and self.stamps:
             self.stamps.pop()
 
     def ticks(self) -> int:
-        """Frames up to the last packet of an AVI, those left out by their empty chunks included."""
+        """Number of frames up to the last packet of an AVI, including those skipped by empty chunks."""
         return self.last_stamp - self.first_stamp + 1 if self.by_packet and self.last_stamp is not None else 0
 
     def time(self, picture: Any) -> tuple[float, float]:
-        """Seconds at which a picture is shown, and for how long."""
+        """Time and duration of a picture, in seconds."""
         shown = float(picture.duration * self.unit) if picture.duration else self.step
         if self.given is not None:
             return self._counted()
@@ -326,13 +328,13 @@ class _Clock:
         if seconds is None:
             seconds = 0.0 if self.last is None else self.last + shown
         elif self.last is not None and self.last - MAX_REORDER < seconds <= self.last and not picture.key_frame:
-            # Decoders give pictures in the order they are shown in, so the stored time is wrong.
+            # Decoders return pictures in presentation order, so the stored time is wrong.
             seconds = self.last + shown
         self.last = seconds
         return seconds, shown
 
     def repeated(self, shown: _Shown, seconds: float) -> _Shown:
-        """A frame shown again."""
+        """A repeated frame."""
         if self.given is not None:
             seconds, _ = self._counted()
         return _Shown(shown.picture, seconds, shown.duration)
@@ -344,7 +346,7 @@ class _Clock:
 
 
 def turned(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """An image [H, W, ...] shown by a display matrix (nine numbers, ISO 14496-12): right angles, and mirrors too."""
+    """Apply a display matrix (nine numbers, ISO 14496-12) to an image [H, W, ...]: right angles and mirroring."""
     a, b, _, c, d = matrix[:5]
     # A stored point (x, y) is shown at (a x + c y, b x + d y).
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -355,7 +357,7 @@ def turned(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _video_track(container: Any, name: str) -> Any:
-    """The default video track; cover pictures and thumbnails are none.
+    """The default video track; cover pictures and thumbnails are not counted.
 
     Raises:
         ValueError: there is none, or no decoder for it.
@@ -371,7 +373,7 @@ def _video_track(container: Any, name: str) -> Any:
 
 
 def _stored_rate(stream: Any) -> Fraction:
-    """The average rate, or FFmpeg's guess where times are not stored; the default where neither can be."""
+    """The average rate, or FFmpeg's guess if times are not stored; the default if neither is plausible."""
     rates = [stream.average_rate, stream.guessed_rate]
     if stream.start_time is None and stream.duration is None:
         rates.reverse()
@@ -379,7 +381,7 @@ def _stored_rate(stream: Any) -> Fraction:
 
 
 def _announced_end(stream: Any) -> float:
-    """Seconds at which a Matroska track, or one of a known number of frames, says that it ends; else 0."""
+    """End in seconds announced by a Matroska track or by a known number of frames; else 0."""
     if stream.frames and stream.duration:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")

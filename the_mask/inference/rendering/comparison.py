@@ -1,4 +1,4 @@
-"""Predictions of several models beside the ground truth, as a video and as a contact sheet."""
+"""Predictions of several models next to the ground truth, as a video and as a contact sheet."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class ComparedFrame:
 def read_frames(
     record: Record, prediction_dirs: Mapping[str, str | Path], label_table: Sequence[int]
 ) -> Iterator[ComparedFrame]:
-    """Frames of a video with label maps saved by ``TEST.SAVE_PREDICTIONS`` (raw values, ``<dir>/<video>/<frame>.png``).
+    """Read a video's frames with label maps saved by ``TEST.SAVE_PREDICTIONS`` (raw, ``<dir>/<video>/<frame>.png``).
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or unreadable; it is named.
+        FileNotFoundError, ValueError: a file is missing or unreadable; the message names it.
     """
 
     def labels(path: str | Path) -> Labels:
@@ -118,7 +118,7 @@ def compare_videos(
 def _classes_on_screen(
     records: Sequence[Record], prediction_dirs: Mapping[str, str | Path], palette: Palette, table: Sequence[int]
 ) -> list[int]:
-    """Classes on screen in any of the maps, so that the legend keeps its size through the video."""
+    """The classes in any of the maps, so that the legend keeps its size throughout the video."""
     present: set[int] = set()
     for record in records:
         for frame in read_frames(record, prediction_dirs, table):

@@ -42,14 +42,14 @@ class Palette:
             raise ValueError(f"{len(self.names)} class names, but {len(self.colors)} colours")
 
     def table(self) -> Picture:
-        """Colours of all labels, uint8 [max label + 1, 3]; labels that are no class are black."""
+        """Colours of all labels, uint8 [max label + 1, 3]; labels that are not a class are black."""
         table = np.zeros((max(self.ignore_label, len(self.colors)) + 1, 3), dtype=np.uint8)
         table[: len(self.colors)] = np.asarray(self.colors, dtype=np.uint8).reshape(-1, 3)
         return table
 
 
 def colorize(labels: Labels, palette: Palette) -> Picture:
-    """Label map -> picture of class colours; ignored pixels are black.
+    """Paint a label map in class colours; ignored pixels are black.
 
     Raises:
         ValueError: a label that is neither a class nor the ignore label.
@@ -70,19 +70,19 @@ def colorize(labels: Labels, palette: Palette) -> Picture:
 
 
 def _byte_counts(labels: Labels) -> NDArray[np.int64] | None:
-    """How often each of 0..255 occurs in a map of bytes; None for others. Counting beats sorting by an order."""
+    """Counts of the values 0..255 in a uint8 map; None for other types. Much faster than sorting."""
     if labels.dtype != np.uint8 or not labels.size:
         return None
-    # Float32, which is exact up to 16.7 million pixels of a class.
+    # Float32 is exact up to 16.7 million pixels of a class.
     return cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel().astype(np.int64)
 
 
 def overlay(image: Picture, labels: Labels, palette: Palette, alpha: float = 0.55, borders: bool = True) -> Picture:
-    """Lay the colours of the classes over a frame.
+    """Blend the class colours over a frame.
 
     Args:
         image: the frame.
-        labels: its label map; resized (nearest) when its size differs from the frame's. Ignored pixels stay as is.
+        labels: its label map; resized (nearest) if its size differs from the frame's. Ignored pixels are unchanged.
         alpha: 0 shows the frame only, 1 the colours only.
         borders: draw a thin dark line between classes.
 
@@ -95,7 +95,7 @@ def overlay(image: Picture, labels: Labels, palette: Palette, alpha: float = 0.5
     if labels.shape != (height, width):
         labels = resize_labels(labels, height, width)
     mixed = colorize(labels, palette)
-    # What is ignored gets its own colour, so that mixing changes nothing. All in one array: new ones cost more.
+    # Ignored pixels get their own colour, so that blending does not change them. All in one array, to save allocations.
     ignored = np.flatnonzero(labels == palette.ignore_label)
     flat = mixed.reshape(-1, 3)
     flat[ignored] = image.reshape(-1, 3)[ignored]
@@ -135,7 +135,7 @@ def resize_labels(labels: Labels, height: int, width: int) -> Labels:
 
 
 def enlarge(image: Picture, factor: int) -> Picture:
-    """Enlarge by a whole factor (small frames would be unreadable beside text)."""
+    """Enlarge by a whole factor (next to text, small frames would be unreadable)."""
     if factor == 1:
         return image
     size = (image.shape[1] * factor, image.shape[0] * factor)
@@ -152,7 +152,7 @@ def present_classes(labels: Labels, num_classes: int, min_share: float = 0.0) ->
 
 
 def legend_column(classes: Sequence[int], palette: Palette, height: int, width: int, text_size: int = 14) -> Picture:
-    """Swatches and names of ``classes`` in a column; what does not fit is counted in the last line."""
+    """Swatches and names of ``classes`` in a column; those that do not fit are counted in the last line."""
     canvas, draw = _canvas(height, width)
     font = _font(text_size)
     row, margin = round(text_size * 1.65), text_size // 2
@@ -167,7 +167,7 @@ def legend_column(classes: Sequence[int], palette: Palette, height: int, width: 
 
 
 def legend_rows(classes: Sequence[int], palette: Palette, width: int, text_size: int = 14, note: str = "") -> Picture:
-    """Swatches and names of ``classes`` in as many rows as they need, then a note; for under a picture."""
+    """Swatches and names of ``classes`` in as many rows as needed, then a note; to be placed below a picture."""
     font = _font(text_size)
     row, margin = round(text_size * 1.65), text_size // 2
     places: list[tuple[int, int]] = []
@@ -189,7 +189,7 @@ def legend_rows(classes: Sequence[int], palette: Palette, width: int, text_size:
 
 
 def titled(image: Picture, title: str, text_size: int = 16) -> Picture:
-    """A picture under a bar with its title, cut with an ellipsis when too long."""
+    """A picture with its title in a bar above; a long title is cut with an ellipsis."""
     canvas, draw = _canvas(round(text_size * 1.9), image.shape[1])
     font = _font(text_size)
     text = _fitted(title, image.shape[1] - text_size, font)
@@ -200,10 +200,10 @@ def titled(image: Picture, title: str, text_size: int = 16) -> Picture:
 def side_by_side(
     images: Sequence[Picture], titles: Sequence[str] | None = None, gap: int = 6, text_size: int = 16
 ) -> Picture:
-    """Pictures of one height next to each other, each under its title.
+    """Pictures of the same height next to each other, each with its title above.
 
     Raises:
-        ValueError: no picture, other heights, or another number of titles.
+        ValueError: no picture, different heights, or another number of titles.
     """
     if not images or (titles is not None and len(titles) != len(images)):
         raise ValueError(f"{len(images)} pictures and {len(titles or ())} titles: expected as many, at least one")
@@ -240,9 +240,9 @@ def contact_sheet(
 
     Args:
         cells: rows of pictures.
-        column_titles: over the first row.
+        column_titles: titles above the first row.
         row_titles: written upright at the left of each row.
-        footer: a picture under the table, e.g. :func:`legend_rows`.
+        footer: a picture below the table, e.g. :func:`legend_rows`.
 
     Raises:
         ValueError: no cells, or titles that do not match them.
@@ -277,7 +277,7 @@ def _canvas(height: int, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    # Comes with Pillow, so pictures look the same on every machine.
+    # A font that comes with Pillow, so that pictures look the same on every machine.
     return ImageFont.load_default(size)
 
 
@@ -286,7 +286,7 @@ def _entry_width(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) 
 
 
 def _swatch(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    """Side of a colour swatch: the height of a capital letter, with its ascent."""
+    """Side of a colour swatch: the height of a capital letter including its ascent."""
     return round(font.getbbox("X")[3])
 
 

@@ -1,4 +1,4 @@
-"""The sound of an input, copied into the video that is made of it."""
+"""Copies the sound of an input into the video made from it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ logger = logging.getLogger(__name__)
 
 
 class SoundCopy:
-    """Copies the packets of an input's default audio track, as they are, up to given times.
+    """Copies the packets of an input's default audio track unchanged, up to given times.
 
-    What the output cannot hold, and damage, is said once and left out: the pictures matter more.
+    If the output cannot hold the sound, or the sound is damaged, it is left out with a warning.
     """
 
     def __init__(self, url: str, output: Any, format_name: str) -> None:
         """Add a track to ``output``, before its first packet.
 
         Args:
-            url: as FFmpeg takes it; opened a second time, beside the decoder of the pictures.
+            url: path or URL for FFmpeg; opened separately from the decoder of the pictures.
             output: PyAV's container.
             format_name: of the output.
         """
@@ -42,7 +42,7 @@ class SoundCopy:
         if track is None:
             return
         try:
-            # A track that is accepted may still be refused with the header, which would cost the whole video.
+            # An accepted track may still be refused when the header is written, which would lose the whole video.
             with av.open(io.BytesIO(), "w", format=format_name) as trial:
                 trial.add_stream_from_template(track, opaque=True)
                 trial.start_encoding()
@@ -53,7 +53,7 @@ class SoundCopy:
         self._packets = self._input.demux(track)
 
     def write_until(self, seconds: float, origin: float) -> None:
-        """Copy the packets before a time of the input; the output's clock starts at its time ``origin``."""
+        """Copy the packets before a time of the input; time ``origin`` of the input is 0 in the output."""
         while self._packets is not None:
             if self._next is None:
                 try:
@@ -78,7 +78,7 @@ class SoundCopy:
             self.output.mux(packet)
 
     def stop(self, why: str) -> None:
-        """Copy no more; say why."""
+        """Stop copying, and log why."""
         if self._packets is not None:
             self._leave_out(why)
 

@@ -27,10 +27,10 @@ from the_mask.inference.rendering.sound import SoundCopy
 __all__ = ["ENCODERS", "FrameSource", "VideoWriter", "best_encoder", "fit_into", "open_source"]
 
 logger = logging.getLogger(__name__)
-# Best first; which of them exist depends on how FFmpeg was built.
+# Best first; the available ones depend on how FFmpeg was built.
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
-PIXEL_FORMAT = "yuv420p"  # the one that every player understands; it needs even sides
-# Times are stored at least this fine (ticks per second); MPEG-4 Part 2 takes no finer than 65535.
+PIXEL_FORMAT = "yuv420p"  # supported by every player; needs even sides
+# Minimum resolution of stored times (ticks per second); MPEG-4 Part 2 allows at most 65535.
 TICKS, MAX_TICKS = 10_000, 65_535
 # Matrix of the colours: conversion, its tag (as H.273 numbers it), primaries, transfer.
 HD_COLOURS = (Colorspace.ITU709, 1, ColorPrimaries.BT709, ColorTrc.BT709)
@@ -58,7 +58,7 @@ def _can_encode(name: str) -> bool:
 
 
 class VideoWriter:
-    """Write frames to a video file; it appears under its name when complete (:meth:`close`).
+    """Writes frames to a video file, which gets its name when it is complete (:meth:`close`).
 
     The first frame gives the size, odd sides padded by one pixel. Frames of another size are scaled to fit and
     centred on black. On an error inside a ``with`` block the frames written so far are kept as a playable file.
@@ -66,9 +66,9 @@ class VideoWriter:
 
     Args:
         path: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi``.
-        fps: frames per second; of frames with times of their own, on average.
+        fps: frames per second; on average, for frames that have their own times.
         encoder: FFmpeg's name; None takes :func:`best_encoder`.
-        sound: an input's :attr:`FrameSource.sound`, copied beside frames that come with that input's times.
+        sound: an input's :attr:`FrameSource.sound`, copied along with frames that have that input's times.
 
     Raises:
         ValueError: other suffix, a name that cannot be written, bad rate, unknown encoder.
@@ -102,13 +102,13 @@ class VideoWriter:
         self._sound: SoundCopy | None = None
         self._reformatter = VideoReformatter()
         self._warned = False
-        # The frame that waits for the next one's time, its tick, and until when it is shown if none follows.
+        # The frame that waits for the next one's time, its tick, and its end if none follows.
         self._waiting: tuple[Any, int, int] | None = None
         # The input's time at the output's time 0, and the last frame's input time.
         self._origin = self._last = 0.0
 
     def check_size(self, height: int, width: int) -> None:
-        """Find out before anything is written whether the encoder takes frames of this size.
+        """Check, before anything is written, that the encoder supports frames of this size.
 
         Raises:
             ValueError: it does not.
@@ -126,11 +126,12 @@ class VideoWriter:
     def write(self, frame: Frame | TimedFrame) -> None:
         """Append a frame, uint8 RGB [H, W, 3].
 
-        One with a time is shown then, the first one being the output's time 0, and as long as it says if no other
-        follows; where times go back the output goes on. Others follow by 1 / fps. AVI has one rate: times are rounded.
+        A frame with a time is shown at that time, relative to the first one, and for its own duration if no other
+        follows; where times go back, the output continues. Frames without a time are 1 / fps apart. AVI has a constant
+        rate, so times are rounded.
 
         Raises:
-            ValueError: not such an array.
+            ValueError: an array of another form.
             OSError: the file cannot be written.
         """
         duration = None
@@ -188,10 +189,10 @@ class VideoWriter:
         context.color_range = ColorRange.MPEG
         _, context.colorspace, context.color_primaries, context.color_trc = self._colours(height)
         if self.encoder == "libx264":
-            # No B-frames: with times of their own, MP4 would measure its length by the order of decoding.
+            # No B-frames: with variable times, MP4 would compute its length in decoding order.
             context.options = {"crf": "18", "preset": "veryfast", "bf": "0"}
         else:
-            # A quarter of a byte per pixel: text in the legend stays readable with the older encoders.
+            # A quarter of a byte per pixel keeps the text of the legend readable with older encoders.
             context.bit_rate = int(2 * height * width * self.fps)
 
     def _open(self, height: int, width: int) -> None:
@@ -210,7 +211,8 @@ class VideoWriter:
         """Finish the file and give it its name. Without a single frame nothing is written.
 
         Raises:
-            OSError: it cannot be finished (disk full); the unfinished file is removed, an older one of that name stays.
+            OSError: it cannot be finished (disk full); the unfinished file is removed, an older file of that name is
+                kept.
         """
         if self._container is None or self._stream is None:
             return
@@ -225,7 +227,7 @@ class VideoWriter:
                 self._container.mux(packet)
             self._container.close()
         except OSError:
-            # A full disk: what is there has no index and cannot be played.
+            # A full disk: the partial file has no index and cannot be played.
             self._partial.unlink(missing_ok=True)
             raise
         finally:
@@ -244,14 +246,14 @@ class VideoWriter:
 
 
 def check_writable(path: Path, *others: Path) -> None:
-    """Find out whether a file can be written under a name, without writing it.
+    """Check that a file can be written at a path, without writing it.
 
     Args:
-        path: its name; folders that are missing would be made.
-        others: names beside it that are needed on the way.
+        path: the file; missing folders would be created.
+        others: further files that will be written.
 
     Raises:
-        ValueError: it is a folder, lies in something that is none, is too long a name, or access is denied.
+        ValueError: it is a folder, its parent is not a folder, the name is too long, or access is denied.
     """
     for name in (path, *others):
         try:
@@ -270,7 +272,7 @@ def check_writable(path: Path, *others: Path) -> None:
 
 
 def _time_base(fps: Fraction, format_name: str) -> Fraction:
-    """The unit of the times that are stored: the frames of a constant rate fall on it, others nearly."""
+    """The unit of stored times: exact for frames at a constant rate, nearly exact for others."""
     if format_name == "avi":
         return 1 / fps
     if fps.numerator > MAX_TICKS:

@@ -1,7 +1,7 @@
 """Runtimes: the networks of a segmentor run in PyTorch, ``torch.compile``, ONNX Runtime or OpenVINO.
 
-:func:`use_runtime` exchanges the parts of a model that are plain functions of tensors (backbone, decoder, propagator).
-Streams, batching, keyframe policies and test-time views around them stay as they are.
+:func:`use_runtime` replaces the parts of a model that are plain functions of tensors (backbone, decoder, propagator).
+Streams, batching, keyframe policies and test-time views around them are unchanged.
 """
 
 from the_mask.inference.runtimes.cache import RuntimeCache

@@ -1,8 +1,8 @@
-"""Exported graphs kept on disk, so that a second start need not export again.
+"""Cache of exported graphs on disk, so that later starts need not export again.
 
-A graph is named by a digest of all it depends on: the part's weights and source code, the layout of its arguments and
-the versions of what exported it. Beside each file stands the digest of its content; a file that was changed or cut is
-dropped and made anew.
+A graph is named by a digest of everything it depends on: the part's weights and source code, the layout of its
+arguments and the versions of the exporting packages. The digest of each file's content is stored next to it; a changed
+or truncated file is dropped and exported again.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ def module_digest(module: nn.Module) -> str:
 
 
 def text_digest(*parts: Any) -> str:
-    """Digest of the texts of some values."""
+    """Digest of the string forms of some values."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 class RuntimeCache:
-    """A folder of graphs and of what was chosen for them.
+    """A folder of graphs and of the runtimes chosen for them.
 
     Args:
-        folder: made when first written to; None takes :func:`default_folder`.
+        folder: created at the first write; None takes :func:`default_folder`.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = (Path(folder) if folder is not None else default_folder()) / "runtimes"
 
     def graph(self, digest: str, write: Callable[[Path], object]) -> Path:
-        """The file of a graph, written by ``write(path)`` unless it is there already and whole."""
+        """The file of a graph; written by ``write(path)`` unless it is in the cache and intact."""
         path = self.folder / f"{digest}.onnx"
         seal = path.with_suffix(".sha256")
         if path.is_file() and seal.is_file():
@@ -78,14 +78,14 @@ class RuntimeCache:
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             made = Path(temporary) / path.name
             write(made)
-            # The graph last: a seal without its graph is never read.
+            # The graph is written last: a digest file without its graph is never read.
             atomic_write(seal, file_digest(made).encode())
             os.replace(made, path)
         self._trim(path)
         return path
 
     def choice(self, digest: str) -> dict[str, Any] | None:
-        """What :meth:`keep_choice` kept, if it can be read."""
+        """The choice stored by :meth:`keep_choice`, or None if there is none or it cannot be read."""
         path = self.folder / f"{digest}.json"
         if not path.is_file():
             return None
@@ -96,7 +96,7 @@ class RuntimeCache:
             return None
 
     def keep_choice(self, digest: str, choice: dict[str, Any]) -> None:
-        """Keep which runtime was the fastest."""
+        """Store which runtime was the fastest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{digest}.json", choice)
 

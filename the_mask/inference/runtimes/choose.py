@@ -1,4 +1,4 @@
-"""Which runtime runs the parts of a model: by name, or the fastest one measured on the first frame."""
+"""Choose the runtime for the parts of a model: by name, or the fastest one, measured on the first frame."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from the_mask.modeling.segmentor import Segmentor
 
 BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16")
-# Largest difference to PyTorch, relative to the largest value of a result.
+# Allowed difference from PyTorch, relative to the largest value of a result.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-# Seconds for which "auto" measures every candidate of a part, after one call that is not counted.
+# Seconds for which "auto" measures each candidate of a part, after one warm-up call.
 MEASURE_SECONDS = 0.5
 _logger = logging.getLogger("the_mask.runtimes")
 
 
 @dataclass
 class RuntimeReport:
-    """What runs where.
+    """Which runtime runs which part.
 
     Attributes:
-        chosen: part and layout -> the runtime that serves it.
-        seconds: part and layout -> seconds of a call by candidate, where candidates were measured.
-        left_out: candidate -> why it was not tried.
+        chosen: runtime by part and layout.
+        seconds: seconds per call of each candidate, by part and layout, where candidates were measured.
+        left_out: reason why a candidate was not tried, by candidate.
     """
 
     chosen: dict[str, str] = field(default_factory=dict)
@@ -62,23 +62,23 @@ class RuntimeReport:
 def use_runtime(
     model: Segmentor, backend: str = "auto", precision: str = "float32", cache: RuntimeCache | None = None
 ) -> RuntimeReport:
-    """Let a segmentor's networks run in a runtime; changes the model in place, for inference only.
+    """Run a segmentor's networks in a runtime. Changes the model in place; for inference only.
 
-    Sessions are made when a size is first seen. Each is compared with PyTorch once, on its first arguments.
+    Sessions are made when a size is first seen, and compared with PyTorch once, on their first arguments.
 
     Args:
-        model: a segmentor on the CPU. Called again, the earlier choice is replaced.
+        model: a segmentor on the CPU. A second call replaces the earlier choice.
         backend: one of :data:`BACKENDS`. "auto" measures the installed ones (without "compile", which takes minutes) on
             the first call of every part, and takes the fastest one for each.
         precision: "float32", or "bfloat16" (eager, compile and OpenVINO; the processor should know it).
-        cache: where exported graphs are kept; None takes the user's cache folder.
+        cache: folder for exported graphs; None takes the user's cache folder.
 
     Returns:
-        A report that fills while sessions are made.
+        A report, which is filled as sessions are made.
 
     Raises:
-        ValueError: unknown backend or precision, a pair that does not exist, a model on another device or without
-            parts for runtimes ("auto" then leaves it to PyTorch and says so).
+        ValueError: unknown backend or precision, an unsupported combination, a model on another device, or a model
+            without parts for runtimes ("auto" then uses PyTorch and says so).
         ModuleNotFoundError: the backend's package is not installed; the message has the command.
     """
     if backend not in BACKENDS:
@@ -118,7 +118,7 @@ def _exchange(owner: nn.Module, name: str, chooser: _Chooser) -> None:
     if isinstance(original, nn.Module):
         setattr(owner, name, Part(name, original, "forward", chooser.open))
     else:
-        # A plain attribute of the object comes before the method of its class.
+        # An attribute of the object takes precedence over the method of its class.
         object.__setattr__(owner, name, Part(name, owner, name, chooser.open))
 
 
@@ -133,14 +133,14 @@ def _restore(owner: nn.Module, name: str) -> None:
 
 
 class _Chooser:
-    """Makes the session of a part's layout."""
+    """Makes the sessions of a part, one per layout."""
 
     def __init__(self, backend: str, precision: str, cache: RuntimeCache, report: RuntimeReport) -> None:
         self.backend, self.precision, self.cache, self.report = backend, precision, cache, report
         self.digests: dict[Part, str] = {}
 
     def open(self, part: Part, flat: Flat, tensors: list[Tensor]) -> Session:
-        """The session that serves a layout from now on."""
+        """Make the session that runs a layout from now on."""
         expected = eager_results(flat, tensors)
         shapes = " ".join("x".join(map(str, x.shape)) for x in tensors if x.dim() > 1)
         label = f"{part.name} {shapes}"
@@ -202,7 +202,7 @@ class _Chooser:
             try:
                 session = make()
                 _check(session, tensors, expected, f"{label} in {name}", self.precision)
-            # An exporter may fail in any way for a network it does not know; "auto" then does without, and says so.
+            # An exporter may fail in any way on an unknown network; "auto" then leaves it out and says so.
             except Exception as error:  # noqa: BLE001
                 text = str(error).strip().splitlines()
                 self.report.left_out[f"{name} for {label}"] = f"{type(error).__name__}: {text[0] if text else ''}"

@@ -1,8 +1,8 @@
-"""Frozen batch norms folded into the convolutions before them.
+"""Folds frozen batch norms into the convolutions before them.
 
-Which norm follows which convolution is seen by running the module once: a norm whose input is the very tensor that a
-convolution gave. A convolution whose result is also read by others must stay; the fused module is therefore run beside
-the original, and norms whose folding changes the result are left alone.
+The module is run once to find the pairs: a norm follows a convolution if its input is the very tensor that the
+convolution returned. If other layers also read that tensor, the convolution must not change; so the fused module is
+compared with the original, and norms whose folding changes the result are not folded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 
 
 def fuse_norms(module: nn.Module, example: Sequence[Tensor]) -> nn.Module:
-    """Fold every norm that can be, in place; the module is in eval mode and on the CPU.
+    """Fold all norms where that is possible, in place; the module must be in eval mode and on the CPU.
 
     Args:
         module: ``forward`` gives a sequence of tensors.
@@ -40,8 +40,8 @@ def fuse_norms(module: nn.Module, example: Sequence[Tensor]) -> nn.Module:
 
 
 def _pairs(module: nn.Module, example: Sequence[Tensor]) -> list[tuple[str, str]]:
-    """Names of convolutions and of the norms that take their result."""
-    # The tensors are kept, so that no other one can have their address.
+    """Names of convolutions and of the norms that read their result."""
+    # Keep the tensors, so that no other tensor can reuse their address.
     results: dict[int, tuple[str, Tensor]] = {}
     pairs: list[tuple[str, str]] = []
     calls: dict[str, int] = {}
@@ -59,7 +59,7 @@ def _pairs(module: nn.Module, example: Sequence[Tensor]) -> list[tuple[str, str]
             pairs.append((source[0], names[norm]))
 
     for child in names:
-        # A convolution that holds its norm (Detectron2's) gives what the norm gave; only plain ones tell their own.
+        # A convolution with its norm inside (Detectron2's) returns the norm's output; only plain ones show their own.
         if isinstance(child, nn.Conv2d) and getattr(child, "norm", None) is None:
             hooks.append(child.register_forward_hook(after_conv))
         elif isinstance(child, NORMS):
@@ -86,7 +86,7 @@ def _fold(conv: nn.Module, root: nn.Module, norm_name: str) -> None:
     )
     conv.weight, conv.bias = weight, bias
     parent, _, last = norm_name.rpartition(".")
-    # timm's norms hold their activation and a dropout of their own.
+    # timm's norms contain their activation and a dropout.
     rest = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
     setattr(root.get_submodule(parent), last, nn.Sequential(*rest) if rest else nn.Identity())
 

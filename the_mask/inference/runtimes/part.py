@@ -1,4 +1,4 @@
-"""A part of a model whose calls run in a runtime's sessions, one for every layout of arguments.
+"""A part of a model whose calls run in a runtime's sessions, one session per layout of arguments.
 
 A layout is the structure of the arguments, the shapes and types of their tensors, and the values of everything else.
 """
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from the_mask.inference.runtimes.sessions import Session
 
-# Sessions of other layouts (sizes, batch sizes) are dropped, the least recently used first.
+# Beyond this number of layouts (sizes, batch sizes), the least recently used session is dropped.
 MOST_SESSIONS = 8
 _logger = logging.getLogger("the_mask.runtimes")
 
@@ -51,7 +51,7 @@ class Flat(nn.Module):
         return tuple(leaf for leaf in results if isinstance(leaf, Tensor))
 
     def rebuilt(self, tensors: Sequence[Tensor]) -> Any:
-        """The structured result of the tensors that a session gave."""
+        """Rebuild the structured result from a session's tensors."""
         assert self.result_spec is not None
         left = iter(tensors)
         leaves = [next(left) if is_tensor else constant for is_tensor, constant in self.results]
@@ -62,7 +62,7 @@ Opener = Callable[["Part", Flat, list[Tensor]], Session]
 
 
 class Part(nn.Module):
-    """Stands in a model's place of a module (or of a method) and has its calls run by sessions.
+    """Replaces a module (or a method) in a model, and runs its calls in sessions.
 
     Attributes of the original are read through it. Calls that record gradients run the original.
     """
@@ -76,7 +76,7 @@ class Part(nn.Module):
             open_session: makes the session of a layout.
         """
         super().__init__()
-        # In a tuple, so that the original's parameters are not listed twice where it stays in the model.
+        # In a tuple, so that the original's parameters are not listed twice if it also stays in the model.
         self._original = (module,)
         self.name, self.function = name, function
         self._open_session = open_session
@@ -115,14 +115,14 @@ class Part(nn.Module):
 
 
 def call(module: nn.Module, function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call a module, or the method of its class; a part of the same name in the object is passed by."""
+    """Call a module, or a method of its class, bypassing a part that replaces it."""
     if function == "forward":
         return module(*args, **kwargs)
     return getattr(type(module), function)(module, *args, **kwargs)
 
 
 def eager_results(flat: Flat, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What the original gives; also tells ``flat`` the structure of its results."""
+    """Results of the original; also records their structure in ``flat``."""
     with torch.no_grad():
         return list(flat(*tensors))
 
@@ -136,7 +136,7 @@ def _describe(leaf: Any) -> Any:
 
 
 def register(*kinds: type) -> None:
-    """Let dataclasses travel into and out of parts."""
+    """Register dataclasses as arguments and results of parts."""
     for kind in kinds:
         if kind not in pytree.SUPPORTED_NODES:
             names = [field.name for field in dataclasses.fields(kind)]

@@ -1,7 +1,7 @@
-"""One network at one layout of its arguments, ready to run: tensors in, tensors out.
+"""Sessions: one network for one layout of its arguments, from tensors to tensors.
 
-Every session is made from an eager module whose ``forward`` takes and gives tensors only. Its threads are those that
-torch uses in the process that makes it.
+Every session is made from an eager module whose ``forward`` takes and returns only tensors. It uses as many threads as
+torch does in the process that makes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from the_mask.inference.runtimes.fusion import fuse_norms
 
 Arguments = Sequence[Tensor]
-# Gives the path of the module's ONNX file, exporting it when first asked.
+# Returns the path of the module's ONNX file; exports it at the first call.
 GraphFile = Callable[[], Path]
 
 
@@ -35,8 +35,8 @@ class EagerSession:
     """PyTorch itself, with frozen norms folded into convolutions.
 
     Args:
-        channels_last: the layout of images and of the weights that meet them.
-        dtype: of autocast; None runs as the module is.
+        channels_last: memory layout of images and convolution weights.
+        dtype: dtype of autocast; None runs without autocast.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        # Threads that spin between two frames take the cores from decoding and drawing.
+        # Threads that spin between frames would take the cores from decoding and drawing.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.names = [x.name for x in self.session.get_inputs()]
@@ -105,7 +105,7 @@ class OpenVinoSession:
                 "INFERENCE_PRECISION_HINT": types[precision],
             },
         )
-        # A request holds the arrays of one call, so every thread has its own.
+        # A request holds the arrays of one call, so each thread has its own.
         self.local = threading.local()
 
     def __call__(self, arguments: Arguments) -> list[Tensor]:
@@ -117,7 +117,7 @@ class OpenVinoSession:
 
 
 def missing(backend: str) -> str:
-    """What to install for a backend; empty when all is there."""
+    """What to install for a backend; "" if everything is installed."""
     needs = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
     absent = [name for name in needs.get(backend, ()) if importlib.util.find_spec(name) is None]
     return f"pip install 'the_mask[{backend}]' (missing: {', '.join(absent)})" if absent else ""

@@ -1,4 +1,4 @@
-"""Backbones: each is a function in Detectron2's ``BACKBONE_REGISTRY`` that returns features ``res2`` ... ``res5``.
+"""Backbones: functions in Detectron2's ``BACKBONE_REGISTRY`` whose models return features ``res2`` ... ``res5``.
 
 Importing this package registers them; ``MODEL.BACKBONE.NAME`` chooses one.
 """

@@ -32,8 +32,8 @@ def relative_position_index(height: int, width: int, trained: int, device: torch
     """Row of the position table for every pair of tokens: int64 [N,N], (query, key).
 
     The table has (2G-1)^2 rows for offsets -(G-1)..G-1 in y and x, then three rows: class token to patch, patch to
-    class token, class token to itself. Offsets beyond the table take its border, so windows up to G patches per side
-    are exact and larger images see far-away patches as if they were G-1 away.
+    class token, class token to itself. Offsets beyond the table use its border. Windows up to G patches per side are
+    therefore exact; in larger images, distant patches are treated as G-1 away.
 
     Args:
         height: h.
@@ -58,7 +58,7 @@ def relative_position_index(height: int, width: int, trained: int, device: torch
 
 
 class GivenBiasAttention(Attention):
-    """timm's attention that takes its position bias from the caller, who knows the size of the image."""
+    """timm's attention with the position bias passed in by the caller, which knows the size of the image."""
 
     def _get_rel_pos_bias(self) -> Tensor:
         return self.relative_position_bias_table.new_zeros(())
@@ -71,10 +71,10 @@ def run_block(block: Any, x: Tensor, index: Tensor) -> Tensor:
 
 
 def geometric_offsets(reach: int, target: int) -> np.ndarray:
-    """Where the offsets -reach..reach of a table lie on the finer axis -target..target: 0, ±1, ±(1+q), ±(1+q+q²), ...
+    """Positions of a table's offsets -reach..reach on the finer axis -target..target: 0, ±1, ±(1+q), ±(1+q+q²), ...
 
-    q is found by bisection in [1.01, 1.5] so that the last one lies at ``target``: neighbours stay neighbours and
-    what was added goes to the far offsets (released BEiT code).
+    q is found by bisection in [1.01, 1.5] so that the last one lies at ``target``: neighbours stay neighbours, and
+    the added length goes to the far offsets (released BEiT code).
     """
     low, high = 1.01, 1.5
     while high - low > 1e-6:
@@ -87,8 +87,8 @@ def geometric_offsets(reach: int, target: int) -> np.ndarray:
 def resize_position_table(table: Tensor, trained: int) -> Tensor:
     """Resize a position table to G = ``trained`` patches per side: [(2g-1)²+3,heads] -> [(2G-1)²+3,heads].
 
-    A larger table is interpolated by bicubic splines on :func:`geometric_offsets`, a smaller one is the middle of the
-    old one. The three rows of the class token stay.
+    A larger table is interpolated by bicubic splines on :func:`geometric_offsets`; a smaller one is the centre of the
+    old one. The three rows of the class token are kept.
 
     Raises:
         ValueError: the rows do not belong to a square of patches.
@@ -146,7 +146,7 @@ class BeitPyramid(PyramidBackbone):
         in_channels: channels of the images.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         norm: of the pyramid, as for Detectron2's ``get_norm``.
-        recompute: keep no activations inside blocks, compute them again in the backward pass.
+        recompute: gradient checkpointing: recompute the activations inside blocks in the backward pass.
         freeze_at: 1 freezes the patch embedding, 2 ... 5 also the blocks up to the first ... fourth output.
 
     Raises:
@@ -211,6 +211,6 @@ class BeitPyramid(PyramidBackbone):
                 outputs.append(x[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
         features = {}
         for level, stride, branch, output in zip(LEVELS, STRIDES, self.fpn, outputs, strict=True):
-            # Padding made whole patches; the finer levels drop what lies outside the image.
+            # The input was padded to whole patches; crop the finer levels to the image.
             features[level] = branch(output)[..., : -(-full_height // stride), : -(-full_width // stride)]
         return features

@@ -50,7 +50,7 @@ class SpatialPath(nn.Module):
 
 
 class BiSeNetBackbone(Backbone):
-    """Both paths: ``spatial`` (stride 8, 128 channels) beside ``res2`` ... ``res5`` of the context path."""
+    """Both paths: ``spatial`` (stride 8, 128 channels), and ``res2`` ... ``res5`` of the context path."""
 
     def __init__(self, norm: str = "BN", freeze_at: int = 0) -> None:
         """``freeze_at`` counts stages of the context path."""

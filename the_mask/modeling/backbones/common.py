@@ -1,4 +1,4 @@
-"""What all backbones share: the four-level base class, stochastic depth, freezing. Axes: B images, C channels."""
+"""Shared by all backbones: the four-level base class, stochastic depth, freezing. Axes: B images, C channels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PyramidBackbone(Backbone):
         }
 
     def freeze_stages(self, stages: Sequence[Iterable[nn.Module]], freeze_at: int) -> None:
-        """Stop training the first ``freeze_at`` groups: gradients off, and eval mode whatever ``train()`` says.
+        """Freeze the first ``freeze_at`` groups: no gradients, and eval mode even after ``train()``.
 
         Detectron2's counting: 1 is the stem, 2 the stem and ``res2``, and so on.
 
@@ -106,7 +106,7 @@ def drop_path_rates(depths: Sequence[int], rate: float) -> list[list[float]]:
 
 
 def run_blocks(blocks: Iterable[Callable[..., Tensor]], x: Tensor, *args: Any, recompute: bool) -> Tensor:
-    """Chain ``x = block(x, *args)``; with ``recompute`` a block's activations are not kept but computed again."""
+    """Chain ``x = block(x, *args)``; with ``recompute``, activations are recomputed in the backward pass."""
     for block in blocks:
         x = checkpoint(block, x, *args, use_reentrant=False) if recompute else block(x, *args)
     return x

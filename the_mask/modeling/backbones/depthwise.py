@@ -1,8 +1,8 @@
 """Depthwise convolutions whose weight gradient stays fast in bfloat16 on a CPU.
 
-oneDNN has fast bfloat16 kernels for all of a mobile network but one: the weight gradient of depthwise kernels larger
-than 3x3 falls to a scalar loop that alone takes half of a training step. Here that one gradient is computed in float32,
-from operands of bfloat16, which is both faster and more accurate. Parameters, keys and results of the forward pass are
+oneDNN has fast bfloat16 kernels for every layer of a mobile network except one: the weight gradient of depthwise
+kernels larger than 3x3 runs in a scalar loop, which takes half of a training step. Here that gradient is computed in
+float32 from bfloat16 operands, which is faster and more accurate. Parameters, keys and results of the forward pass are
 those of the plain layers. Axes: B images, C channels, H W map, k kernel side.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class _MixedGradient(torch.autograd.Function):
-    """Depthwise convolution [B,C,H,W] in the dtype of ``x``, of a float32 weight whose gradient is float32."""
+    """Depthwise convolution [B,C,H,W] in the dtype of ``x``; the weight and its gradient are float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
@@ -67,7 +67,7 @@ FAST: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: _Depthwise, Conv2dSam
 
 
 def speed_up_depthwise(model: nn.Module) -> None:
-    """Give the depthwise layers of a model that would train slowly the fast gradient; in place."""
+    """Replace, in place, the depthwise layers of a model whose weight gradient would be slow."""
     for module in model.modules():
         if type(module) not in FAST or not isinstance(module, nn.Conv2d):
             continue

@@ -1,4 +1,4 @@
-"""EfficientNet weights under the names of the first PyTorch port (``_conv_stem``, ``_blocks.3._bn1``) to timm's names.
+"""Rename EfficientNet weights of the first PyTorch port (``_conv_stem``, ``_blocks.3._bn1``) to timm's names.
 
 That port numbers all blocks in one row and a block's norms from 0; timm counts blocks within stages and norms from 1.
 EfficientNet-Lite, which has no squeeze-and-excitation, is a special case.
@@ -13,7 +13,7 @@ from torch import Tensor
 MARK = "_conv_stem.weight"
 OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-# With and without the expansion that the blocks of the first stage lack.
+# With and without the expansion, which the blocks of the first stage do not have.
 EXPANDED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -38,7 +38,7 @@ def to_timm_names(state: Mapping[str, Tensor], depths: Sequence[int]) -> dict[st
         depths: blocks per stage of timm's model.
 
     Raises:
-        ValueError: the blocks are not as many as the model's, or a name is unknown.
+        ValueError: the number of blocks differs from the model's, or a name is unknown.
     """
     places = [f"blocks.{stage}.{block}" for stage, depth in enumerate(depths) for block in range(depth)]
     blocks = {name.split(".")[1] for name in state if name.startswith("_blocks.")}

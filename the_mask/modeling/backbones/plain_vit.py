@@ -23,14 +23,14 @@ from typing_extensions import Self
 from the_mask.modeling.backbones.timm_adapter import check_model_name, convert_weights, load_exactly, read_weights
 from the_mask.ops.fast_linear import speed_up_linears
 
-# Before it, timm started the layer scales of DINOv3 with wrong values.
+# Earlier versions of timm initialise the layer scales of DINOv3 with wrong values.
 LEAST_TIMM = (1, 0, 22)
 # Detectron2's names of feature maps by stride.
 LEVEL_NAMES = {8: "res3", 14: "res4", 16: "res4", 32: "res5"}
 
 
 class Tokens(NamedTuple):
-    """What a transformer sees of some images.
+    """The tokens of some images.
 
     Attributes:
         values: [N, S, D].
@@ -54,19 +54,19 @@ def check_timm(version: str = timm.__version__) -> None:
 
 
 class PlainViT(Backbone):
-    """timm's ``VisionTransformer`` or ``Eva`` (DINOv3), taken apart into embedding, blocks and norm.
+    """timm's ``VisionTransformer`` or ``Eva`` (DINOv3), split into embedding, blocks and norm.
 
     Args:
         name: timm's name, ``architecture[.tag]``.
         image_size: pixels per side of the square that the position table is for; other sizes resample it.
-        patch_size: pixels per side of a patch; another one than the model's resamples its kernel. 0: the model's.
+        patch_size: pixels per side of a patch; 0: the model's own. With another size, the kernel is resampled.
         pretrained: download timm's weights.
         weights: local file in any layout timm reads, wins over ``pretrained``; kernel and table are resampled.
         in_channels: channels of the images.
         drop_path: stochastic depth of the last block, rising linearly from 0.
-        width, depth, heads: of smaller relatives; 0: the model's.
+        width, depth, heads: for smaller variants; 0: the model's own.
         recompute: keep no activations inside blocks, compute them again in the backward pass.
-        levels: blocks whose outputs ``forward`` gives, as tokens with the prefix; none: one map of the last.
+        levels: blocks whose outputs ``forward`` returns, as tokens with the prefix; empty: one map, of the last block.
 
     Raises:
         FileNotFoundError, ValueError: see :mod:`the_mask.modeling.backbones.timm_adapter`; timm is too old; not a
@@ -113,7 +113,7 @@ class PlainViT(Backbone):
 
     @property
     def width(self) -> int:
-        """D."""
+        """Width D of the tokens."""
         return self.model.embed_dim
 
     @property
@@ -123,7 +123,7 @@ class PlainViT(Backbone):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """P."""
+        """Number of prefix tokens, P."""
         return self.model.num_prefix_tokens
 
     @property
@@ -146,13 +146,13 @@ class PlainViT(Backbone):
         return super().train(mode)
 
     def make_room(self, num_queries: int, first: int) -> None:
-        """Blocks from ``first`` on will see ``num_queries`` tokens in front: rotary positions leave them out."""
+        """Prepare blocks from ``first`` on for ``num_queries`` tokens in front, which get no rotary positions."""
         for block in self.model.blocks[first:]:
             if hasattr(block.attn, "num_prefix_tokens"):
                 block.attn.num_prefix_tokens = self.num_prefix_tokens + num_queries
 
     def embed(self, images: Tensor) -> Tokens:
-        """Patches with positions, prefix tokens in front.
+        """Embed images: patches with positions, prefix tokens in front.
 
         Args:
             images: [N, 3, H, W], normalised; H and W are multiples of the patch size.
@@ -184,7 +184,7 @@ class PlainViT(Backbone):
         return tokens
 
     def block(self, number: int, tokens: Tensor, rotation: Tensor | None, allowed: Tensor | None = None) -> Tensor:
-        """Run one block on [N, S, D]; ``allowed``: bool [N, 1, S, S], who may look at whom."""
+        """Run one block on [N, S, D]; ``allowed``: bool [N, 1, S, S], the attention mask."""
         return run_block(self.model.blocks[number], tokens, rotation, allowed, self.recompute and self.training)
 
     def norm(self, tokens: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class PlainViT(Backbone):
         return self.model.norm(tokens)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normed tokens [N, S, D] of the levels, or normed patches as one map [N, D, h, w]."""
+        """Normalised tokens [N, S, D] of the levels, or normalised patches as one map [N, D, h, w]."""
         tokens = self.embed(images)
         if self.levels:
             features, values = {}, tokens.values
@@ -206,7 +206,7 @@ class PlainViT(Backbone):
         return {name: values[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, tokens.grid)}
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
-        """Position table [1, ., D] and rotary positions of a grid; in eval mode those of the last grid are kept."""
+        """Position table [1, ., D] and rotary positions of a grid; in eval mode the last ones are cached."""
         model = self.model
         table = model.pos_embed
         keep = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
@@ -242,7 +242,7 @@ def run_block(
 
 
 def _create(name: str, image_size: int, patch_size: int, own: dict[str, int], **options: Any) -> Any:
-    """A timm model without head, of the kinds that :class:`PlainViT` can take apart."""
+    """Create a timm model without head, of a kind that :class:`PlainViT` can split."""
     check_model_name(name)
     sizes: dict[str, Any] = {key: value for key, value in own.items() if value}
     if patch_size:
@@ -263,16 +263,16 @@ def _create(name: str, image_size: int, patch_size: int, own: dict[str, int], **
     side = model.patch_embed.patch_size[0]
     if image_size < side:
         raise ValueError(f"MODEL.VIT.IMG_SIZE={image_size}: smaller than one patch, {side} pixels")
-    # What a norm pools away belongs to the classifier.
+    # A norm after pooling belongs to the classifier.
     model.fc_norm = nn.Identity()
     return model
 
 
 def resize_table(table: Tensor, wanted: Sequence[int], prefix: int, name: str = "pos_embed") -> Tensor:
-    """A position table [1, rows, D] for another square of patches, interpolated as timm does.
+    """Resize a position table [1, rows, D] to another square of patches, interpolated as timm does.
 
     Args:
-        table: of a square of patches, with rows for prefix tokens in front or not.
+        table: for a square of patches, with or without rows for prefix tokens in front.
         wanted: shape of the result.
         prefix: P of the model.
         name: for messages.

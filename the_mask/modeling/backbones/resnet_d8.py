@@ -101,7 +101,7 @@ def make_stages(depth: int, norm: str, first_width: int = 64) -> list[list[CNNBl
 def build_resnet_d8_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """ResNet-d8 of ``MODEL.RESNETS.{DEPTH,NORM,OUT_FEATURES,WIDTH_PER_GROUP}`` and ``MODEL.BACKBONE.FREEZE_AT``.
 
-    The published recipes train it with ``NORM: SyncBN`` and WIDTH_PER_GROUP 64 (less makes a slimmer relative); stem,
+    The published recipes use ``NORM: SyncBN`` and WIDTH_PER_GROUP 64 (a smaller value makes a narrower network). Stem,
     strides and dilations are fixed.
 
     Raises:

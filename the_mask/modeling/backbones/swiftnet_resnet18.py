@@ -1,4 +1,4 @@
-"""ResNet-18 under torchvision's parameter names, whose stages may hand out their sums before the ReLU.
+"""ResNet-18 with torchvision's parameter names, whose stages can return their sums before the ReLU.
 
 Axes: B images, C channels, H W pixels.
 """
@@ -17,7 +17,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 def make_norm(name: str, channels: int, momentum: float | None = None) -> nn.Module:
-    """Norm layer by Detectron2's name; a ValueError for none at all, which no network here can do without.
+    """Norm layer by Detectron2's name. An empty name is a ValueError, because the networks here need a norm.
 
     Args:
         name: as for Detectron2's ``get_norm``.
@@ -61,7 +61,7 @@ class ResNet18(PyramidBackbone):
 
     Args:
         norm: of all layers, see :func:`make_norm`.
-        pre_relu: hand out each stage's last sum before its ReLU (``MODEL.SWIFTNET.PRE_RELU``).
+        pre_relu: return each stage's last sum before its ReLU (``MODEL.SWIFTNET.PRE_RELU``).
         freeze_at: see :meth:`PyramidBackbone.freeze_stages`.
     """
 

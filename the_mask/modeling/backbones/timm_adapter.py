@@ -1,4 +1,4 @@
-"""Any hierarchical model of timm as a backbone: Swin, ConvNeXt, ResNet and others, without a copy of their code.
+"""Any hierarchical timm model as a backbone: Swin, ConvNeXt, ResNet and others.
 
 State-dict keys are timm's own below ``model.``. Axes: B images, H W image size, h w feature size, C channels.
 """
@@ -27,10 +27,10 @@ from the_mask.modeling.backbones.package_weights import resolve_weights
 
 
 class _PadBeforeShift:
-    """Window attention on a map that is first padded to whole windows, then shifted.
+    """Window attention that pads the map to whole windows first, then shifts.
 
-    timm shifts first, which gives other numbers as soon as a side is not a multiple of the window. Published
-    segmentation weights (Mask2Former, UperNet) were trained with padding first.
+    timm shifts first, which gives different results when a side is not a multiple of the window. Published segmentation
+    weights (Mask2Former, UperNet) were trained with padding first.
     """
 
     window_size: tuple[int, int]
@@ -69,7 +69,7 @@ def check_model_name(name: str) -> None:
 
 
 def create_headless(name: str, pretrained: bool, in_channels: int, drop_path: float, **own: Any) -> Any:
-    """Create a timm model without classifier that takes any image size where the family can.
+    """Create a timm model without classifier, for any image size if the family supports it.
 
     Typed ``Any``: timm's models share methods by convention, not by a class.
 
@@ -78,13 +78,13 @@ def create_headless(name: str, pretrained: bool, in_channels: int, drop_path: fl
         pretrained: download timm's weights.
         in_channels: channels of the images.
         drop_path: stochastic depth of the last block.
-        own: further arguments, which the family must have.
+        own: further arguments, which the family must support.
 
     Raises:
-        ValueError: unknown name, or stochastic depth asked of a family without it.
+        ValueError: unknown name, or stochastic depth for a family without it.
     """
     check_model_name(name)
-    # Arguments that only some families have; the others object by a TypeError that names them.
+    # Only some families have these arguments; others raise a TypeError that names them.
     optional: dict[str, Any] = {"drop_path_rate": drop_path, "strict_img_size": False, "always_partition": True}
     while True:
         try:
@@ -104,12 +104,12 @@ def create_headless(name: str, pretrained: bool, in_channels: int, drop_path: fl
 
 
 def choose_levels(name: str, reductions: Sequence[int], indices: Sequence[int]) -> list[int]:
-    """Feature levels for ``res2`` ... ``res5``: ``indices`` as they are, or the last level of each wanted stride.
+    """Choose the feature levels for ``res2`` ... ``res5``: ``indices`` if given, else the last level of each stride.
 
     Args:
         name: the model, for messages.
         reductions: stride of every feature level of the model.
-        indices: ``MODEL.TIMM.OUT_INDICES``; empty to choose.
+        indices: ``MODEL.TIMM.OUT_INDICES``; empty to choose by stride.
 
     Raises:
         ValueError: the levels do not have strides 4, 8, 16, 32.
@@ -126,11 +126,11 @@ def choose_levels(name: str, reductions: Sequence[int], indices: Sequence[int]) 
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Tensors of a file of any format that holds nothing but tensors and builtins; timm's averages where there are any.
+    """Read the tensors of a weights file of any safe format; averaged (EMA) weights of timm are preferred.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, of another kind, or with code in it.
+        ValueError: truncated, of another kind, or with Python objects in it.
     """
     content = read_tensors(path, "weights file (WEIGHTS)")
     if isinstance(content, dict):
@@ -140,17 +140,17 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
 
 def convert_weights(model: nn.Module, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Bring any layout the family's own converter in timm knows (original ones included) to timm's keys.
+    """Rename weights to timm's keys with the family's own converter in timm, which also knows the original layouts.
 
     Args:
         model: the whole model, not yet pruned.
-        state: what the file holds.
+        state: tensors of the file.
         path: for messages.
 
     Raises:
         ValueError: the converter fails.
     """
-    # By timm's convention the converter of a family is a function of its module.
+    # By timm's convention, a family's converter is a function in its module.
     convert: Callable[..., dict[str, Tensor]] | None
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
@@ -162,9 +162,9 @@ def convert_weights(model: nn.Module, state: dict[str, Tensor], path: str) -> di
 
 
 def load_exactly(model: nn.Module, state: dict[str, Tensor], expendable: Iterable[str], path: str) -> None:
-    """Load ``state``; every key of the model must be there, and no other ones but those of ``expendable`` prefixes.
+    """Load ``state``, which must have every key of the model, and no others except those with ``expendable`` prefixes.
 
-    Counters of batch norm may be missing, as in files of torch before 0.4.1; they play no part in its results.
+    Batch norm counters may be missing, as in files of torch before 0.4.1; they do not affect results.
 
     Raises:
         ValueError: missing or foreign keys, or other shapes.
@@ -186,11 +186,11 @@ Prepare = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def prune_and_load(model: Any, levels: Sequence[int], weights: str, prepare: Prepare | None = None) -> list[int]:
-    """Drop what the levels do not need and load a local file.
+    """Remove the parts that the levels do not need, and load a local file.
 
     Args:
         model: timm model; changed in place.
-        levels: feature levels that stay.
+        levels: feature levels to keep.
         weights: file, or ``package:NAME``; "" loads nothing.
         prepare: applied to what the file holds before timm's converter.
 
@@ -201,7 +201,7 @@ def prune_and_load(model: Any, levels: Sequence[int], weights: str, prepare: Pre
     weights = resolve_weights(weights)
     if weights:
         state = read_weights(weights)
-        # Converters look at the model's modules, so they come before the pruning.
+        # Converters look at the model's modules, so they run before the pruning.
         state = convert_weights(model, state if prepare is None else prepare(state), weights)
     whole = set(model.state_dict())
     kept = model.prune_intermediate_layers(list(levels), prune_norm=True, prune_head=True)
@@ -227,7 +227,7 @@ class TimmBackbone(PyramidBackbone):
         drop_path: stochastic depth of the last block.
         out_norm: "LN" for a LayerNorm per output (keys ``norm0`` ... ``norm3``), or "".
         norm: "" or what batch norms become, "FrozenBN" or "SyncBN".
-        recompute: keep fewer activations, compute them again in the backward pass.
+        recompute: gradient checkpointing: recompute activations in the backward pass.
         freeze_at: groups to freeze: 1 the stem, 2 also ``res2``, and so on.
 
     Raises:
@@ -280,13 +280,13 @@ class TimmBackbone(PyramidBackbone):
         if len(groups) not in (5, 6) or not all(stages):
             raise ValueError(f"MODEL.BACKBONE.FREEZE_AT={freeze_at}: {name} has no stem and four stages to tell apart")
         self.freeze_stages([self._modules_within(names) for names in stages], freeze_at)
-        # Parameters that belong to no module of the group alone, such as position tables.
+        # Parameters that do not belong to a module of the group, such as position tables.
         parameters = dict(self.model.named_parameters())
         for parameter_name in itertools.chain(*stages[:freeze_at]):
             parameters[parameter_name].requires_grad_(False)
 
     def _modules_within(self, names: list[str]) -> list[nn.Module]:
-        """Modules of the model all of whose parameters (one at least) are among ``names``."""
+        """Modules that have parameters, all of which are among ``names``."""
         owned = set(names)
         modules = []
         for prefix, module in self.model.named_modules():
@@ -311,7 +311,7 @@ class TimmBackbone(PyramidBackbone):
 
 
 def adapt_to_any_size(model: nn.Module) -> None:
-    """Pad instead of refusing: patch embeddings to whole patches, Swin maps to whole windows; in place."""
+    """Make a model pad instead of refusing a size: patch embeddings to whole patches, Swin maps to whole windows."""
     for module in model.modules():
         if isinstance(module, timm.layers.PatchEmbed):
             module.dynamic_img_pad = True  # type: ignore[misc]

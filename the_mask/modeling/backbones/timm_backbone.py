@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone:
     """timm model from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-    # With torchvision, which it imports, timm adds more than a second to every start.
+    # timm imports torchvision; together they add more than a second to every start.
     from the_mask.modeling.backbones.timm_adapter import TimmBackbone
 
     options = cfg.MODEL.TIMM

@@ -88,7 +88,7 @@ class MaskCriterion(nn.Module):
         warmup_mode: str = "iteration",
         matching: str = "clip",
     ):
-        """Weights and options; the keys of ``MODEL.MASK_FORMER`` and ``MODEL.THE_MASK`` say what each means.
+        """Weights and options, explained at the keys of ``MODEL.MASK_FORMER`` and ``MODEL.THE_MASK``.
 
         Raises:
             ValueError: ``rounds < 1`` or an unknown ``second_round_cost``, ``warmup_mode`` or ``matching``.
@@ -149,13 +149,13 @@ class MaskCriterion(nn.Module):
     def active_rounds(self, iteration: int) -> int:
         """Rounds of matching at a trainer iteration: 1 during warm-up.
 
-        ``warmup_mode = "reference"`` is the released code, whose counter never moves: any warm-up lasts for ever.
+        ``warmup_mode = "reference"`` is the released code, whose counter never moves, so any warm-up lasts for ever.
         """
         warming = self.warmup_iters > 0 and (self.warmup_mode == "reference" or iteration < self.warmup_iters)
         return 1 if warming else self.rounds
 
     def mode(self, iteration: int) -> str:
-        """ "primary" (one round) or "hierarchical" at a trainer iteration, for the log."""
+        """The name of the loss at a trainer iteration, for the log: "primary" (one round) or "hierarchical"."""
         return "primary" if self.active_rounds(iteration) == 1 else "hierarchical"
 
     def forward(
@@ -168,7 +168,7 @@ class MaskCriterion(nn.Module):
                 ``aux_outputs`` (optional list of such dicts), and optionally ``frame``: the frame branch with
                 ``pred_logits`` [B, T, Q, K + 1], ``pred_masks`` [B, Q, T, h, w] and ``aux_outputs``.
             targets: one per clip, with T frames, ``index_map`` on the outputs' device and at one size.
-            seeds: one per clip: where its random points come from. None draws seeds from torch's global generator.
+            seeds: seed of the random points, one per clip. None draws seeds from torch's global generator.
             iteration: of the trainer, for the warm-up.
 
         Returns:
@@ -177,7 +177,7 @@ class MaskCriterion(nn.Module):
             branch. Their sum is the training loss.
 
         Raises:
-            ValueError: outputs and targets that do not belong together.
+            ValueError: outputs and targets do not fit each other.
         """
         branches = {"": _prediction_sets(outputs)}
         if outputs.get("frame") is not None:
@@ -247,7 +247,7 @@ class MaskCriterion(nn.Module):
                 parts = []
                 for t, values in zip(frames, sampled, strict=True):
                     truth = values[s]
-                    # Beyond the border lies what the border pixel is: normalising the share does just that.
+                    # Outside the map, the border pixel is repeated; normalising the share has that effect.
                     skip_ignored = self.valid_mask and target.has_ignored[t]
                     valid = 1 - truth[:, -1] / truth.sum(1) if skip_ignored else None
                     parts.append(_mask_sums(mask_sets[s]["pred_masks"][b, :, t], truth[:, :-1], valid, points[s]))
@@ -339,7 +339,7 @@ class MaskCriterion(nn.Module):
         rounds: int,
         frame_branch: bool,
     ) -> dict[str, Tensor]:
-        """``loss_mask``, ``loss_dice`` and, with later rounds, their secondary twins, each [S]."""
+        """``loss_mask``, ``loss_dice`` and, with later rounds, the secondary ones, each [S]."""
         supervised = [t.supervised_frames(self.valid_mask) for t in targets]
         by_presence = sets[0]["pred_logits"].ndim == 4 and not frame_branch
         groups, maps = gather_maps(sets, matches, supervised, [t.present for t in targets] if by_presence else None)
@@ -477,5 +477,5 @@ def _mask_terms(rounds: int) -> list[str]:
 
 
 def _sample_bits(mask: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
-    """Bilinear values [M, P] of one bool mask [H, W] at points [M, P, 2]; the only float mask alive is this one."""
+    """Bilinear values [M, P] of one bool mask [H, W] at points [M, P, 2]; only this mask is ever converted to float."""
     return point_sample(mask[None, None].float(), points.reshape(1, -1, 2), padding).view(points.shape[:2])

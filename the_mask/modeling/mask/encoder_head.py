@@ -45,7 +45,7 @@ class UpscaleBlock(nn.Module):
 
 
 class EncoderHead(nn.Module):
-    """What an encoder-only model adds to its encoder.
+    """The parts that an encoder-only model adds to its encoder.
 
     Args:
         width: D.
@@ -54,7 +54,7 @@ class EncoderHead(nn.Module):
         patch_size: pixels per side of a patch, a power of two >= 8.
         num_blocks: blocks that see the queries.
         propagate: queries are carried from frame to frame.
-        decoder: of a frozen encoder; None: the encoder's last blocks see the queries.
+        decoder: decoder of a frozen encoder; None: the encoder's last blocks see the queries.
 
     Raises:
         ValueError: a patch size that cannot be halved down to the stride of the masks.
@@ -92,7 +92,7 @@ class EncoderHead(nn.Module):
 
     @property
     def num_queries(self) -> int:
-        """Q."""
+        """Number of queries, Q."""
         return self.q.num_embeddings
 
     def predict(self, queries: Tensor, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -124,9 +124,9 @@ class EncoderHead(nn.Module):
 
 
 def attention_mask(masks: Tensor, grid: tuple[int, int], prefix: int, keep: Tensor | None) -> Tensor:
-    """Who may look at whom in the next block: a query only at the patches of its own mask, everybody else at all.
+    """Attention mask of the next block: a query attends only to patches in its own mask, other tokens to everything.
 
-    A query whose mask is empty still sees the other queries and the prefix tokens.
+    A query with an empty mask still attends to the other queries and the prefix tokens.
 
     Args:
         masks: logits [N, Q, ., .].
@@ -151,10 +151,10 @@ def annealed_probability(share: float, start: float, end: float, power: float = 
     """Probability that a query keeps its attention mask, at a point of the training.
 
     Args:
-        share: of the training that is done, 0..1.
-        start: where the probability begins to fall from 1.
-        end: where it is 0.
-        power: 1 falls in a straight line.
+        share: share of the training that is done, 0..1.
+        start: share at which the probability begins to fall from 1.
+        end: share at which it reaches 0.
+        power: exponent of the decay; 1 is linear.
     """
     if share < start:
         return 1.0

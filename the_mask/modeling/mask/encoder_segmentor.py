@@ -180,7 +180,7 @@ class EncoderSegmentor(Segmentor):
 
     @property
     def looks_back(self) -> bool:
-        """Whether a result on a stream depends on the frames before."""
+        """Whether the result on a stream depends on earlier frames."""
         return self.propagates
 
     def set_iteration(self, iteration: int) -> None:
@@ -240,7 +240,7 @@ class EncoderSegmentor(Segmentor):
         nested = [
             {
                 "pred_logits": torch.stack([logits for logits, _ in frames], dim=1),
-                # Views of [B, T, Q, h, w], as the criterion's look-up of matched masks wants them.
+                # Views of [B, T, Q, h, w], the layout in which the criterion looks up matched masks.
                 "pred_masks": torch.stack([masks for _, masks in frames], dim=1).transpose(1, 2),
             }
             for frames in zip(*by_frame, strict=True)
@@ -260,7 +260,7 @@ class EncoderSegmentor(Segmentor):
         yield from results.unbind(0)
 
     def _causal_scores(self, images: Tensor) -> Tensor:
-        """[B, T, 3, H, W] -> scores [B, T, K, h, w], each frame by what was seen up to it."""
+        """[B, T, 3, H, W] -> scores [B, T, K, h, w], each frame from the frames up to it."""
         state = self._fresh(len(images))
         scores = []
         for t in range(images.shape[1]):
@@ -269,7 +269,7 @@ class EncoderSegmentor(Segmentor):
         return torch.stack(scores, dim=1)
 
     def _whole_video_scores(self, images: Tensor) -> Tensor:
-        """As :meth:`_causal_scores`, with class logits averaged over all frames, later ones too."""
+        """As :meth:`_causal_scores`, but with class logits averaged over all frames, including later ones."""
         count, frames, _, height, width = images.shape
         cells = -(-height // MASK_STRIDE) * -(-width // MASK_STRIDE)
         _check_memory(4 * count * frames * cells * (self.sem_seg_head.num_queries + self.num_classes), images, frames)
@@ -306,7 +306,7 @@ class EncoderSegmentor(Segmentor):
         The result is that of :meth:`score_maps` for this frame of a clip that began where the stream did.
 
         Raises:
-            ValueError: class logits of whole videos are asked for, or scores are not finite.
+            ValueError: class logits of whole videos are required, or scores are not finite.
         """
         self.check_hints(hints)
         ((scores, _, _, state),) = self._advance([frame], [state])
@@ -317,7 +317,7 @@ class EncoderSegmentor(Segmentor):
         """As :meth:`step`, with the queries behind the scores; see :class:`Segmentor`.
 
         Raises:
-            ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` input, whose scores are no such sum.
+            ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` is input, so scores are not a sum over queries.
         """
         if self.enlarge > 1:
             raise ValueError("masks of queries cannot be carried with MODEL.MASK_FORMER.MERGE_AT input: set it to mask")
@@ -362,7 +362,7 @@ class EncoderSegmentor(Segmentor):
         return [done[index] for index in range(len(frames))]
 
     def _fresh(self, count: int) -> dict[str, Tensor]:
-        """What ``count`` streams carry before their first frame, stacked."""
+        """The carried state of ``count`` streams before their first frame, stacked."""
         if not self.propagates:
             return {}
         head = self.sem_seg_head
@@ -373,7 +373,7 @@ class EncoderSegmentor(Segmentor):
         }
 
     def _next(self, images: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """One frame of some streams: class logits that count at it [B, Q, K + 1], masks [B, Q, h, w], what to carry."""
+        """One frame of some streams: class logits to use [B, Q, K + 1], masks [B, Q, h, w], and the state to carry."""
         tokens = self._encode(images)
         queries = carried["queries"] if carried else self.sem_seg_head.first_queries(len(images))
         (pair,), queries = self._segment(tokens, queries, aux=False)
@@ -387,7 +387,7 @@ class EncoderSegmentor(Segmentor):
     # The network.
 
     def _encode(self, images: Tensor) -> Tokens:
-        """What the blocks with queries start from: tokens [N, P + patches, D]."""
+        """The input of the blocks with queries: tokens [N, P + patches, D]."""
         decoder = self.sem_seg_head.decoder
         if decoder is not None:
             with torch.no_grad():
@@ -398,12 +398,12 @@ class EncoderSegmentor(Segmentor):
         return tokens._replace(values=self.backbone.blocks(tokens.values, tokens.rotation, 0, first))
 
     def _segment(self, tokens: Tokens, queries: Tensor, aux: bool) -> tuple[list[Pair], Tensor]:
-        """The blocks with queries, for one frame of each clip.
+        """Run the blocks with queries, for one frame of each clip.
 
         Args:
             tokens: values [B, P + patches, D].
             queries: [B, Q, D].
-            aux: predict before each block too.
+            aux: also predict before each block.
 
         Returns:
             Prediction sets (logits [B, Q, K + 1], masks [B, Q, h, w]), the final one last; the next frame's queries.
@@ -447,7 +447,7 @@ class EncoderSegmentor(Segmentor):
 
 
 def _check_memory(needed: int, images: Tensor, frames: int) -> None:
-    """Raise a ValueError if the masks of a clip will not fit the memory that is free."""
+    """Raise a ValueError if the masks of a clip will not fit into the free memory."""
     if images.device.type == "cuda":
         free = torch.cuda.mem_get_info(images.device)[0]
     elif images.device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:

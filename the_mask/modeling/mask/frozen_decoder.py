@@ -1,7 +1,7 @@
-"""Decoder on the features of a frozen encoder: levels joined into tokens, then transformer blocks that see the queries.
+"""Decoder for a frozen encoder: joins its levels into tokens, then runs transformer blocks that see the queries.
 
-On the outputs of a frozen DINOv2 or DINOv3 this is PMT (arXiv:2603.25398); the maps of any other backbone are brought
-to one grid first. Only this part trains, so the features can be cached (``MODEL.FROZEN_FEATURES``).
+On the outputs of a frozen DINOv2 or DINOv3 this is PMT (arXiv:2603.25398); the maps of any other backbone are
+resampled to one grid first. Only this part trains, so the features can be cached (``MODEL.FROZEN_FEATURES``).
 
 Axes: N images, D width, C channels of a level, P prefix tokens, h w cells per side of the grid, S = P + h*w tokens.
 """
@@ -54,7 +54,7 @@ class FrozenDecoder(nn.Module):
         rope_base: base of the rotary positions of the patches.
 
     Raises:
-        ValueError: a width that the heads do not divide.
+        ValueError: a width that does not divide by 4 times ``heads``.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from the_mask.modeling.mask.pixel_decoders import PixelDecoder, build_pixel_deco
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MaskClassificationHead(nn.Module):
-    """``pixel_decoder`` then ``predictor``, which a stream may call apart (see ``MaskClassifier.step``)."""
+    """``pixel_decoder``, then ``predictor``; streams call them separately (see ``MaskClassifier.step``)."""
 
     @configurable
     def __init__(self, *, pixel_decoder: PixelDecoder, predictor: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Costs of matching and losses of masks and classes, as pure functions in float32.
 
 Axes: Q queries, N targets, K classes, M maps, P points (or pixels, or cells; every "point" may carry a weight). Mask
-arguments are logits. ``valid`` weighs points: 0 leaves a point out, 1 counts it, and a bilinear sample that is partly
-ignored has the share that is not. Targets never exceed ``valid``.
+arguments are logits. ``valid`` is the weight of a point: 0 leaves it out, 1 counts it fully; a bilinear sample that is
+partly ignored has the share of valid pixels. Targets never exceed ``valid``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TINY = 1e-6
 
 
 class MaskSums(NamedTuple):
-    """Sums over points from which all pairwise mask costs follow; sums of parts of the points add up.
+    """Sums over points, from which all pairwise mask costs are computed; sums over disjoint sets of points add up.
 
     Attributes:
         softplus: [Q], sum of valid * softplus(x).
@@ -37,7 +37,7 @@ class MaskSums(NamedTuple):
     total: Tensor
 
     def plus(self, other: MaskSums) -> MaskSums:
-        """Sums over the points of both."""
+        """Add the sums over another set of points."""
         return MaskSums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
@@ -54,7 +54,7 @@ def pairwise_mask_sums(logits: Tensor, targets: Tensor, valid: Tensor | None = N
     """
     x, t = logits.float(), targets.float()
     v = x.new_ones(x.shape[1]) if valid is None else valid.float()
-    # Point-major: the products read samples [P, Q] as they lie in memory.
+    # Point-major, so that the products read samples [P, Q] in memory order.
     samples, weights = x.t(), torch.cat([t, v[None]])
     overlap = (weights @ samples.sigmoid()).t()
     return MaskSums(
@@ -126,7 +126,7 @@ def mask_dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None)
 
 
 def pseudo_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Targets of the secondary loss: ground truth where the prediction already is foreground (released THE-Mask code).
+    """Targets of the secondary loss: the ground truth where the prediction is foreground already (released code).
 
     Logits and targets have one shape; the targets may be counts. sigmoid(x) > 0.5 is x > 0. No gradient.
     """

@@ -110,7 +110,7 @@ class MaskClassifier(Segmentor):
         return self.sem_seg_head.pixel_decoder.mask_stride if self.merge_at == "input" else 1
 
     def runtime_parts(self) -> list[tuple[nn.Module, str]]:
-        """The three networks, since deformable attention is faster here than in graph runtimes."""
+        """The three networks separately, because deformable attention is faster here than in graph runtimes."""
         return [(self, "backbone"), (self.sem_seg_head, "pixel_decoder"), (self.sem_seg_head, "predictor")]
 
     def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
@@ -160,10 +160,10 @@ class MaskClassifier(Segmentor):
     def step_queries(self, frame: Tensor, state: StreamState) -> tuple[Tensor, Tensor, Tensor, StreamState]:
         """As :meth:`step`, with the queries behind the scores; see :class:`Segmentor`.
 
-        With a frame branch they are those of both branches, under their weights.
+        With a frame branch, they are the weighted queries of both branches.
 
         Raises:
-            ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` input, whose scores are no such sum.
+            ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` is input, so scores are not a sum over queries.
         """
         if self.merge_at == "input":
             raise ValueError("masks of queries cannot be carried with MODEL.MASK_FORMER.MERGE_AT input: set it to mask")

@@ -1,4 +1,4 @@
-"""Picking the matched masks out of the predictions.
+"""Select the matched masks from the predictions.
 
 Axes: S prediction sets, B clips, T frames, Q queries, M maps, h w mask size.
 """
@@ -34,8 +34,8 @@ def gather_maps(
 
     ``present`` (per clip, frame and target) leaves out the frames that do not show a target.
 
-    One indexing per prediction set, whatever the number of rounds: its gradient is a dense zero tensor with the few
-    matched maps filled in, and a second one of those would cost more than the secondary loss.
+    There is one indexing operation per prediction set, whatever the number of rounds: its gradient is a dense zero
+    tensor with the few matched maps filled in, and a second such tensor would cost more than the secondary loss.
 
     Returns:
         The groups, and maps [M, h, w] in the groups' order.

@@ -20,7 +20,7 @@ from torch import Tensor
 # One round: (query_idx, target_idx), int64 CPU tensors of one length, sorted by target.
 Pairs = tuple[Tensor, Tensor]
 
-# Beyond any real cost, small enough that sums of it stay exact enough in float64.
+# Larger than any real cost, but small enough that sums stay accurate in float64.
 _WORST_COST = 1e10
 
 
@@ -40,7 +40,7 @@ def assign(
         cost: [Q, N].
         rounds: number of rounds, >= 1.
         later_cost: [Q, N], the cost of every round after the first; default ``cost``.
-        order: [N], when each target's turn comes: within a round, targets of one number are assigned together, lower
+        order: [N], the turn of each target: within a round, targets with the same number are assigned together, lower
             numbers first, and keep their queries. None: all together.
 
     Returns:
@@ -76,7 +76,7 @@ def assign(
 
 
 def first_frames(present: Sequence[Sequence[bool]] | Tensor, frames: Sequence[int]) -> list[int]:
-    """First of some frames that shows each target.
+    """For each target, the first of some frames that shows it.
 
     Args:
         present: [T, N], whether target n is in frame t.

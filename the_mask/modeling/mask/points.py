@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Candidates drawn at a time by `importance_points`: bounds its memory whatever the number of maps. Small chunks stay
-# in a core's cache; a GPU wants few launches.
+# Candidates drawn at a time by `importance_points`, which bounds its memory for any number of maps. On a CPU small
+# chunks stay in the cache; on a GPU few launches matter.
 _CANDIDATES_PER_CHUNK = {"cpu": 1 << 18, "other": 1 << 23}
 # Points per block of `shared_point_blocks`: with a hundred channels a block stays in a core's cache.
 _POINTS_PER_BLOCK = 4096
@@ -26,7 +26,7 @@ def point_generator(seed: int, stream: int, device: torch.device | str = "cpu") 
 
     Args:
         seed: the sample's own seed, so that points depend on the sample and not on rank, worker or batch.
-        stream: which use of the points; streams of one seed are independent of each other.
+        stream: number of the use; streams of one seed are independent of each other.
         device: where the points are drawn; the numbers differ between device types.
 
     Raises:
@@ -42,12 +42,12 @@ def point_generator(seed: int, stream: int, device: torch.device | str = "cpu") 
 
 
 def point_sample(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
-    """Bilinear values of maps at points of their own.
+    """Bilinear values of maps at points, which differ per map.
 
     Args:
         maps: [M, C, h, w].
         points: [M, P, 2], (x, y) in 0..1.
-        padding: what lies outside the map: "zeros", or "border", its outermost pixels.
+        padding: values outside the map: "zeros", or "border" for those of the outermost pixels.
 
     Returns:
         [M, C, P].
@@ -118,7 +118,7 @@ def shared_index_sample(index_map: Tensor, points: Tensor, num_values: int) -> T
     Args:
         index_map: [H, W] integers in 0..num_values-1.
         points: [..., P, 2], (x, y) in 0..1.
-        num_values: how many one-hot maps there are, V.
+        num_values: number of one-hot maps, V.
 
     Returns:
         float32 [..., P, V].
@@ -138,10 +138,10 @@ def importance_points(
     generator: torch.Generator,
     ignored: Tensor | None = None,
 ) -> Tensor:
-    """Points where the masks are uncertain, drawn for each map on its own (PointRend; released Mask2Former).
+    """Points where the masks are uncertain, drawn separately for each map (PointRend; released Mask2Former).
 
     ``oversample_ratio * P`` uniform candidates per map; the ``importance_ratio * P`` with the smallest absolute logit,
-    taken after bilinear sampling, are kept, and fresh uniform points make up P.
+    taken after bilinear sampling, are kept, and new uniform points fill up to P.
 
     Args:
         maps: logits [M, h, w].
@@ -194,6 +194,6 @@ def _smallest(values: Tensor, count: int) -> Tensor:
     if count == values.shape[1]:
         return torch.arange(count, device=values.device).expand(values.shape[0], -1)
     if values.device.type == "cpu":
-        # A partition, where torch.topk on a CPU does four times the work.
+        # A partition; torch.topk takes four times as long on a CPU.
         return torch.from_numpy(np.argpartition(values.numpy(), count - 1, axis=1)[:, :count])
     return values.topk(count, dim=1, largest=False, sorted=False).indices

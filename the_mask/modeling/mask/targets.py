@@ -1,4 +1,4 @@
-"""From the label maps of a clip to matching targets, one target per class seen in the clip.
+"""Matching targets from the label maps of a clip, one target per class seen in the clip.
 
 Axes: B clips, T frames, N targets, H W full size. Targets stay label maps ("bits read on demand"): one small integer
 per pixel whatever N is. A float mask exists for one target and one frame at a time.
@@ -42,7 +42,7 @@ class ClipTargets:
 
     @property
     def num_targets(self) -> int:
-        """N."""
+        """Number of targets, N."""
         return int(self.labels.shape[0])
 
     def mask(self, target: int, frame: int) -> Tensor:
@@ -50,7 +50,7 @@ class ClipTargets:
         return self.index_map[frame] == target
 
     def masks(self) -> Tensor:
-        """Bool [N, T, H, W] of all targets (inspection and tests; losses never make it)."""
+        """Bool [N, T, H, W] of all targets (for inspection and tests; the losses never build it)."""
         steps = torch.arange(self.num_targets, device=self.index_map.device)
         return self.index_map[None] == steps[:, None, None, None]
 
@@ -61,7 +61,7 @@ class ClipTargets:
     def supervised_frames(self, valid_mask: bool) -> list[int]:
         """Frames that take part in costs and losses.
 
-        With ``valid_mask`` a frame of ignored pixels only says nothing, like an unlabelled one; without it, as in the
+        With ``valid_mask``, a frame of only ignored pixels is left out, like an unlabelled one; without it, as in the
         released code, such a frame is background everywhere.
         """
         return [t for t, labelled in enumerate(self.labelled) if labelled and (self.has_valid[t] or not valid_mask)]
@@ -143,7 +143,7 @@ def clip_targets(
 
 
 def _count_labels(label_map: Tensor, ignore_label: int, num_classes: int | None, name: str) -> Tensor:
-    """Pixels per label id; refuses ids that are neither a class nor ignored."""
+    """Pixels per label id. Raises a ValueError for ids that are neither a class nor ignored."""
     low = int(label_map.min()) if label_map.numel() else 0
     if low < 0:
         raise ValueError(f"clip {name!r}: label {low} is negative; labels are 0..K-1 or {ignore_label} (ignore)")
@@ -183,7 +183,7 @@ def build_targets(
 def cell_counts(
     index_map: Tensor, num_values: int, size: tuple[int, int] | torch.Size, points: Tensor | None = None
 ) -> Tensor:
-    """How many pixels of each value lie in each cell of a coarser map, when that map is enlarged by nearest neighbour.
+    """Number of pixels of each value in each cell of a coarser map, when that map is enlarged by nearest neighbour.
 
     A loss on nearest-enlarged logits sees each logit once per pixel of its cell, so these counts give it exactly, at
     the coarse size.

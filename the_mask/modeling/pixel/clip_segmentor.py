@@ -147,17 +147,17 @@ class ClipSegmentor(Segmentor):
 
     @property
     def looks_back(self) -> bool:
-        """Whether the head has a memory or reads a prior."""
+        """True if the head has a memory or reads a prior."""
         return self.memory_length > 0 or self.sem_seg_head.uses_prior
 
     @property
     def reads_prior(self) -> bool:
-        """Whether a block of the head does."""
+        """Whether a block of the head reads a prior."""
         return self.sem_seg_head.uses_prior
 
     @property
     def memory_length(self) -> int:
-        """T of the head."""
+        """Number of memory frames of the head, T."""
         return self.sem_seg_head.memory_length
 
     # Training.
@@ -170,7 +170,7 @@ class ClipSegmentor(Segmentor):
         return self.output_losses(batch, features, output)
 
     def output_losses(self, batch: TrainBatch, features: FrameFeatures, output: HeadOutput) -> dict[str, Tensor]:
-        """The losses of what :meth:`clip_output` returned; in training, stateful blocks take note of the labels."""
+        """Losses of the result of :meth:`clip_output`; in training, stateful blocks also receive the labels."""
         rule = (batch.labels, self.ignore_label)
         losses = {"loss_ce": pixel_loss(output.logits, *rule, self.hard_pixels, self.class_weights)}
         for name, logits in output.aux.items():
@@ -187,7 +187,7 @@ class ClipSegmentor(Segmentor):
         return losses
 
     def after_step(self) -> None:
-        """Let stateful blocks take in what the losses of this iteration left."""
+        """Update stateful blocks with what they collected in this iteration."""
         with torch.no_grad():
             for block in self.sem_seg_head.stateful_blocks():
                 block.after_step()  # type: ignore[operator]
@@ -195,8 +195,8 @@ class ClipSegmentor(Segmentor):
     def training_batch(self, clips: Sequence[Clip]) -> TrainBatch:
         """Current frames, the frames before them that head and prior need, and labels.
 
-        A clip with fewer frames is continued to the past by its oldest one, in slots that are not valid. A slot that
-        shows the same frame of the video as a later one (a boundary policy of the loader) is not valid either.
+        A clip with fewer frames is extended into the past by repeating its oldest one, in slots marked as invalid. A
+        slot that repeats the frame of a later one (a boundary policy of the loader) is invalid, too.
 
         Raises:
             ValueError: labels outside the classes; a clip without its whole past under PAD "drop".
@@ -218,7 +218,7 @@ class ClipSegmentor(Segmentor):
         return TrainBatch(whole, images, labels.to(self.device), valid.to(self.device))
 
     def clip_output(self, batch: TrainBatch, prior: PriorMap | None = None) -> tuple[FrameFeatures, HeadOutput]:
-        """Backbone features of the current frames, and what the head makes of them, their memory and their prior."""
+        """Backbone features of the current frames, and the head's output for them, their memory and their prior."""
         length = self.memory_length
         current, past = self._clip_features(batch.images[:, batch.images.shape[1] - 1 - length :])
         memory = None
@@ -275,14 +275,14 @@ class ClipSegmentor(Segmentor):
             frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
                 ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
-            hints: their prior, one map of the frame's size, stands in for the prior provider's.
+            hints: a prior, one map of the frame's size, replaces that of the prior provider.
 
         Returns:
             probabilities [K, ceil(H/stride), ceil(W/stride)], and the new state.
 
         Raises:
-            ValueError: a foreign state, a prior that does not fit or that the head does not read, or scores that are
-                not finite.
+            ValueError: a state of another stream, a prior that does not fit or that the head does not read, or scores
+                that are not finite.
         """
         height, width = frame.shape[-2:]
         state = self.continue_state(state, (height, width))
@@ -310,13 +310,13 @@ class ClipSegmentor(Segmentor):
     def _advance(
         self, images: Tensor, memory: dict[str, Any], prior: PriorMap | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Probabilities [B, K, h, w] of the next frames [B, 3, H, W] of B streams, and what they remember."""
+        """Probabilities [B, K, h, w] of the next frames [B, 3, H, W] of B streams, and their new memories."""
         if not self.memory_length and not self.sem_seg_head.uses_prior:
             return self.image_logits(images).softmax(dim=1), memory
         features = self.backbone(images)
         if prior is None and self.sem_seg_head.uses_prior:
             prior = self.prior_provider.for_frame(memory["prior"])
-        # Backbone levels only: whatever depends on a frame's slot is computed anew as the frame ages.
+        # Backbone levels only: features that depend on a frame's slot are recomputed as the frame ages.
         current = {level: features[level] for level in self.sem_seg_head.memory_levels}
         output = self.sem_seg_head(features, self._memory(memory["frames"], current), prior)
         scores = output.logits.float().softmax(dim=1)
@@ -326,7 +326,7 @@ class ClipSegmentor(Segmentor):
         }
 
     def _memory(self, kept: Sequence[FrameFeatures], current: FrameFeatures) -> ClipFeatures | None:
-        """The T frames before the current one; None for T = 0. What the stream's start lacks is filled by PAD."""
+        """The T frames before the current one; None for T = 0. Frames missing at the start are filled by PAD."""
         if not self.memory_length:
             return None
         found = self.ring.read(kept)
@@ -352,7 +352,7 @@ def stack_labels(
         clips: their ``labels``; None is a map of ``ignore_label``.
         position: of the frame in the clips.
         num_classes: K.
-        ignore_label: not a class.
+        ignore_label: label of pixels without a class.
         size: (H, W) of the network input.
 
     Raises:
@@ -404,7 +404,7 @@ def _pad_clip(clip: Clip, past: int) -> dict[str, Any]:
 
 
 def _valid_slots(clip: Clip, frames: int, past: int) -> list[bool]:
-    """Whether each of the ``past`` slots before the current frame shows a frame of its own."""
+    """Whether each of the ``past`` slots before the current frame shows a distinct frame."""
     slots = [True] * (frames - 1)
     indices = clip.get("frame_indices")
     if indices is not None:

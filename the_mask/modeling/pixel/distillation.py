@@ -1,4 +1,4 @@
-"""What a student may learn from a teacher's outputs: pure functions.
+"""Distillation losses between a student's and a teacher's outputs: pure functions.
 
 After "Structured Knowledge Distillation for Semantic Segmentation", without its adversarial term. Axes: B frames, K
 classes, C channels, h w map size, P regions.
@@ -25,13 +25,13 @@ def pixel_distillation(
         student: z_S, logits [B, K, h, w].
         teacher: z_T, logits [B, K, h', w'], resized bilinearly to the student's size; no gradient.
         temperature: tau > 0.
-        valid: bool [B, h, w]: pixels that count; None takes all.
+        valid: bool [B, h, w]: pixels to use; None takes all.
 
     Returns:
-        A scalar in float32; 0 (with a graph) when no pixel counts.
+        A scalar in float32; 0 (with a graph) without any valid pixel.
 
     Raises:
-        ValueError: other frames or classes.
+        ValueError: different numbers of frames or classes.
     """
     if student.shape[:2] != teacher.shape[:2]:
         raise ValueError(f"student logits {list(student.shape)}, teacher's {list(teacher.shape)}: need equal B and K")
@@ -54,7 +54,7 @@ def region_affinity(features: Tensor, scale: float = 0.5) -> Tensor:
     kernel = [max(1, int(side * scale)) for side in features.shape[-2:]]
     regions = F.max_pool2d(features.float(), kernel_size=kernel, stride=kernel, ceil_mode=True).flatten(2)
     with torch.autocast(features.device.type, enabled=False):
-        # The length is a constant to the gradient, as in the released code.
+        # The length is treated as a constant in the gradient, as in the released code.
         regions = regions / (regions.norm(dim=1, keepdim=True).detach() + 1e-8)
         return regions.transpose(1, 2) @ regions
 
@@ -76,7 +76,7 @@ def pair_distillation(student: Tensor, teacher: Tensor, scale: float = 0.5) -> T
 def content_mask(
     contents: Sequence[tuple[int, int]], image_size: tuple[int, int], size: tuple[int, int], device: torch.device | str
 ) -> Tensor:
-    """Which cells of a map have their centre inside the picture, not in its bottom and right padding.
+    """Which cells of a map have their centre inside the picture and not in its padding (bottom and right).
 
     Args:
         contents: (height, width) of the picture in each of B padded images.
@@ -95,7 +95,7 @@ def content_mask(
 
 
 def check_distillation(pixel_weight: float, pair_weight: float, temperature: float, pair_scale: float) -> None:
-    """Raise a ValueError for weights or scales that make no sense."""
+    """Raise a ValueError for weights or scales out of range."""
     if min(pixel_weight, pair_weight) < 0 or pixel_weight + pair_weight == 0:
         raise ValueError(
             f"MODEL.DISTILLATION: PIXEL_WEIGHT {pixel_weight} and PAIR_WEIGHT {pair_weight} must be >= 0, and one of "
@@ -108,7 +108,7 @@ def check_distillation(pixel_weight: float, pair_weight: float, temperature: flo
 
 
 def missing_teacher(options: CfgNode) -> Iterator[str]:
-    """What keeps the distillation of ``MODEL.DISTILLATION`` from starting, one message per problem."""
+    """Problems that prevent a distillation with ``MODEL.DISTILLATION``, one message each."""
     for key in ("TEACHER_CONFIG", "TEACHER_WEIGHTS"):
         value = options[key]
         if not value:

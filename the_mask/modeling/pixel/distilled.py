@@ -29,10 +29,10 @@ NAME = "DistilledSegmentor"
 
 @META_ARCH_REGISTRY.register()
 class DistilledSegmentor(Segmentor):
-    """Losses of the student plus those against a teacher that sees the same crop; all else is the student's.
+    """Adds distillation losses against a teacher that sees the same crop; everything else is the student's.
 
-    The state dict is the student's under the student's names, so that a checkpoint is one of the plain model. The
-    teacher is no submodule: it is built for the first losses, on the device of the student, in eval mode.
+    The state dict is the student's, with the student's names, so that a checkpoint fits the plain model. The teacher is
+    not a submodule: it is built when losses are first computed, on the device of the student, in eval mode.
     """
 
     @configurable
@@ -49,7 +49,7 @@ class DistilledSegmentor(Segmentor):
     ) -> None:
         """
         Args:
-            student: what is trained.
+            student: the model that is trained.
             build_teacher: gives the teacher with its trained weights.
             pixel_weight, temperature: of :func:`~the_mask.modeling.pixel.distillation.pixel_distillation`.
             pair_weight, pair_scale: of :func:`~the_mask.modeling.pixel.distillation.pair_distillation`.
@@ -89,13 +89,13 @@ class DistilledSegmentor(Segmentor):
 
     @property
     def teacher(self) -> ClipSegmentor:
-        """The teacher, built at the first use.
+        """The teacher, built at its first use.
 
         Raises:
-            ValueError, FileNotFoundError: no teacher, or one of other classes or padding than the student.
+            ValueError, FileNotFoundError: no teacher, or one with other classes or another padding than the student.
         """
         if not self._teachers:
-            # Neither its random start nor anything else of it shows in the student's training.
+            # Building the teacher must not change the student's training, not even through random numbers.
             with torch.random.fork_rng(devices=[]):
                 teacher = self.build_teacher()
             if teacher.num_classes != self.num_classes or teacher.size_divisibility != self.size_divisibility:
@@ -109,17 +109,17 @@ class DistilledSegmentor(Segmentor):
 
     @property
     def score_stride(self) -> int:
-        """The student's."""
+        """That of the student."""
         return self.student.score_stride
 
     @property
     def looks_back(self) -> bool:
-        """The student's."""
+        """That of the student."""
         return self.student.looks_back
 
     @property
     def reads_prior(self) -> bool:
-        """The student's."""
+        """That of the student."""
         return self.student.reads_prior
 
     def losses(self, clips: list[Clip]) -> dict[str, Tensor]:  # type: ignore[override]
@@ -152,7 +152,7 @@ class DistilledSegmentor(Segmentor):
             )
         return found[self.pair_level]
 
-    # All else is the student's.
+    # Everything else is the student's.
 
     def set_iteration(self, iteration: int) -> None:
         """See :class:`Segmentor`."""
@@ -172,7 +172,7 @@ class DistilledSegmentor(Segmentor):
         return self.student.init_state()
 
     def runtime_parts(self) -> list[tuple[nn.Module, str]]:
-        """Those of the student."""
+        """The parts of the student."""
         return self.student.runtime_parts()
 
     def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
@@ -184,11 +184,11 @@ class DistilledSegmentor(Segmentor):
         self.student.check_state(state)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """The student's, under its own names."""
+        """The student's state dict, with its own names."""
         return self.student.state_dict(*args, **options)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Fill the student."""
+        """Load the student's weights."""
         return self.student.load_state_dict(state_dict, strict, assign)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledSegmentor:
@@ -206,11 +206,11 @@ def _build_student(cfg: CfgNode) -> ClipSegmentor:
 
 
 def build_teacher(cfg: CfgNode) -> ClipSegmentor:
-    """The teacher of ``MODEL.DISTILLATION`` with its weights, on the CPU.
+    """Build the teacher of ``MODEL.DISTILLATION`` with its weights, on the CPU.
 
     Raises:
-        ValueError: no config or weights, a teacher that is no ``ClipSegmentor``, weights that do not fill it, or a
-            teacher of other classes than ``DATASETS.TRAIN``.
+        ValueError: no config or weights, a teacher that is not a ``ClipSegmentor``, weights that do not fit it, or a
+            teacher with other classes than ``DATASETS.TRAIN``.
         FileNotFoundError: a file does not exist.
     """
     options = cfg.MODEL.DISTILLATION

@@ -15,7 +15,7 @@ class HardPixels:
 
     Attributes:
         threshold: pixels whose own class has a probability below it are kept.
-        min_kept: pixels per frame that are kept in any case, the hardest ones of the batch.
+        min_kept: minimum number of pixels per frame to keep, the hardest ones of the batch.
     """
 
     threshold: float = 0.7
@@ -29,7 +29,7 @@ class HardPixels:
             )
 
     def __call__(self, losses: Tensor, valid: Tensor) -> Tensor:
-        """Which pixels count.
+        """Choose the pixels to use.
 
         Args:
             losses: cross-entropy [B, H, W]; a larger one is a smaller probability of the pixel's class.
@@ -58,13 +58,13 @@ def pixel_loss(
 
     Args:
         logits: [B, K, h, w].
-        labels: int64 [B, H, W]; pixels of ``ignore_label`` do not count.
-        ignore_label: not a class.
-        sampler: keeps the hard pixels only.
+        labels: int64 [B, H, W]; pixels of ``ignore_label`` are not used.
+        ignore_label: label of pixels without a class.
+        sampler: keeps only the hard pixels.
         class_weights: [K], weight of a pixel by its label; does not decide which pixels are hard.
 
     Returns:
-        A scalar in float32; 0 (with a graph) when no pixel counts.
+        A scalar in float32; 0 (with a graph) without any valid pixel.
     """
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     with torch.autocast(logits.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Adaptive average pooling that also exports with sizes that vary. Axes: B images, C channels, h w sizes."""
+"""Adaptive average pooling that can be exported with dynamic sizes. Axes: B images, C channels, h w sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 def adaptive_average(x: Tensor, rows: int, columns: int) -> Tensor:
     """Means over ``rows`` x ``columns`` cells, [B, C, h, w] -> [B, C, rows, columns], as ``F.adaptive_avg_pool2d``.
 
-    In a program that is exported for any size, as two products with matrices of the cells: ``torch.export`` and ONNX
-    would fix the windows of the example's size.
+    When exporting with dynamic sizes, it is computed as two matrix products, because ``torch.export`` and ONNX would
+    fix the windows to those of the example's size.
     """
     height, width = x.shape[-2], x.shape[-1]
     sizes = (height, width, rows, columns)
@@ -37,11 +37,11 @@ class AdaptiveAverage(nn.Module):
 def square_columns(rows: int, height: int, width: int) -> int:
     """Number of columns that makes ``rows`` rows of cells of a map as square as its own: round(rows * width / height).
 
-    At least 1; halves go to the even number, as ``round`` does. Only whole numbers are used, so that a size that varies
-    in an exported program may be given.
+    At least 1; halves are rounded to even, as ``round`` does. Only integer arithmetic is used, so that dynamic sizes of
+    an exported program work.
     """
     if isinstance(height, Tensor) or isinstance(width, Tensor):
-        # jit tracing, which fvcore counts operations by, makes tensors of sizes.
+        # Under jit tracing, which fvcore uses to count operations, sizes are tensors.
         height, width = int(height), int(width)
     doubled = 2 * rows * width + height
     quotient, rest = doubled // (2 * height), doubled % (2 * height)

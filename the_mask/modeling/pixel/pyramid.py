@@ -30,7 +30,7 @@ class PyramidPooling(nn.Module):
         )
 
     def pool(self, x: Tensor) -> Tensor:
-        """Input and pools side by side."""
+        """The input concatenated with its pools."""
         return torch.cat([x, *(resize_to(pool(x), x.shape[-2:]) for pool in self.psp_modules)], dim=1)
 
 

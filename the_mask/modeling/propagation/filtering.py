@@ -97,7 +97,7 @@ def dynamic_filter(
         weights: [B, K, h, w], shared by all channels; K = 1 + len(shifts) + zeros + (1 with ``intra``).
         shifts: slot k holds scores(p + shift_k), 0 outside.
         intra: [B, C, h, w], the last slot.
-        zeros: slots that hold 0, before the intra slot: they let the gain be below 1.
+        zeros: number of slots that hold 0, before the intra slot; they allow a gain below 1.
 
     Returns:
         [B, C, h, w]. Source: GSVNet equation 5.

@@ -1,4 +1,4 @@
-"""Where the cells of a coarse grid lie on a frame, reading maps there, and backward warping.
+"""Positions of a coarse grid's cells on a frame, sampling of maps at them, and backward warping.
 
 Axes: B maps, C channels, H W pixels, h w cells. A cell of stride ``s`` covers ``s`` x ``s`` pixels; the centre of pixel
 ``p`` is at ``p``, so the centre of cell ``i`` is at ``(i + 0.5) * s - 0.5``.
@@ -112,7 +112,7 @@ def _centres(size: Size, stride: int, align_corners: bool, device: torch.device)
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
-    """Backward warping: out(p) = x(p + flow(p)), bilinear; what lies outside of ``x`` counts as 0.
+    """Backward warping: out(p) = x(p + flow(p)), bilinear; outside ``x`` the value is 0.
 
     Args:
         x: [B, C, h, w].
@@ -127,7 +127,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
         across = torch.arange(w, device=x.device, dtype=torch.float32)
         down = torch.arange(h, device=x.device, dtype=torch.float32)[:, None]
         field = flow.float()
-        # The released code takes the align_corners convention, both here and in its grid: the same positions.
+        # The released code uses align_corners both here and in its grid, which gives the same positions.
         columns, rows = (field[:, 0] + across + 0.5) * (2 / w) - 1, (field[:, 1] + down + 0.5) * (2 / h) - 1
         grid = torch.stack([columns, rows], dim=-1)
         warped = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

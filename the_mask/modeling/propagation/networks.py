@@ -91,7 +91,7 @@ class IntraNet(nn.Module):
 
 
 class GuideNet(nn.Module):
-    """Raw filter weights from what is known of the present frame and the edges of the warped segmentation."""
+    """Raw filter weights from the intra maps of the present frame and the edges of the warped segmentation."""
 
     def __init__(self, in_channels: int, slots: int, norm: str = "BN") -> None:
         """
@@ -106,8 +106,8 @@ class GuideNet(nn.Module):
             *(_conv(32, 64, stride=2), make_norm(norm, 64), nn.ReLU()),
             *(_conv(64, 128, stride=2), make_norm(norm, 128), nn.ReLU()),
         )
-        # The released module has a x2 upsampling at 0 and 4; here maps take the size of what they join, so that any
-        # size works, and the places stay empty.
+        # The released module has a x2 upsampling at 0 and 4. Here maps are resized to the map they are joined with, so
+        # that any size works, and these two indices stay empty.
         self.guide_deconv = nn.Sequential(
             *(nn.Identity(), _conv(128, 64), make_norm(norm, 64), nn.ReLU()),
             *(nn.Identity(), _conv(64, 32), make_norm(norm, 32), nn.ReLU()),

@@ -1,4 +1,4 @@
-"""How released checkpoints name what this room builds: one function per format, name in, name out.
+"""Names of released checkpoints, one function per format.
 
 Each takes a tensor's name in the release and gives the name in a ``ClipSegmentor`` (segmentors) or a ``GSVNet``
 (propagators).
@@ -16,8 +16,7 @@ BISENET_BACKBONE = ("spatial_path", "context_path")
 def swiftnet_name(name: str) -> str:
     """SwiftNet-R18: ``backbone.{conv1, layer1, spp, upsample, ...}``, ``logits``.
 
-    The stored image statistics (``backbone.img_mean``, ``img_std``) have no place here: set MODEL.PIXEL_MEAN and
-    PIXEL_STD.
+    The stored image statistics (``backbone.img_mean``, ``img_std``) are not used: set MODEL.PIXEL_MEAN and PIXEL_STD.
     """
     for part in ("spp", "upsample"):
         if name.startswith(f"backbone.{part}."):

@@ -23,10 +23,10 @@ PolicyState = dict[str, Any]
 
 
 class Measure:
-    """What a policy looks at.
+    """The measure of a policy.
 
     Attributes:
-        threshold: default value from which on it asks for a keyframe.
+        threshold: default value from which a keyframe is requested.
         needs: "" for the two frames alone (it decides before propagating), "propagation" for any propagator's result,
             "flow" or "intra" for one that has it.
     """
@@ -115,12 +115,12 @@ def rgb_to_hsv(frames: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gate:
-    """How measures become decisions.
+    """Turns measures into decisions.
 
     Attributes:
-        threshold: value from which on a measure asks.
-        rearm: after a keyframe that was asked for, the measure must have been below ``rearm * threshold`` before it
-            can ask again; 0 lets it ask always.
+        threshold: value from which a measure requests a keyframe.
+        rearm: after a requested keyframe, the measure must fall below ``rearm * threshold`` before it can request
+            another one; 0 switches this off.
         min_gap, max_gap: fewest and most frames between keyframes; ``max_gap`` 0 sets no limit.
     """
 
@@ -140,7 +140,7 @@ class Gate:
 
 
 def new_policy_state() -> PolicyState:
-    """``armed``: the measure may ask; ``pending``: it has asked before ``min_gap`` was over."""
+    """``armed``: the measure may request a keyframe; ``pending``: it did before ``min_gap`` was over."""
     return {"armed": True, "pending": False}
 
 
@@ -154,8 +154,8 @@ def decide(gate: Gate, state: PolicyState, value: float, gap: int) -> tuple[str,
         gap: frames since the last keyframe, 1 for the one right after it.
 
     Returns:
-        "" for no keyframe, "gap" for one that ``max_gap`` asks for, "measure" for one that the measure asks for; and
-        the new state.
+        "" for no keyframe, "gap" for one due to ``max_gap``, "measure" for one requested by the measure; and the new
+        state.
     """
     armed = state["armed"] or value < gate.rearm * gate.threshold
     pending = state["pending"] or (armed and value >= gate.threshold)
@@ -170,7 +170,7 @@ def build_policy(cfg: CfgNode, propagator: Propagator) -> tuple[str, Measure, Ga
     """Name, measure and limits of ``cfg.MODEL.KEYFRAME``.
 
     Raises:
-        ValueError: unknown policy, one that needs what the propagator lacks, or bad limits.
+        ValueError: unknown policy, a policy that needs a network the propagator does not have, or bad limits.
     """
     options = cfg.MODEL.KEYFRAME
     name = options.POLICY

@@ -1,4 +1,4 @@
-"""A heavy segmentor on keyframes, a light propagator in between, and a policy that tells them apart.
+"""A heavy segmentor on keyframes, a light propagator in between, and a policy that chooses the keyframes.
 
 Axes: B streams, T frames, K classes, Q queries, H W pixels of the frames, h w cells of the working grid.
 """
@@ -33,13 +33,13 @@ LEAST_LOG_PROBABILITY = -10.0
 
 @dataclass
 class _Turn:
-    """One stream's next frame, on its way through :meth:`PropagatedSegmentor.step_many`.
+    """The next frame of one stream while :meth:`PropagatedSegmentor.step_many` processes it.
 
     Attributes:
         frame: [3, H, W]; ``small``: [3, h, w].
         state: of the stream before the frame.
-        reason: why it has to be a keyframe; "" if it need not be one.
-        carried: the state if it is propagated, and what the propagator said of it (``detail``).
+        reason: why it must be a keyframe; "" if it need not be one.
+        carried: the state if it is propagated; ``detail``: the propagator's output.
     """
 
     frame: Tensor
@@ -52,9 +52,9 @@ class _Turn:
 
 @META_ARCH_REGISTRY.register()
 class PropagatedSegmentor(Segmentor):
-    """Any segmentor made a stream that runs it on keyframes only.
+    """Runs any segmentor on keyframes only, and propagates its scores to the frames between.
 
-    The scores that are carried are log-probabilities on a grid of ``stride`` pixels; what leaves the model are
+    Scores are propagated as log-probabilities on a grid of ``stride`` pixels; the model's outputs are
     probabilities. State-dict keys: ``segmentor`` (frozen, always in eval mode) and ``propagator``. A segmentor that
     looks back sees the keyframes before the present one.
 
@@ -94,7 +94,7 @@ class PropagatedSegmentor(Segmentor):
         super().__init__(
             num_classes=segmentor.num_classes,
             ignore_label=segmentor.ignore_label,
-            # Frames are not normalised here: the segmentor does it, and the propagator sees small ones.
+            # Frames are not normalised here: the segmentor does that itself, and the propagator gets small frames.
             pixel_mean=(0.0, 0.0, 0.0),
             pixel_std=(1.0, 1.0, 1.0),
         )
@@ -186,7 +186,7 @@ class PropagatedSegmentor(Segmentor):
         return {**state, "requested": True}
 
     def step(self, frame: Tensor, state: StreamState, hints: Hints = NO_HINTS) -> tuple[Tensor, StreamState]:
-        """Segment the next frame of a stream; ``state["keyframe"]`` of the result says how."""
+        """Segment the next frame of a stream; ``state["keyframe"]`` of the result tells whether it was a keyframe."""
         scores, states = self.step_many([frame], [state], [hints])
         return scores[0], states[0]
 
@@ -205,14 +205,14 @@ class PropagatedSegmentor(Segmentor):
         Args:
             frames: [3, H, W], RGB 0..255, one per stream.
             states: of :meth:`init_state` or the last step; not changed.
-            hints: which frames are to be keyframes.
-            defer: propagate all the same where the policy asks for a keyframe, and tell so by ``state["requested"]``.
+            hints: which frames must be keyframes.
+            defer: propagate even where the policy requests a keyframe, and set ``state["requested"]``.
 
         Returns:
             Probabilities [K, h, w] per stream, and the new states.
 
         Raises:
-            ValueError: a foreign state, a frame that is no RGB image, or scores that are not finite.
+            ValueError: a state of another stream, a frame that is not an RGB image, or scores that are not finite.
         """
         hints = [NO_HINTS] * len(frames) if hints is None else hints
         turns = [self._turn(*arguments) for arguments in zip(frames, states, hints, strict=True)]
@@ -242,7 +242,7 @@ class PropagatedSegmentor(Segmentor):
         return _Turn(frame, self.small_frames([frame])[0], state, reason)
 
     def _judge(self, turns: Sequence[_Turn]) -> None:
-        """Ask the policy about some frames: sets ``reason`` and the policy's part of ``state``."""
+        """Apply the policy to some frames: sets ``reason`` and the policy's part of ``state``."""
         for turn in turns:
             state = turn.state
             value = self.measure(turn.small[None], state["frame"][None], turn.detail)
@@ -271,7 +271,7 @@ class PropagatedSegmentor(Segmentor):
         Args:
             frames: [3, H, W], RGB 0..255.
             states: of streams before these frames.
-            reasons: what becomes ``state["reason"]``; "requested" by default.
+            reasons: values of ``state["reason"]``; "requested" by default.
 
         Raises:
             ValueError: scores that are not finite.
@@ -296,7 +296,7 @@ class PropagatedSegmentor(Segmentor):
 
     @torch.no_grad()
     def propagate(self, smalls: Sequence[Tensor], states: Sequence[StreamState]) -> list[StreamState]:
-        """Carry the streams' scores to their next frames, given as :meth:`small_frames`; no keyframe is made.
+        """Propagate the streams' scores to their next frames, given as :meth:`small_frames`, without any keyframe.
 
         Raises:
             ValueError: a state without scores, that is before its first keyframe, or a small frame of another size.
@@ -338,7 +338,7 @@ class PropagatedSegmentor(Segmentor):
         return [results[i] for i in range(len(states))]
 
     def normalise(self, smalls: Tensor) -> Tensor:
-        """Small frames [B, 3, h, w], RGB 0..255, as the propagator takes them."""
+        """Normalise small frames [B, 3, h, w], RGB 0..255, for the propagator."""
         frames = (smalls - self.frame_mean) / self.frame_std
         return frames.flip(1) if self.released else frames
 

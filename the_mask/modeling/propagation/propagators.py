@@ -1,8 +1,8 @@
-"""Propagators: from the scores of the frame before and two small frames to the scores of this frame.
+"""Propagators: compute the scores of a frame from those of the previous frame and both frames at small size.
 
 Axes: B streams, C score channels (K classes, or Q masks), h w cells of the working grid.
 
-A propagator is pure and batched: what a stream remembers is in its :class:`Propagated`, nothing in the module.
+A propagator is pure and batched: all that a stream keeps is in its :class:`Propagated`, nothing in the module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from the_mask.modeling.propagation.networks import WIDTH, GuideNet, IntraNet, Li
 
 @dataclass
 class Propagated:
-    """What one step gives.
+    """The result of one step.
 
     Attributes:
         scores: [B, C, h, w] of this frame.
@@ -35,7 +35,7 @@ class Propagated:
         flow: [B, 2, h, w] cells, from this frame to the previous one; None without a flow network.
         intra: [B, K, h, w] class logits of this frame alone; None without an intra network.
         intra_weight: [B] mean filter weight of the intra slot; None without an intra network.
-        queries: [B, Q, h, w] propagated mask logits; None when there were none.
+        queries: [B, Q, h, w] propagated mask logits; None without queries.
     """
 
     scores: Tensor
@@ -65,7 +65,7 @@ class Propagator(nn.Module):
     """Base: ``forward(scores, queries, frame, previous) -> Propagated``.
 
     Attributes:
-        carries_queries: whether mask logits can be propagated beside class scores.
+        carries_queries: whether mask logits can be propagated in addition to class scores.
         has_flow, has_intra: whether ``flow`` and ``intra`` of the result are filled.
     """
 
@@ -136,7 +136,7 @@ class IdealDelay(nn.Module):
 
 
 class GuidedFilter(nn.Module):
-    """Intra network, guide and filter: everything of GSVNet behind the warp ("grm" in released checkpoints)."""
+    """Intra network, guide and filter: everything in GSVNet after the warp ("grm" in released checkpoints)."""
 
     def __init__(self, num_classes: int, variant: str, intra: bool = True, reach: int = 1, norm: str = "BN") -> None:
         """

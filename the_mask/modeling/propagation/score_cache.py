@@ -1,6 +1,6 @@
-"""Scores of a frozen segmentor kept on the disk between epochs.
+"""Scores of a frozen segmentor, kept on disk between epochs.
 
-A frame's scores never change while frames are not augmented. Axes: K classes, h w cells of the working grid.
+Without augmentation, a frame's scores never change. Axes: K classes, h w cells of the working grid.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ FINGERPRINT = "segmentor.txt"
 class ScoreCache:
     """A folder of float16 score maps, ``<data set>/<video>/<frame>.pt``, of one segmentor.
 
-    Several processes may share it: files appear at once, complete.
+    Several processes may share it, because files are written atomically.
     """
 
     def __init__(self, folder: str | Path, geometry: str = "") -> None:
         """
         Args:
             folder: created when needed.
-            geometry: what else the scores depend on (sizes, stride); a folder of another one is refused.
+            geometry: other settings that the scores depend on (sizes, stride); a folder with other settings is refused.
         """
         self.folder = Path(folder)
         self.geometry = geometry
@@ -42,7 +42,7 @@ class ScoreCache:
         return inside(self.folder, clip["dataset"], clip["video_id"], f"{clip['frame_ids'][position]}.pt")
 
     def read(self, clip: Mapping[str, Any], position: int, segmentor: nn.Module) -> Tensor | None:
-        """Scores [K, h, w], float16, or None if they are not kept yet, or were made from another picture.
+        """Scores [K, h, w], float16; None if they are not stored yet, or were made from another picture.
 
         Raises:
             ValueError: the folder belongs to another segmentor, or a file of it is damaged.
@@ -55,12 +55,12 @@ class ScoreCache:
             content = load_torch(path)
         except (UnreadableError, UnsafePickleError) as error:
             raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
-        # Files of older versions hold bare scores, whose frame may have been another one.
+        # Files of older versions hold only scores, which may belong to another picture.
         current = isinstance(content, dict) and content.get("frame") == _digest(clip["frames"][position])
         return content["scores"] if current else None
 
     def write(self, clip: Mapping[str, Any], position: int, scores: Tensor) -> Tensor:
-        """Keep scores, and return them as they will be read."""
+        """Store scores, and return them as they will be read."""
         path = self.path(clip, position)
         kept = scores.half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class ScoreCache:
         return kept
 
     def _check(self, segmentor: nn.Module) -> None:
-        """Once: compare the segmentor with the one the folder was made by."""
+        """On first use, compare the segmentor with the one that the folder was made by."""
         if self._checked:
             return
         mine = weights_digest(segmentor, self.geometry)
@@ -112,7 +112,7 @@ def cache_from_config(cfg: CfgNode) -> ScoreCache | None:
     if moving:
         raise ValueError(f"MODEL.KEYFRAME.CACHE_DIR needs frames without augmentation: set {', '.join(moving)}")
     box = (given.RESIZE.LONG_EDGE, given.RESIZE.SHORT_EDGE)
-    # Switches of the segmentor that are in no weight.
+    # Switches of the segmentor that do not show in its weights.
     segmentor = {key: value for key, value in cfg.MODEL.items() if key not in ("KEYFRAME", "WEIGHTS", "DEVICE")}
     settings = (box, options.STRIDE, options.KEY_SCALE, options.RELEASED, segmentor)
     return ScoreCache(options.CACHE_DIR, geometry=repr(settings))

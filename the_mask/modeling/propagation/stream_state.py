@@ -1,4 +1,4 @@
-"""What a propagated stream keeps in its state, of constant size.
+"""The state of a propagated stream, of constant size.
 
     {"since_key": frames since the last keyframe, "keyframe": whether the last frame was one, "reason": why ("first",
      "requested", "gap" or the policy's name; "" for a propagated frame), "requested": make the next frame a keyframe,
@@ -21,7 +21,7 @@ from the_mask.modeling.stream import StreamState
 
 
 def new_content(segmentor_state: StreamState) -> dict[str, Any]:
-    """What a propagated stream keeps before its first frame."""
+    """The content of a propagated stream's state before its first frame."""
     nothing = torch.empty(0)
     return {
         "since_key": 0,

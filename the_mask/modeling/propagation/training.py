@@ -17,7 +17,7 @@ from the_mask.modeling.propagation.propagators import Propagated, Propagator
 
 
 def draw_distance(distances: Sequence[int], iteration: int) -> int:
-    """One of the distances, uniform; the same in every process of an iteration, and again after a resume."""
+    """Draw one of the distances uniformly; the same in all processes, and after a resume."""
     return int(distances[int(np.random.default_rng([iteration, 7]).integers(len(distances)))])
 
 
@@ -66,7 +66,7 @@ def _only_flow_learns(propagator: Propagator) -> Iterator[None]:
 
 
 def upsample(scores: Tensor, size: tuple[int, int], stride: int, align_corners: bool) -> Tensor:
-    """Grid [B, K, h, w] to frames [B, K, H, W], bilinear; see :mod:`the_mask.modeling.propagation.geometry`."""
+    """Upsample a grid [B, K, h, w] bilinearly to frames [B, K, H, W]; see ``geometry``."""
     if align_corners:
         return F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
     covered = (scores.shape[-2] * stride, scores.shape[-1] * stride)

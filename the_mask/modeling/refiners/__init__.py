@@ -1,4 +1,4 @@
-"""Networks that refine a predicted mask by the picture it is of."""
+"""Networks that refine a predicted mask, guided by its picture."""
 
 from the_mask.modeling.refiners.cascade_psp import CascadePSP
 from the_mask.modeling.refiners.losses import cascade_losses

@@ -64,7 +64,7 @@ class PyramidPooling(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles the size: bilinear, concatenated with a skip, two pre-activated residual pairs of convolutions."""
+    """Doubles the size: bilinear upsampling, concatenation with a skip, two pre-activated residual blocks."""
 
     def __init__(self, channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class CascadePSP(nn.Module):
     def __init__(self, width: int = 64, blocks: tuple[int, ...] = BLOCKS) -> None:
         """
         Args:
-            width: channels of the stem; 64 is the released network, less makes a smaller relative.
+            width: channels of the stem; 64 is the released network, a smaller number makes a smaller network.
             blocks: residual blocks per layer.
         """
         super().__init__()
@@ -103,7 +103,7 @@ class CascadePSP(nn.Module):
         self.final_56 = nn.Sequential(nn.Conv2d(8 * width, 32, 1), nn.ReLU(), nn.Conv2d(32, 1, 1))
         self.final_11 = nn.Conv2d(32 + 3, 32, 1)
         self.final_21 = nn.Conv2d(32, 1, 1)
-        # The network starts as one that sees the picture alone, so that ImageNet weights of the stem mean something.
+        # Initially the network sees only the picture, so that ImageNet weights of the stem are meaningful.
         with torch.no_grad():
             self.feats.conv1.weight[:, 3:] = 0
 
@@ -131,7 +131,7 @@ class CascadePSP(nn.Module):
 
         Args:
             images, masks: as :meth:`forward`.
-            coarse: stands for the first pass: a map in [-1, 1] that the second pass sees at strides 8 and 4 (the local
+            coarse: replaces the first pass: a map in [-1, 1] that the second pass sees at strides 8 and 4 (the local
                 step); None runs the whole cascade (the global step).
         """
         images, masks, size = _padded(images, masks)
@@ -149,12 +149,12 @@ class CascadePSP(nn.Module):
         return {"b8": b8, "b4": b4, "c8": c8, "c4": c4, "out": out}
 
     def pass_8(self, images: Tensor, masks: Tensor, at_8: Tensor, at_4: Tensor) -> Tensor:
-        """The network as far as stride 8; logits at the input's size."""
+        """The network up to stride 8; logits at the input's size."""
         features, _, _ = self.feats(torch.cat([images, masks, at_8, at_4], dim=1))
         return _like(self.final_28(self.psp(features)), images)
 
     def pass_4(self, images: Tensor, masks: Tensor, at_8: Tensor, at_4: Tensor) -> tuple[Tensor, Tensor]:
-        """The network as far as stride 4: logits of strides 8 and 4."""
+        """The network up to stride 4: logits of strides 8 and 4."""
         features, _, quarter = self.feats(torch.cat([images, masks, at_8, at_4], dim=1))
         context = self.psp(features)
         return _like(self.final_28(context), images), _like(self.final_56(self.up_1(context, quarter)), images)
@@ -181,7 +181,7 @@ def _pre_activated(channels: int, out_channels: int) -> nn.Sequential:
 
 
 def _padded(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Bottom and right up to whole cells of stride 8 (picture 0, mask -1), and the size before."""
+    """Pad at the bottom and right to multiples of 8 (picture 0, mask -1); also returns the size before."""
     height, width = images.shape[-2:]
     amounts = (0, -width % STRIDE, 0, -height % STRIDE)
     return F.pad(images, amounts), F.pad(masks, amounts, value=-1.0), (height, width)

@@ -22,7 +22,7 @@ EPSILON = 1e-4
 
 
 def cascade_losses(outputs: Mapping[str, Tensor], truth: Tensor) -> dict[str, Tensor]:
-    """Weighted losses of every output, and of the edges of the last.
+    """Weighted losses of every output, and an edge loss of the last one.
 
     Args:
         outputs: logits [B, 1, H, W] by name, of :class:`CascadePSP`.

@@ -1,4 +1,4 @@
-"""Coarse masks out of good ones, to train refiners on. Axes: H W mask size. Source: CascadePSP, section 4.1."""
+"""Makes coarse masks from good ones, to train refiners on. Axes: H W mask size. Source: CascadePSP, section 4.1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 MAX_ROUNDS = 250
 LEAST_IOU = 0.8
-# Contours: share that is cut out in one piece, and share of the remaining vertices that is kept.
+# For contours: the share cut out in one piece, and the share of the remaining vertices that is kept.
 CUT_SHARE = 0.1
 KEPT_SHARE = 0.1
 FLIP_PROBABILITY = 0.02
@@ -25,13 +25,13 @@ def perturb_mask(mask: Mask, rng: np.random.Generator, target_iou: float | None 
         target_iou: None draws it from U(0.8, 1).
 
     Returns:
-        bool [H, W]. An empty mask stays empty; a mask that fills the frame may change at places only.
+        bool [H, W]. An empty mask stays empty; a mask that fills the frame may change only in places.
     """
     target = rng.uniform(LEAST_IOU, 1.0) if target_iou is None else target_iou
     if not mask.any():
         return mask.copy()
     result = simplify_contours(mask, rng)
-    # Coarser than wanted already (thin shapes vanish): start from the mask itself.
+    # Coarser than the target already (thin shapes vanish): start from the mask itself.
     if mask_iou(result, mask) < target:
         result = mask.copy()
     for _ in range(MAX_ROUNDS):
@@ -42,7 +42,7 @@ def perturb_mask(mask: Mask, rng: np.random.Generator, target_iou: float | None 
 
 
 def simplify_contours(mask: Mask, rng: np.random.Generator) -> Mask:
-    """Every contour without a contiguous tenth and with a random tenth of its other vertices, filled again."""
+    """Cut a contiguous tenth out of every contour, keep a random tenth of its other vertices, and fill it again."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     kept = []
     for contour in contours:
@@ -53,7 +53,7 @@ def simplify_contours(mask: Mask, rng: np.random.Generator) -> Mask:
             kept.append(rest[chosen])
     canvas = np.zeros(mask.shape, dtype=np.uint8)
     if kept:
-        # Holes and outlines together: the even-odd rule opens the holes again.
+        # Fill holes and outlines together: the even-odd rule keeps the holes open.
         cv2.fillPoly(canvas, kept, 1)
     return canvas.astype(bool)
 

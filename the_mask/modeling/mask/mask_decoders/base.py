@@ -1,4 +1,4 @@
-"""What all mask decoders share: queries, token layout, prediction heads and the attention mask of the next layer.
+"""Shared by all mask decoders: queries, token layout, prediction heads and the attention mask of the next layer.
 
 Axes: B clips, T frames, Q queries, K classes, C channels, h w size of the mask features, h_l w_l size of map l,
 S tokens. Maps and mask features come stacked clip by clip: frame t of clip b is at index b*T + t.
@@ -60,13 +60,13 @@ def shrink_mask_features(mask_features: Tensor, maps: Sequence[Tensor], num_fram
 
 
 def attention_mask(embeddings: Tensor, features: Tensor) -> Tensor:
-    """Where each query may look: True where its mask probability is at least 0.5.
+    """Attention mask of each query: True where its mask probability is at least 0.5.
 
     Args:
         embeddings: [B, Q, C]. features: [B, T, C, h_l, w_l] of :func:`shrink_mask_features`.
 
     Returns:
-        bool [B, T, Q, h_l*w_l]; rows without any True are not yet opened. No gradient.
+        bool [B, T, Q, h_l*w_l]; rows without any True still need :func:`unblock_empty_rows`. No gradient.
     """
     return mask_logits(embeddings.detach(), features).transpose(1, 2).flatten(3) >= 0
 
@@ -143,7 +143,7 @@ class MaskDecoder(nn.Module):
     def tokenize(self, maps: Sequence[Tensor], num_frames: int) -> tuple[list[Tensor], list[Tensor]]:
         """Turn maps [B*T,C_l,h_l,w_l] into keys and values of attention, two lists of [B,T,S_l,C].
 
-        Both have the level embedding; only the keys have the position.
+        Both include the level embedding; only the keys include the position.
         """
         keys, values = [], []
         for level, x in enumerate(maps):
@@ -158,7 +158,7 @@ class MaskDecoder(nn.Module):
         """Run masked layer ``layer``: cross-attention, self-attention, feed-forward.
 
         Args:
-            queries: [N,Q,C]. keys, values: [N,S,C]. allowed: bool [N,Q,S]; empty rows are opened.
+            queries: [N,Q,C]. keys, values: [N,S,C]. allowed: bool [N,Q,S]; empty rows attend to everything.
 
         Returns:
             [N,Q,C].

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 class MultiheadAttention(nn.Module):
     """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``.
 
-    The torch module takes one mask per head and has a hidden fast path that exporters trip over; this one is three
-    projections around ``scaled_dot_product_attention`` with a mask shared by the heads.
+    The torch module takes one mask per head and has a fast path that exporters cannot handle. This one is three
+    projections around ``scaled_dot_product_attention``, with a mask shared by the heads.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
@@ -31,7 +31,7 @@ class MultiheadAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
-        # The packed matrix counts as one for Xavier's bound, as in torch.nn.MultiheadAttention.
+        # Xavier's bound is that of the packed matrix, as in torch.nn.MultiheadAttention.
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -41,8 +41,8 @@ class MultiheadAttention(nn.Module):
 
         Args:
             query: [N, Q, C]. key, value: [N, S, C].
-            allowed: bool [N, Q, S], True where a query may look; ``None`` allows all. A row without any True
-                gives NaN: see :func:`unblock_empty_rows`.
+            allowed: bool [N, Q, S], True where a query may attend; ``None`` allows all. A row without any True gives
+                NaN: see :func:`unblock_empty_rows`.
 
         Returns:
             [N, Q, C].
@@ -130,8 +130,8 @@ class MLP(nn.Module):
 
 
 def unblock_empty_rows(allowed: Tensor) -> Tensor:
-    """Let a query that may look nowhere look everywhere: bool [..., Q, S] to the same shape.
+    """Let queries with an empty attention mask attend everywhere: bool [..., Q, S] to the same shape.
 
-    The softmax over an empty row is NaN; the released code opens such rows completely, so does this.
+    The softmax over an empty row is NaN; the released code opens such rows completely, and so does this.
     """
     return allowed | ~allowed.any(dim=-1, keepdim=True)

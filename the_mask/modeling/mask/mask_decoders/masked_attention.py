@@ -23,7 +23,7 @@ from the_mask.modeling.mask.mask_decoders.registry import MASK_DECODERS
 
 @MASK_DECODERS.register()
 class MaskedAttentionDecoder(MaskDecoder):
-    """Queries look at one map per layer, inside their own mask; frames of a clip are one longer key axis.
+    """Queries attend to one map per layer, inside their own mask; the frames of a clip are concatenated along the keys.
 
     Source: Mask2Former, section 3.2 and released code; several frames as in Mask2Former for video.
     """

@@ -14,7 +14,7 @@ _COPIES = {"decoder_norm": "frame_norm", "class_embed": "frame_class_embed", "ma
 _STAGE2_ONLY = ("temporal_layer", *_COPIES.values())
 
 _RELEASED_TEMPORAL = "deformabel_transformer_cross_attention_layers"
-# Module names under "predictor" in the released video checkpoints, and ours; None: dropped, nothing reads it.
+# Module names under "predictor" in the released video checkpoints, and ours; None: unused, dropped.
 RELEASED_NAMES: dict[str, str | None] = {
     "decoder_norm1": "decoder_norm",
     "decoder_norm2": "frame_norm",
@@ -45,7 +45,7 @@ RELEASED_NAMES: dict[str, str | None] = {
 
 
 def rename_released(name: str) -> str | None:
-    """Our name of a parameter of a released decoder, both without the ``...predictor.`` before; None: dropped."""
+    """Our name of a released decoder's parameter, both without the prefix ``...predictor.``; None: dropped."""
     for released, ours in RELEASED_NAMES.items():
         if name.startswith(f"{released}."):
             return ours and ours + name[len(released) :]
@@ -53,10 +53,10 @@ def rename_released(name: str) -> str | None:
 
 
 def stage1_to_stage2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Make the start of stage 2 from a one-frame model: its norm and heads serve the clip and the frame branch.
+    """Make the initial weights of stage 2 from a one-frame model: both branches start with its norm and heads.
 
-    The released code starts the frame branch fresh; copying gives both branches a trained head. The temporal layer
-    stays missing from the result: it has no counterpart and starts from its own initialisation.
+    The released code initialises the frame branch at random; copying gives both branches a trained head. The temporal
+    layer has no counterpart, so it is not in the result and starts from its own initialisation.
 
     Args:
         state_dict: names as in ``MaskClassifier`` (``sem_seg_head.predictor....``) or of a bare decoder. Not changed.

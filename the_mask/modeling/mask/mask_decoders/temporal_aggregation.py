@@ -53,11 +53,11 @@ from the_mask.modeling.mask.mask_decoders.temporal_layer import TemporalLayer
 
 @MASK_DECODERS.register()
 class TemporalAggregationDecoder(MaskDecoder):
-    """Frame queries look at their own frame only; after each layer they are folded into the clip queries.
+    """Frame queries attend to their own frame only; after each layer they are merged into the clip queries.
 
-    Clip masks gate the attention of the frame queries, which never see the clip queries' content. A clip of one frame
-    runs the same code, with weight 1 for its frame. Frame order has no effect, not even with the 3-D encoding: all
-    keys of a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3.
+    The clip's masks restrict the attention of the frame queries, which never see the clip queries' content. A clip of
+    one frame runs the same code, with weight 1 for its frame. Frame order has no effect, not even with the 3-D
+    encoding: all keys of a frame share its offset, which softmax ignores. Source: THE-Mask, spec section 3.
     """
 
     @configurable

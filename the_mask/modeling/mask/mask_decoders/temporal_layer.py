@@ -1,4 +1,4 @@
-"""Temporal layer of THE-Mask: starts the clip and frame queries and folds frame queries into clip queries.
+"""Temporal layer of THE-Mask: makes the first clip and frame queries, and merges frame queries into clip queries.
 
 Axes: B clips, T frames, Q queries, C channels, S tokens of all maps of a frame.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from the_mask.config.keys.the_mask import INITIALISATIONS
 from the_mask.modeling.mask.mask_decoders.layers import MultiheadAttention
 
-# How much of a clip query is its frames' summary after one layer of an identity start; the rest is the clip query.
+# With identity initialisation, the share of a clip query that comes from its frames after one layer.
 _SUMMARY_GAIN = 3.0
 
 
@@ -32,10 +32,10 @@ class FeedForward(nn.Module):
 
 
 class TemporalLayer(nn.Module):
-    """One instance serves the start of the decoder (:meth:`start`) and every masked layer (:meth:`combine`).
+    """One instance is used at the start of the decoder (:meth:`start`) and in every masked layer (:meth:`combine`).
 
     Everything is post-norm. Dropout acts on residuals, attention weights and inside the feed-forward networks. The
-    released layer has one more linear map, C to 2, that nothing reads; it is left out. Source: spec section 3 (a).
+    released layer has one more linear map, C to 2, whose output is unused; it is left out. Source: spec section 3 (a).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TemporalLayer(nn.Module):
             self._start_as_identity()
 
     def _start_as_identity(self) -> None:
-        """Silence every residual branch but the summary, which becomes the mean of the frame queries."""
+        """Set every residual branch to zero except the summary, which becomes the mean of the frame queries."""
         for attention in (self.clip_self_attn, self.frame_self_attn, self.frame_cross_attn):
             nn.init.zeros_(attention.out_proj.weight)
             nn.init.zeros_(attention.out_proj.bias)
@@ -113,11 +113,11 @@ class TemporalLayer(nn.Module):
         return clip, frame.unflatten(0, (clips, frames))
 
     def frame_weights(self, frame: Tensor) -> Tensor:
-        """How much each frame query counts for its clip query: [B,T,Q,C] to [B,T,Q,1], 1 in sum over T."""
+        """Weight of each frame query in its clip query: [B,T,Q,C] to [B,T,Q,1], summing to 1 over T."""
         return self.frame_score(frame).softmax(dim=1)
 
     def combine(self, clip: Tensor, frame: Tensor) -> Tensor:
-        """Fold frame queries [B,T,Q,C] into clip queries [B,Q,C]."""
+        """Merge frame queries [B,T,Q,C] into clip queries [B,Q,C]."""
         summary = (self.frame_weights(frame) * self.frame_value(frame)).sum(dim=1)
         clip = self.combine_norm(clip + self.dropout(summary))
         return self.clip_ffn_norm(clip + self.dropout(self.clip_ffn(clip)))

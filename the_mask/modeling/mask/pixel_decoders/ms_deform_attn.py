@@ -136,7 +136,7 @@ class MSDeformAttnPixelDecoder(PixelDecoder):
         """Args name the config keys; see :meth:`from_config`.
 
         Raises:
-            ValueError: a feature the backbone does not give, or a size that does not divide, naming the config key.
+            ValueError: a feature that the backbone does not have, or a size that does not divide; names the config key.
         """
         super().__init__()
         _check_features(input_shape, in_features, transformer_in_features)

@@ -14,7 +14,7 @@ PIXEL_DECODERS.__doc__ = "Subclasses of PixelDecoder, built as cls(cfg, input_sh
 
 
 class PixelDecoder(nn.Module):
-    """What a pixel decoder offers.
+    """Base class of pixel decoders.
 
     ``forward(features)`` takes the backbone's maps by name and returns ``(mask_features, maps)``: mask_features
     [N, MASK_DIM, h, w], and maps [N, C_l, h_l, w_l] for the mask decoder, coarsest first.

@@ -18,7 +18,7 @@ POOLS = ("cube", "clipped", "plane")
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale * query^T key) value over keys that are valid; a clip without any valid key gets zeros.
+    """softmax(scale * query^T key) value over valid keys; a clip without any valid key gets zeros.
 
     The N x S map never exists as a whole: ``scaled_dot_product_attention`` works in blocks where keys and values have
     one width, which is why the narrower side is padded with zeros (that changes no product).

@@ -1,4 +1,4 @@
-"""All context blocks: importing this module fills the registry. A new block's module is named here."""
+"""Importing this module registers all context blocks. Add the module of a new block here."""
 
 from the_mask.modeling.pixel.context import class_memory_block as class_memory_block
 from the_mask.modeling.pixel.context import criss_cross as criss_cross

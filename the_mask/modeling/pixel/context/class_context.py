@@ -1,4 +1,4 @@
-"""What a pixel learns from the class memory: look up its class, then let it attend to what all pixels looked up.
+"""Context from the class memory: each pixel looks up the rows of its class, then attends to the rows of all pixels.
 
 "Memory Based Video Scene Parsing", Eq. 5-6 (after MCIBI). Axes: B frames, K classes, n prototypes, C channels, h w
 feature size, N = h*w.
@@ -21,7 +21,7 @@ from the_mask.modeling.pixel.layers import ConvNorm, classifier
 
 
 class ClassAttention(nn.Module):
-    """Pixels ask what was looked up: softmax(g_q(R) g_k(L)^T / sqrt(C/2)) g_v(L), back to C channels (Eq. 5-6).
+    """Attention from pixels to the rows looked up: softmax(g_q(R) g_k(L)^T / sqrt(C/2)) g_v(L), C channels (Eq. 5-6).
 
     g_q and g_k are two 1x1 convolutions each, g_v and g_o one, all with norm and ReLU (released code).
     """
@@ -50,7 +50,7 @@ class ClassAttention(nn.Module):
         )
         mask = known.flatten(1)[:, None, None]
         some = mask.any(dim=-1, keepdim=True)
-        # Without any key softmax has no value; such a frame attends to all pixels and takes nothing from them.
+        # Softmax over no key is undefined; such a frame attends to all pixels, and the result is set to zero.
         attended = F.scaled_dot_product_attention(query, key, value, mask | ~some, scale=query.shape[-1] ** -0.5)
         attended = (attended * some)[:, 0].transpose(1, 2).unflatten(2, features.shape[-2:])
         return self.out(attended)
@@ -114,7 +114,7 @@ class ClassContext(nn.Module):
         """
         Args:
             features: R [B, C, h, w]; also what the memory is updated with.
-            prior: of these frames at any size. Where it says nothing, and where there is none, the first classifier
+            prior: of these frames, at any size. Where it is unknown, and without a prior, the first classifier
                 decides.
 
         Raises:
@@ -128,7 +128,7 @@ class ClassContext(nn.Module):
             for attention, rows in zip(self.attention, looked_up.unbind(dim=1), strict=True)
         ]
         if self.training:
-            # Only until after_loss, which has the labels.
+            # Kept only until after_loss, which has the labels.
             self._features = features.detach()
         return ClassContextOutput(self.fuse(torch.cat(refined, dim=1)), logits)
 
@@ -159,7 +159,7 @@ class ClassContext(nn.Module):
 
     @torch.no_grad()
     def after_loss(self, batch: TrainBatch, iteration: int) -> None:
-        """Gather this batch's features by their labels; several batches may make an iteration."""
+        """Collect this batch's features by label; an iteration may have several batches."""
         if self._features is None:
             return
         if iteration != self._iteration:
@@ -169,5 +169,5 @@ class ClassContext(nn.Module):
         self._features = None
 
     def after_step(self) -> None:
-        """Move the memory by what the iteration's batches gathered in all processes; a collective call."""
+        """Update the memory with the features collected in all processes; a collective call."""
         self.memory.update(self.memory.momentum(self._iteration, self.total_iterations))

@@ -1,6 +1,7 @@
-"""Class memory: what every class looks like in the whole data set, as running means of pixel features.
+"""Class memory: running means of the pixel features of each class over the whole data set.
 
-"Memory Based Video Scene Parsing" (after MCIBI). How rows move is in :mod:`the_mask.modeling.pixel.context.class_rows`.
+"Memory Based Video Scene Parsing" (after MCIBI). :mod:`the_mask.modeling.pixel.context.class_rows` has the update of
+its rows.
 
 Axes: B frames, K classes, n prototypes per class, C channels, H W size of labels, h w size of features.
 """
@@ -29,9 +30,9 @@ from the_mask.modeling.pixel.context.prior_map import PriorMap
 
 
 def read_rows(memory: Tensor, seen: Tensor, prior: PriorMap) -> Tensor:
-    """What the prior says a pixel looks like: M[label] for labels, sum over k of P_k M_k for probabilities.
+    """Rows of the memory for a prior: M[label] for labels, sum over k of P_k M_k for probabilities.
 
-    Classes never seen, and pixels the prior knows nothing of, read 0.
+    Classes that were never seen, and unknown pixels of the prior, give 0.
 
     Args:
         memory: [K, n, C].
@@ -51,7 +52,7 @@ def read_rows(memory: Tensor, seen: Tensor, prior: PriorMap) -> Tensor:
 
 
 class ClassMemory(nn.Module):
-    """Rows [K, n, C] that training moves towards the features it sees; state, not parameters.
+    """Rows [K, n, C] that follow the features seen in training; buffers, not parameters.
 
     One iteration: any number of :meth:`read` and :meth:`collect`, all with the rows of the iteration before, then one
     :meth:`update`, which is collective and leaves all processes with the same rows.
@@ -101,7 +102,7 @@ class ClassMemory(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what :meth:`collect` has gathered since the last update."""
+        """Discard what :meth:`collect` has gathered since the last update."""
         self._sums: ClassSums | None = None
         self._candidates: Candidates | None = None
 
@@ -111,11 +112,11 @@ class ClassMemory(nn.Module):
 
     @torch.no_grad()
     def collect(self, features: Tensor, labels: Tensor, seeds: Sequence[int]) -> None:
-        """Gather the pixels of a batch for the next update.
+        """Collect the pixels of a batch for the next update.
 
         Args:
             features: [B, C, h, w].
-            labels: int64 [B, H, W] on the same field of view; what is not in 0..K-1 does not count.
+            labels: int64 [B, H, W] of the same field of view; values outside 0..K-1 are not counted.
             seeds: of the B clips, for ``random_pixel``.
         """
         with torch.autocast(features.device.type, enabled=False):
@@ -129,10 +130,10 @@ class ClassMemory(nn.Module):
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """Move the rows by what was collected in all processes since the last update; a collective call."""
+        """Update the rows with the pixels collected in all processes since the last update; a collective call."""
         sums = (self._sums or ClassSums.zeros(self.rows)).over_ranks()
         memory, seen = updated_memory(self.rows, self.seen, sums, momentum)
-        # All processes have the same rows, so all of them come here or none.
+        # All processes have the same rows, so either all of them get here or none.
         if self.init == "random_pixel" and not bool(self.seen.all()):
             found = (self._candidates or Candidates.none(self.rows)).over_ranks()
             first, seen = start_rows(self.rows, self.seen, found)

@@ -20,11 +20,11 @@ class ClassMemoryBlock(ContextBlock):
     has to tell the classes of the memory's rows, as ``loss_memory``.
 
     Args:
-        context: what it computes.
-        stage1_weight: of the first loss.
-        memory_weight: of the second; 0 leaves it out.
-        memory_start: first iteration of the second.
-        suffix: of the losses' names, to tell several such blocks apart.
+        context: the network.
+        stage1_weight: weight of ``loss_ce_stage1``.
+        memory_weight: weight of ``loss_memory``; 0 leaves it out.
+        memory_start: first iteration of ``loss_memory``.
+        suffix: suffix of the losses' names, to distinguish several such blocks.
     """
 
     uses_prior = True

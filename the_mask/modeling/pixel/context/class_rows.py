@@ -1,4 +1,4 @@
-"""How the rows of a class memory follow the features of its classes: pure functions.
+"""The update of a class memory's rows from the features of its classes: pure functions.
 
 "Memory Based Video Scene Parsing", Eq. 1-4 (after MCIBI). The rows are held by ``pixel.context.class_memory``.
 
@@ -15,9 +15,9 @@ from detectron2.utils import comm
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-# Below this sum of weights all pixels equal their prototype: their plain mean is taken.
+# Below this sum of weights, all pixels equal their prototype and their plain mean is taken.
 LEAST_WEIGHT = 1e-6
-# Values of upsampled features held at a time.
+# Maximum number of values of upsampled features in memory at a time.
 VALUES_PER_BAND = 1 << 24
 
 
@@ -25,8 +25,8 @@ VALUES_PER_BAND = 1 << 24
 class MomentumSchedule:
     """Momentum m (the weight of the new value, Eq. 1) over a run: base * ((1 - floor) (1 - t/T)^power + floor).
 
-    0.9, 0.9 and 0.01 are the released code's, whose m follows the learning rate; here it does not, so that neither a
-    warm-up nor another optimiser changes the memory. ``power`` 0 keeps m constant.
+    The defaults 0.9, 0.9 and 0.01 are the released code's, where m follows the learning rate. Here it does not, so that
+    a warm-up or another optimiser does not change the memory. ``power`` 0 keeps m constant.
     """
 
     base: float = 0.9
@@ -41,14 +41,14 @@ class MomentumSchedule:
             )
 
     def __call__(self, iteration: int, total: int) -> float:
-        """m of an iteration, counted from 0, in a run of ``total``; later ones have that of the last."""
+        """m of an iteration, counted from 0, in a run of ``total``; later iterations keep the last value."""
         left = 1.0 - min(max(iteration / max(total, 1), 0.0), 1.0)
         return self.base * ((1.0 - self.floor) * left**self.power + self.floor)
 
 
 @dataclass(frozen=True)
 class ClassSums:
-    """What an update needs to know of its pixels; sums of disjoint sets of pixels add up.
+    """The sums over pixels that an update needs; sums over disjoint sets of pixels add up.
 
     Attributes:
         weighted: sum of w_i R_i, [K, n, C] float64.
@@ -64,7 +64,7 @@ class ClassSums:
 
     @classmethod
     def zeros(cls, memory: Tensor) -> ClassSums:
-        """Those of no pixel, for a memory [K, n, C]."""
+        """Sums over an empty set of pixels, for a memory [K, n, C]."""
         rows = torch.zeros(memory.shape, dtype=torch.float64, device=memory.device)
         return cls(rows, rows[..., 0].clone(), rows.clone(), rows[..., 0].clone())
 
@@ -77,7 +77,7 @@ class ClassSums:
         )
 
     def over_ranks(self) -> ClassSums:
-        """The sums of all processes; a collective call."""
+        """Sums over the pixels of all processes; a collective call."""
         if comm.get_world_size() == 1:
             return self
         packed = torch.cat([self.weighted, self.plain, self.weights[..., None], self.counts[..., None]], dim=-1)
@@ -89,12 +89,12 @@ class ClassSums:
 def class_sums(features: Tensor, labels: Tensor, positions: Tensor, memory: Tensor, seen: Tensor) -> ClassSums:
     """Sums of the pixels of each class, weighted by how unlike its prototype a pixel is (Eq. 2-4).
 
-    A pixel belongs to the prototype of its class that is most like it; pixels of a class that was never seen are dealt
-    out to its prototypes by position. w_i = 1 - cos(R_i, M_c).
+    A pixel belongs to the most similar prototype of its class; pixels of a class that was never seen are distributed
+    over its prototypes by position. w_i = 1 - cos(R_i, M_c).
 
     Args:
-        features: [P, C]; computed with in float32.
-        labels: int64 [P]; pixels whose label is not in 0..K-1 do not count.
+        features: [P, C]; converted to float32.
+        labels: int64 [P]; pixels whose label is not in 0..K-1 are not counted.
         positions: int64 [P], number of the pixel in its frame.
         memory: [K, n, C].
         seen: bool [K].
@@ -111,7 +111,7 @@ def class_sums(features: Tensor, labels: Tensor, positions: Tensor, memory: Tens
     alike = alike.gather(1, own[:, None, None].expand(-1, 1, prototypes))[:, 0]
     best, nearest = alike.max(dim=-1)
     nearest = torch.where(seen[labels], nearest, positions % prototypes)
-    # Rounding may take a cosine above 1; a weight is never negative.
+    # Rounding may give a cosine above 1; a weight must not be negative.
     weights = (1 - best).clamp(min=0)
 
     slots = own * prototypes + nearest
@@ -159,7 +159,7 @@ def frame_sums(features: Tensor, labels: Tensor, memory: Tensor, seen: Tensor, a
 
 
 def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels [B, H, W] at the centres of ``size`` cells (the right and lower one of two that meet there)."""
+    """Labels [B, H, W] at the centres of ``size`` cells (between two pixels, the right or lower one)."""
     for axis, target in zip((1, 2), size, strict=True):
         steps = torch.arange(target, device=labels.device)
         labels = labels.index_select(axis, (2 * steps + 1) * labels.shape[axis] // (2 * target))
@@ -213,18 +213,18 @@ class Candidates:
 
     @classmethod
     def none(cls, memory: Tensor) -> Candidates:
-        """No pixel yet, for a memory [K, n, C]."""
+        """An empty set of candidates, for a memory [K, n, C]."""
         return cls(torch.full(memory.shape[:2], -1.0, dtype=torch.float64, device=memory.device), memory * 0)
 
     def best_with(self, others: Sequence[Candidates]) -> Candidates:
-        """The n of highest priority among several."""
+        """The n candidates with the highest priority among several sets."""
         priority = torch.cat([c.priority for c in (self, *others)], dim=1)
         features = torch.cat([c.features for c in (self, *others)], dim=1)
         best, order = priority.topk(self.priority.shape[1], dim=1)
         return Candidates(best, features.gather(1, order[..., None].expand(-1, -1, features.shape[2])))
 
     def over_ranks(self) -> Candidates:
-        """The best of all processes; a collective call."""
+        """The best candidates of all processes; a collective call."""
         world = comm.get_world_size()
         if world == 1:
             return self
@@ -241,7 +241,7 @@ def draw_candidates(features: Tensor, labels: Tensor, memory: Tensor, seen: Tens
 
     Args:
         features: [C, h, w].
-        labels: int64 [H, W]; looked at at the centres of the features.
+        labels: int64 [H, W]; read at the centres of the features.
         memory: [K, n, C].
         seen: bool [K].
         seed: of the clip.
@@ -261,7 +261,7 @@ def draw_candidates(features: Tensor, labels: Tensor, memory: Tensor, seen: Tens
 
 
 def start_rows(memory: Tensor, seen: Tensor, found: Candidates) -> tuple[Tensor, Tensor]:
-    """Rows and ``seen`` after classes never seen took their candidates, repeated where there are fewer than n."""
+    """Rows and ``seen`` after unseen classes start from their candidates, repeated if there are fewer than n."""
     count = (found.priority >= 0).sum(dim=1)
     steps = torch.arange(memory.shape[1], device=memory.device)
     order = steps[None] % count.clamp(min=1)[:, None]

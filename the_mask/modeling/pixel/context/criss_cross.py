@@ -19,7 +19,7 @@ MODES = ("cc2d", "cc3d_full", "cc_separable", "cc_query")
 def cross_logits(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Logits along the row, [B, h, w, w'], and along the column, [B, h, w, h'], of every position.
 
-    The position itself is in its row; in its column it is -inf, so that it counts once.
+    The position itself belongs to its row; in its column it is -inf, so that it counts only once.
 
     Args:
         query, key: [B, c, h, w].
@@ -49,7 +49,7 @@ def criss_cross_3d(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> 
     Args:
         query, key: [B, D, c, h, w].
         value: [B, D, C, h, w].
-        valid: bool [B, D]; frames that are not are nobody's past or future.
+        valid: bool [B, D]; invalid frames are not attended to.
     """
     batch, frames = valid.shape
     row, column = cross_logits(query.flatten(0, 1), key.flatten(0, 1))
@@ -84,7 +84,7 @@ def criss_cross_query(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) 
 
 
 def time_column(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> Tensor:
-    """softmax over the D frames at the same position, times their values; shapes as :func:`criss_cross_query`."""
+    """softmax over the D frames at the same position, times their values; shapes as for :func:`criss_cross_query`."""
     logits = torch.einsum("bchw,bdchw->bdhw", query, key)
     weights = logits.masked_fill(~valid[:, :, None, None], float("-inf")).softmax(dim=1)
     return torch.einsum("bdhw,bdchw->bchw", weights, value)

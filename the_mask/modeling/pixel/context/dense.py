@@ -1,4 +1,4 @@
-"""One dense-attention block for ``tma``, ``apnb``, ``afnb`` and ``nonlocal``: they differ in their parts only.
+"""One dense-attention block for ``tma``, ``apnb``, ``afnb`` and ``nonlocal``, which differ only in their parts.
 
 projector (how queries, keys and values are made) -> sampler (which keys a query sees) -> softmax with a scale ->
 fusion (how the context joins the input). Axes: B clips, T slots, C channels in, N = h w, S keys.
@@ -18,7 +18,7 @@ from the_mask.modeling.pixel.context.registry import BlockInputs, ContextBlock, 
 from the_mask.modeling.pixel.context.types import MAIN, BlockOutput, ClipFeatures, FrameFeatures, PriorMap
 from the_mask.modeling.pixel.layers import ConvNorm
 
-# Keys [B, C, S], values [B, V, S], which keys count (bool [B, S], None: all).
+# Keys [B, C, S], values [B, V, S], and which keys are valid (bool [B, S], None: all).
 Sampled = tuple[Tensor, Tensor, Tensor | None]
 # (slots of keys [B, T, C, h, w], slots of values [B, T, V, h, w], valid [B, T]) -> Sampled
 Sampler = Callable[[Tensor, Tensor, Tensor], Sampled]
@@ -42,7 +42,7 @@ class PyramidSampler:
 
 
 class SpatialPyramidSampler:
-    """Average-pooled anchors of the one frame that keys come from."""
+    """Average-pooled anchors of a single frame."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
@@ -52,7 +52,7 @@ class SpatialPyramidSampler:
 
 
 class Projector(nn.Module):
-    """Makes query [B, C, h, w], own value (what the fusion joins), and slots of keys and values."""
+    """Makes the query [B, C, h, w], the own value (joined by the fusion), and slots of keys and values."""
 
     def query(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Main level -> (query, own value)."""
@@ -69,7 +69,7 @@ def pair(channels: int, width: int, norm: str) -> nn.Sequential:
 
 
 class ClipProjector(Projector):
-    """TMANet's encoders: queries and memory have their own, and every memory slot its own set (slot 0 = oldest).
+    """TMANet's encoders: one set for queries, and one for each memory slot (slot 0 = oldest).
 
     With ``include_current`` the current frame is the newest slot; with ``share_slots`` all slots use one set.
     """
@@ -185,7 +185,7 @@ class ResidualFusion(nn.Module):
 
 
 class DenseAttentionBlock(ContextBlock):
-    """projector, sampler, softmax and fusion; see the module."""
+    """Projector, sampler, softmax and fusion; see the module's docstring."""
 
     def __init__(
         self,

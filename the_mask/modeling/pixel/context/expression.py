@@ -1,7 +1,7 @@
 """Expressions that compose context blocks: ``afnb > (tma + channel)``.
 
 ``a > b`` feeds b with what a returns, ``a + b`` adds, ``a & b`` concatenates; both sides of ``+`` and ``&`` get
-the same inputs. Different operators are never mixed without parentheses: nobody has to know which binds tighter.
+the same inputs. Different operators cannot be mixed without parentheses, so there is no precedence to remember.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _TOKEN = re.compile(r"\s*(?:([A-Za-z_][A-Za-z0-9_]*)|([>+&()]))")
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be read or built; the message shows the place."""
+    """An expression that cannot be parsed or built; the message shows the position."""
 
     def __init__(self, text: str, position: int, problem: str) -> None:
         """
         Args:
             text: the expression.
             position: index of the character in question.
-            problem: what is wrong and what would be right.
+            problem: what is wrong and what is expected.
         """
         self.position = position
         super().__init__(f"MODEL.CONTEXT.EXPRESSION, position {position}: {problem}\n    {text}\n    {' ' * position}^")
@@ -29,7 +29,7 @@ class ExpressionError(ValueError):
 
 @dataclass(frozen=True)
 class Name:
-    """A block by the name of its instance."""
+    """A block instance, by name."""
 
     name: str
     position: int
@@ -48,10 +48,10 @@ Node = Name | Operation
 
 
 def parse(text: str) -> Node:
-    """The tree of an expression; chains of one operator are flat.
+    """Parse an expression into a tree; chains of one operator are flat.
 
     Raises:
-        ExpressionError: a strange character, a missing name, operator or parenthesis, or mixed operators.
+        ExpressionError: an unexpected character, a missing name, operator or parenthesis, or mixed operators.
     """
     tokens = _tokens(text)
     node, rest = _operation(text, tokens, 0)

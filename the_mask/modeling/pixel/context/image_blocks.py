@@ -1,4 +1,4 @@
-"""Blocks that look at the current frame only: ``embed``, ``ppm``, ``uper``, ``channel``.
+"""Blocks that read only the current frame: ``embed``, ``ppm``, ``uper``, ``channel``.
 
 Axes: B frames, C channels, N = h w.
 """
@@ -17,7 +17,7 @@ from the_mask.modeling.pixel.pyramid import PyramidPooling, UperNet
 
 
 class Embed(ContextBlock):
-    """Levels resized to one of them, concatenated, 3x3: what memory and attention work on."""
+    """Levels resized to one of them, concatenated, 3x3 convolution: the input of memory and attention blocks."""
 
     apply_to_memory = True
 

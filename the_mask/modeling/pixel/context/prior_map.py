@@ -1,6 +1,6 @@
-"""PriorMap: what each pixel of a frame is thought to be before the decoder looks, as labels or as probabilities.
+"""PriorMap: a first estimate of each pixel's class, given to the decoder as labels or as probabilities.
 
-A prior lives on the pixel grid of the network input and goes through the geometry the image goes through. Axes: B
+A prior is on the pixel grid of the network input and gets the same geometric transforms as the image. Axes: B
 frames, K classes, H W size of the prior.
 """
 
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class PriorMap:
-    """Exactly one of ``labels`` and ``probabilities``; make one with :meth:`from_labels` and its siblings.
+    """Holds either ``labels`` or ``probabilities``; create one with :meth:`from_labels` and the like.
 
     Attributes:
-        labels: int64 [B, H, W] of classes 0..K-1, or ``ignore_label`` where nothing is known.
-        probabilities: float [B, K, H, W], non-negative. Sums below 1 say that something is unknown.
+        labels: int64 [B, H, W] of classes 0..K-1, or ``ignore_label`` where the class is unknown.
+        probabilities: float [B, K, H, W], non-negative. A sum below 1 means that part of the mass is unknown.
         num_classes: K.
-        ignore_label: the label that says nothing.
+        ignore_label: the label of unknown pixels.
     """
 
     labels: Tensor | None
@@ -32,7 +32,7 @@ class PriorMap:
 
     @classmethod
     def from_labels(cls, labels: Tensor, num_classes: int, ignore_label: int = 255) -> PriorMap:
-        """Hard prior from label maps [B, H, W] of any integer type. It never passes a softmax.
+        """Hard prior from label maps [B, H, W] of any integer type; no softmax is applied.
 
         Raises:
             ValueError: another number of axes, not integers, or a label outside 0..K-1 that is not ``ignore_label``.
@@ -74,12 +74,12 @@ class PriorMap:
 
     @property
     def batch(self) -> int:
-        """B."""
+        """Number of maps, B."""
         return self._map().shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """Size of the maps, (H, W)."""
         height, width = self._map().shape[-2:]
         return height, width
 
@@ -92,7 +92,7 @@ class PriorMap:
         return self._each(lambda x: x.flip(-1), lambda x: x.flip(-1))
 
     def crop(self, top: int, left: int, height: int, width: int) -> PriorMap:
-        """Cut a window out.
+        """Cut out a window.
 
         Raises:
             ValueError: a window that leaves the map.
@@ -106,7 +106,7 @@ class PriorMap:
         return self._each(cut, cut)
 
     def pad(self, height: int, width: int) -> PriorMap:
-        """Pad at the bottom and right to (height, width) with what is unknown: ignore, or probabilities of 0.
+        """Pad at the bottom and right to (height, width) with unknown pixels: ignore, or probabilities of 0.
 
         Raises:
             ValueError: smaller than the map.
@@ -153,7 +153,7 @@ class PriorMap:
         return replace(self, labels=None, probabilities=one_hot * known[:, None])
 
     def unknown(self) -> Tensor:
-        """Bool [B, H, W]: where the prior says nothing."""
+        """Bool [B, H, W]: where the class is unknown."""
         if self.labels is not None:
             return self.labels == self.ignore_label
         return self._map().amax(dim=1) <= 0
@@ -189,7 +189,7 @@ class PriorMap:
 def blank_prior(
     batch: int, size: tuple[int, int], num_classes: int, ignore_label: int, device: torch.device
 ) -> PriorMap:
-    """A hard prior that knows nothing."""
+    """A hard prior of unknown pixels only."""
     labels = torch.full((batch, *size), ignore_label, dtype=torch.int64, device=device)
     return PriorMap(labels, None, num_classes, ignore_label)
 

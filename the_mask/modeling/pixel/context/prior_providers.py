@@ -1,4 +1,4 @@
-"""Where the class prior of a frame comes from. ``ClipSegmentor`` asks its provider, and feeds it each prediction."""
+"""Sources of a frame's class prior. ``ClipSegmentor`` asks its provider for it, and passes on each prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRIOR_PROVIDERS.__doc__ = "Functions ``(cfg) -> PriorProvider``, by the value of
 
 
 class PriorProvider:
-    """No prior at all: what models without a class memory use, and the base of the others.
+    """Gives no prior. Used by models without a class memory, and the base class of the other providers.
 
     Attributes:
         past_frames: frames before the current one that :meth:`for_training` needs beyond the head's memory.
@@ -32,11 +32,11 @@ class PriorProvider:
         return None
 
     def for_frame(self, kept: dict[str, Any]) -> PriorMap | None:
-        """Prior of the next frame of a stream, from what :meth:`after_frame` kept."""
+        """Prior of the next frame of a stream, from the result of :meth:`after_frame`."""
         return None
 
     def after_frame(self, kept: dict[str, Any], scores: Tensor) -> dict[str, Any]:
-        """What a stream keeps ({} before its first frame) after a frame with probabilities [B, K, h, w].
+        """The state of a stream ({} before its first frame) after a frame with probabilities [B, K, h, w].
 
         Plain tensors and numbers only; ``kept`` is not changed.
         """

@@ -1,6 +1,6 @@
 """The prior providers of models with a class memory, by the value of ``MODEL.CONTEXT.PRIOR``.
 
-While the ground truth stands in for a prior it is handed on as labels, so it never passes a softmax. Axes: B clips, K
+While the ground truth replaces a prior, it is passed on as labels, without a softmax. Axes: B clips, K
 classes, H W size of the network input, h w size of a score map.
 """
 
@@ -25,17 +25,17 @@ FRAMES = (SAME_FRAME, PREVIOUS_FRAME)
 
 
 class Stage1Prior(PriorProvider):
-    """None from outside: the block's own first classifier gives the prior of the current frame (decoder B)."""
+    """No prior from outside: the block's own first classifier gives that of the current frame (decoder B)."""
 
-    # Which frame's ground truth stands in at first.
+    # The frame whose ground truth is used during the warm-up.
     truth_of = SAME_FRAME
 
 
 class PreviousPrediction(PriorProvider):
-    """What the model said of the frame before (decoder A); nothing for the first frame of a video.
+    """The model's prediction for the previous frame (decoder A); unknown for the first frame of a video.
 
-    In training the frame before goes through the model once more, in eval mode and without gradient, with the same
-    crop and flip since it comes from the same clip; its own prior is then that of its first classifier.
+    In training, the model runs once more on the previous frame, in eval mode and without gradient. The frame comes from
+    the same clip, so it has the same crop and flip; its own prior is that of its first classifier.
 
     Args:
         soft: keep probabilities (float16 in a stream) instead of labels.
@@ -74,8 +74,10 @@ class PreviousPrediction(PriorProvider):
 
 
 class StoredMasks(PriorProvider):
-    """Masks that were predicted before. In training those of ``INPUT.PRIOR_MASKS``, which the loader takes through the
-    clip's geometry; in a stream ``MultiStage`` gives them to ``step``.
+    """Masks from an earlier run.
+
+    In training those of ``INPUT.PRIOR_MASKS``, transformed with the clip by the loader; in a stream, ``MultiStage``
+    passes them to ``step``.
 
     Args:
         frame: "same_frame" or "previous_frame".
@@ -98,11 +100,11 @@ class StoredMasks(PriorProvider):
 
 
 class GroundTruthWarmup(PriorProvider):
-    """The ground truth for the first iterations, as long as predictions are not worth reading; then another provider.
+    """The ground truth for the first iterations, while predictions are still poor; then another provider.
 
     Args:
         then: the provider that takes over.
-        iterations: how many.
+        iterations: number of iterations with the ground truth.
     """
 
     def __init__(self, then: Stage1Prior | PreviousPrediction | StoredMasks, iterations: int) -> None:
@@ -123,7 +125,7 @@ class GroundTruthWarmup(PriorProvider):
 
 
 def label_prior(model: ClipSegmentor, batch: TrainBatch, key: str, frame: str) -> PriorMap:
-    """Hard prior from label maps of the clips; it knows nothing of frames without one or from before the video's start.
+    """Hard prior from label maps of the clips; unknown for frames without one, or before the video's start.
 
     Args:
         model: with the classes.
@@ -144,7 +146,7 @@ def label_prior(model: ClipSegmentor, batch: TrainBatch, key: str, frame: str) -
 
 @contextmanager
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode afterwards: no dropout, no trace in batch norm statistics."""
+    """Eval mode inside the block, each module's own mode afterwards: no dropout, unchanged batch norm statistics."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

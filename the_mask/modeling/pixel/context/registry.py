@@ -1,4 +1,4 @@
-"""The registry of context blocks and their one signature. Axes: B clips, C channels, h w feature size, K classes.
+"""The registry of context blocks and their signature. Axes: B clips, C channels, h w feature size, K classes.
 
 A new block is one file with a builder ``(BlockInputs) -> ContextBlock`` under :func:`block_type`, its default options
 in ``MODEL.BLOCKS.<TYPE>``, and one test.
@@ -22,18 +22,18 @@ CONTEXT_BLOCKS.__doc__ = "Builders ``(BlockInputs) -> ContextBlock`` by the type
 
 
 class ContextBlock(nn.Module):
-    """One step of an expression: features of a frame, its memory and its prior in, a new main level out.
+    """One step of an expression: takes features of a frame, its memory and its prior; returns a new main level.
 
     Attributes:
-        in_levels: levels it reads of the current frame; ``main`` is what the block before it returned.
+        in_levels: levels it reads of the current frame; ``main`` is the output of the block before it.
         memory_levels: levels it reads of memory frames; () for an image block.
         memory_len: memory frames it reads, the newest ones.
         out_channels: of its feature.
         out_level: level whose size the feature has.
         uses_prior: whether it reads the prior.
-        slot_dependent: whether what it computes of a memory frame depends on the frame's age.
+        slot_dependent: whether its features of a memory frame depend on the frame's age.
         apply_to_memory: whether, in a chain, memory frames pass through it too, as single frames without a memory.
-        stateful: whether it wants :meth:`extra_losses`, :meth:`after_loss` and :meth:`after_step`.
+        stateful: whether :meth:`extra_losses`, :meth:`after_loss` and :meth:`after_step` are called.
         classifier_channels: channels that the head's classifier must read for :meth:`extra_losses`; 0 for any.
     """
 
@@ -60,7 +60,7 @@ class ContextBlock(nn.Module):
         return super().__call__(query, memory, prior)
 
     def extra_losses(self, classifier: nn.Module, iteration: int) -> dict[str, Tensor]:
-        """Weighted losses by name beside those of the logits; ``classifier`` is the head's last convolution."""
+        """Additional weighted losses by name; ``classifier`` is the head's last convolution."""
         return {}
 
     def after_loss(self, batch: TrainBatch, iteration: int) -> None:
@@ -72,7 +72,7 @@ class ContextBlock(nn.Module):
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What a block is built from.
+    """The inputs of a block's builder.
 
     Attributes:
         name: of the instance in the expression.
@@ -107,12 +107,12 @@ class BlockInputs:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
     @property
     def memory_length(self) -> int:
-        """T: the block's own MEMORY_LENGTH, or that of ``MODEL.CONTEXT``."""
+        """Number of memory frames T: the block's own MEMORY_LENGTH, or that of ``MODEL.CONTEXT``."""
         return self.options.get("MEMORY_LENGTH", 0) or self.cfg.MODEL.CONTEXT.MEMORY_LENGTH
 
     def choice(self, key: str, known: tuple[str, ...]) -> Any:

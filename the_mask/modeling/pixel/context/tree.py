@@ -1,4 +1,4 @@
-"""From a parsed expression to running blocks: builds them, checks that they fit, and passes features along.
+"""Builds the blocks of a parsed expression, checks that they fit, and runs them.
 
 Axes: B clips, T memory frames, C channels, h w feature size.
 """
@@ -36,7 +36,7 @@ class Scope:
 
 
 class BlockTree:
-    """An expression ready to run. It holds no parameters: the blocks are in :attr:`blocks`, which its owner registers.
+    """An expression ready to run. It has no parameters: they are in :attr:`blocks`, which its owner registers.
 
     Attributes:
         blocks: the instances by name, in order of appearance.
@@ -87,7 +87,7 @@ class BlockTree:
     def run(
         self, features: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None
     ) -> BlockOutput:
-        """Features of the current frame, memory of backbone levels, prior -> result [B, C, h, w]."""
+        """Run on features of the current frame, memory of backbone levels, and prior; returns [B, C, h, w]."""
         if memory is not None and self.root_level in self.memory_levels:
             memory = memory.map(lambda frame: {**frame, MAIN: frame[self.root_level]})
         return self._run(self.root, {**features, MAIN: features[self.root_level]}, memory, prior)
@@ -95,7 +95,7 @@ class BlockTree:
     # Building.
 
     def _build(self, node: Node, scope: Scope) -> tuple[ShapeSpec, Scope]:
-        """Shape of a node's result, and what the next node of a chain may read."""
+        """Shape of a node's result, and the levels that the next node of a chain may read."""
         if isinstance(node, Name):
             return self._build_block(node, scope)
         if node.kind == ">":
@@ -217,7 +217,7 @@ class BlockTree:
         return any(map(self._reads_memory, node.parts))
 
     def _apply_to_memory(self, node: Node, memory: ClipFeatures) -> ClipFeatures:
-        """Memory frames through one block, as frames of their own: in one batch, or one after the other."""
+        """Run one block on the memory frames, as single frames: in one batch, or one after the other."""
         assert isinstance(node, Name)
         block = self.blocks[node.name]
         assert isinstance(block, ContextBlock)

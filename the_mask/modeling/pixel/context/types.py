@@ -1,4 +1,4 @@
-"""What travels between backbone, context blocks and heads. Axes: B clips, T memory frames, K classes, C channels."""
+"""Types passed between backbone, context blocks and heads. Axes: B clips, T memory frames, K classes, C channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from the_mask.config.keys.context import PAD_POLICIES
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 
-# Level name -> [B, C, h, w]. Backbone levels keep their names; what a context block hands on is "main".
+# Level name -> [B, C, h, w]. Backbone levels keep their names; the output of a context block is "main".
 FrameFeatures = Mapping[str, Tensor]
 MAIN = "main"
 
@@ -23,7 +23,7 @@ class ClipFeatures:
 
     Attributes:
         frames: T frames, oldest first.
-        valid: bool [B, T]; a False slot holds something finite that must not count.
+        valid: bool [B, T]; a False slot holds finite values that must not be used.
     """
 
     frames: tuple[FrameFeatures, ...]
@@ -57,12 +57,12 @@ class ClipFeatures:
 
 
 def all_valid(valid: Tensor) -> bool:
-    """Whether every slot holds a frame, so that no mask is needed; an exported program cannot ask and gets False."""
+    """Whether every slot is valid, so that no mask is needed; always False while exporting, where it is not known."""
     return not torch.compiler.is_exporting() and bool(valid.all())
 
 
 def fill_missing(memory: ClipFeatures, policy: str, current: FrameFeatures) -> ClipFeatures:
-    """Give the slots from before the video's start something to hold.
+    """Fill the slots from before the video's start.
 
     Args:
         memory: slots, of which those before the first frame are not valid.
@@ -80,7 +80,7 @@ def fill_missing(memory: ClipFeatures, policy: str, current: FrameFeatures) -> C
         return memory
     fill: FrameFeatures = current
     frames: list[FrameFeatures] = []
-    # From the newest slot to the oldest: what is copied is the last valid one met, which is the oldest.
+    # From the newest slot to the oldest: the last valid slot found is the oldest, and is copied.
     for slot in range(len(memory) - 1, -1, -1):
         keep = memory.valid[:, slot, None, None, None]
         frame = memory.frames[slot]
@@ -92,7 +92,7 @@ def fill_missing(memory: ClipFeatures, policy: str, current: FrameFeatures) -> C
 
 @dataclass(frozen=True)
 class BlockOutput:
-    """What a context block returns.
+    """The output of a context block.
 
     Attributes:
         feature: [B, C, h, w], the new main level.
@@ -116,13 +116,13 @@ class BlockOutput:
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What a head of ``ClipSegmentor`` returns.
+    """The output of a head of ``ClipSegmentor``.
 
     Attributes:
         logits: [B, K, h, w].
         aux: further logits [B, K, h', w'] by name, to be supervised in training.
         aux_weights: weight of the loss of each; 0.4 where there is none.
-        features: tensors that others may want by name, ``main`` (before the classifier) among them.
+        features: further tensors by name, including ``main`` (before the classifier).
     """
 
     logits: Tensor

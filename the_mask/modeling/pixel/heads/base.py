@@ -12,7 +12,7 @@ from the_mask.modeling.pixel.context.types import ClipFeatures, FrameFeatures, H
 
 
 class PixelHead(nn.Module):
-    """Backbone features of a frame, of the frames before it, and a prior in; class logits out.
+    """Maps backbone features of a frame and of the frames before it, and a prior, to class logits.
 
     Attributes:
         stride: input pixels per cell of the logits.
@@ -34,7 +34,7 @@ class PixelHead(nn.Module):
         return ()
 
     def extra_losses(self, iteration: int) -> dict[str, Tensor]:
-        """Weighted training losses by name beside those of the logits."""
+        """Additional weighted training losses by name."""
         return {}
 
     @abstractmethod

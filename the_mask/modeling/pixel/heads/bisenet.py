@@ -1,4 +1,4 @@
-"""BiSeNet-R18 (TorchSeg's): the head: attention that refines and fuses the two paths of its backbone.
+"""Head of BiSeNet-R18 (TorchSeg's): attention that refines and fuses the two paths of the backbone.
 
 Axes: B images, K classes, C channels, h w feature sizes. Source: arXiv:1808.00897 and TorchSeg's released code.
 """
@@ -39,7 +39,7 @@ class AttentionRefinement(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """Both paths side by side -> 256 channels, plus themselves times a gate."""
+    """Concatenate both paths, convolve to 256 channels, and add the result times a gate."""
 
     def __init__(self, norm: str) -> None:
         super().__init__()

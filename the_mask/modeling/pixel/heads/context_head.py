@@ -70,11 +70,11 @@ class ContextHead(PixelHead):
         return self.tree.uses_prior
 
     def stateful_blocks(self) -> Iterable[ContextBlock]:
-        """Blocks that learn something outside the gradient."""
+        """Blocks that are also updated outside the optimiser."""
         return (block for block in self.tree.instances() if block.stateful)
 
     def extra_losses(self, iteration: int) -> dict[str, Tensor]:
-        """Of the stateful blocks."""
+        """Additional losses of the stateful blocks."""
         losses: dict[str, Tensor] = {}
         for block in self.stateful_blocks():
             losses.update(block.extra_losses(self.conv_seg, iteration))

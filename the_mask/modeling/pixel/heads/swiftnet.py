@@ -23,7 +23,7 @@ from the_mask.modeling.pixel.pooling import adaptive_average, square_columns
 WIDTH = 128
 POOLED_WIDTH = 42
 POOLED_ROWS = (8, 4, 2)
-# Of the pyramid pooling's batch norms, which see few cells; released code. The other norms keep 0.1.
+# Momentum of the pyramid pooling's batch norms, which see few cells (released code). The other norms keep 0.1.
 POOLING_MOMENTUM = 0.005
 
 
@@ -53,7 +53,7 @@ def _resize(x: Tensor, size: torch.Size) -> Tensor:
 
 
 class SpatialPyramidPooling(nn.Module):
-    """[B, C, h, w] -> [B, 128, h, w]: the map beside means over 8, 4 and 2 rows of cells as square as the map's."""
+    """[B, C, h, w] -> [B, 128, h, w]: the map and its means over 8, 4 and 2 rows of nearly square cells."""
 
     def __init__(self, in_channels: int, norm: str) -> None:
         super().__init__()
