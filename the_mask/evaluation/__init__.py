@@ -1,4 +1,4 @@
-"""Metrics as pure functions on label maps, and the evaluators that feed them."""
+"""Metrics as pure functions on label maps, evaluators, the prediction loop, and reports."""
 
 from the_mask.evaluation.baseline import constant_baseline
 from the_mask.evaluation.evaluate import evaluate_dataset

@@ -1,4 +1,4 @@
-"""What a model has to beat: the best constant prediction."""
+"""The baseline: the best constant prediction."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from the_mask.evaluation.metrics import best_constant_class, check_labels
 def constant_baseline(
     dataset_name: str, windows: Sequence[int] = (8, 16)
 ) -> tuple[str, OrderedDict[str, dict[str, float]]]:
-    """The class that scores the highest mIoU when it is predicted everywhere, and its figures.
+    """The class with the highest mIoU as a constant prediction, and its figures.
 
-    It is chosen on the ground truth it is scored on, so it is the best that ignoring the pictures can do. Reads all
-    masks twice.
+    It is chosen on the same ground truth, so no constant prediction is better. Reads all masks twice.
 
     Args:
         dataset_name: registered data set with ground truth.
-        windows: of VC_n. Strict VC_n of a constant is the share of that class among the pixels that hold still; the
-            compat one is always 100.
+        windows: window lengths n of VC_n. Strict VC_n of a constant is the share of that class among the pixels with
+            constant ground truth; compat VC_n is always 100.
 
     Returns:
-        Class name, and results as of :meth:`VideoSemSegEvaluator.evaluate`.
+        Class name, and results as from :meth:`VideoSemSegEvaluator.evaluate`.
 
     Raises:
         ValueError: no labelled pixel.

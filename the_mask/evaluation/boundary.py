@@ -1,4 +1,4 @@
-"""Boundary IoU: IoU of what lies within a few pixels of a class border, in the prediction or in the ground truth.
+"""Boundary IoU: IoU of the pixels near a class border, in the prediction or in the ground truth.
 
 Source: Cheng et al. 2021, "Boundary IoU", eq. 2, per class and pooled over frames. Axes: K classes, H W frame size.
 """
@@ -26,14 +26,14 @@ def boundary_region(
 ) -> NDArray[np.bool_]:
     """Pixels less than ``width`` + 1 away (Chebyshev) from a pixel of another class or from outside the frame.
 
-    For each class this is the mask minus its erosion by a square of side 2 * width + 1, as in the paper's code, all
-    classes at once: a pixel is inside exactly if the labels around it are all equal. Void pixels have no class: a
+    For each class this is the mask minus its erosion by a square of side 2 * width + 1, as in the paper's code. All
+    classes are computed at once: a pixel is inside if all labels around it are equal. Void pixels have no class, so a
     border with them is not a boundary.
 
     Args:
         labels: class ids [H, W], 0..65534.
         width: pixels, >= 1.
-        void: [H, W]; None means nowhere.
+        void: [H, W]; None means no void pixels.
 
     Returns:
         [H, W]; False at void pixels.
@@ -49,7 +49,7 @@ def boundary_region(
         low[void] = np.iinfo(np.uint16).max
         high[void] = 0
     square = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
-    # OpenCV leaves pixels outside the frame out of the minimum and the maximum.
+    # OpenCV ignores pixels outside the frame in minimum and maximum.
     region = cv2.erode(low, square) != cv2.dilate(high, square)
     region[:width] = region[-width:] = True
     region[:, :width] = region[:, -width:] = True
@@ -63,7 +63,7 @@ def boundary_counts(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Intersection and union (pixels) of the boundary regions of each class.
 
-    Pixels whose ground truth is ``ignore_label`` count nowhere, and no border with them is a boundary on either side.
+    Pixels whose ground truth is ``ignore_label`` are not counted, and a border with them is not a boundary.
 
     Returns:
         Two int64 [K].
@@ -92,9 +92,9 @@ class BoundaryIoU:
     Attributes:
         num_classes: K.
         ratio: width of the boundary as a share of a frame's diagonal.
-        ignore_label: ground truth that is left out.
+        ignore_label: value of the ground truth that is left out.
         intersection, union: int64 [K].
-        in_gt: bool [K], classes that occurred in the ground truth.
+        in_gt: bool [K], classes that occur in the ground truth.
     """
 
     num_classes: int

@@ -1,4 +1,4 @@
-"""Temperatures for merging: how far a model's scores must be sharpened or flattened to be honest probabilities."""
+"""Temperatures for merging, which turn a model's scores into calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITS = (0.02, 50.0)
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted temperature and the mean negative log-likelihood (nats per pixel) at 1 and at it."""
+    """A fitted temperature, and the mean negative log-likelihood (nats per pixel) at 1 and at that temperature."""
 
     temperature: float
     loss_before: float
@@ -29,14 +29,14 @@ class Calibration:
 
 
 def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> Calibration:
-    """Temperature that minimises the cross-entropy of sum-to-one(scores ** (1 / T)).
+    """Find the temperature T that minimises the cross-entropy of sum-to-one(scores ** (1 / T)).
 
     Args:
         scores: [N, K] >= 0 of N pixels.
         labels: [N] classes 0..K-1.
 
     Returns:
-        The temperature, within 0.02..50. Source: Guo et al. 2017, on logarithms of the scores.
+        The temperature, in 0.02..50. Source: Guo et al. 2017, applied to the logarithms of the scores.
 
     Raises:
         ValueError: no pixels, or shapes that do not fit.
@@ -57,12 +57,12 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -
 
 
 class PixelSampler:
-    """A sink of score maps [K, H, W] that keeps random labelled pixels of every labelled frame.
+    """A sink for score maps [K, H, W] that keeps random labelled pixels of every labelled frame.
 
     Args:
-        ignore_label: pixels of this label are not drawn.
-        per_frame: most pixels of one frame.
-        seed: of the choice.
+        ignore_label: pixels with this label are not drawn.
+        per_frame: largest number of pixels per frame.
+        seed: seed of the random choice.
     """
 
     def __init__(self, ignore_label: int, per_frame: int = 500, seed: int = 0) -> None:
@@ -72,7 +72,7 @@ class PixelSampler:
         self.labels: list[NDArray[np.int64]] = []
 
     def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
-        """Draw from the frames of some clips."""
+        """Draw pixels from the frames of some clips."""
         for clip, maps in zip(clips, predictions, strict=True):
             for labels, scores in zip(clip["labels"], maps, strict=True):
                 if labels is None:

@@ -1,6 +1,6 @@
-"""Whose predictions a folder holds: a small file in it with digests of everything that they were made from.
+"""Records which run a folder of predictions belongs to, by digests of everything that they were made from.
 
-A resumed run adds to a folder only what the same weights would have put there, from the same frames.
+So a resumed run only continues a folder made with the same weights from the same frames.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from the_mask.data.registry import Record
 from the_mask.modeling.digest import weights_digest
 
 INDEX = "predictions.json"
-# Keys that change no prediction, or only where things are.
+# Keys that do not affect predictions, or only change where files are.
 IRRELEVANT = ("OUTPUT_DIR", "DATALOADER", "SOLVER", "SEED", "CUDNN_BENCHMARK", "VIS_PERIOD", "DATASETS")
 WRITTEN = ("TEST.SAVE_PREDICTIONS", "TEST.SAVE_SCORES", "TEST.VOTING.SAVE_MASKS", "MODEL.KEYFRAME.CACHE_DIR")
-# Files and folders that predictions are made from, besides MODEL.WEIGHTS: their content counts, not their place.
+# Further inputs of predictions, besides MODEL.WEIGHTS: their content matters, not their path.
 READ = (
     "TEST.ENSEMBLE.CHECKPOINTS",
     "TEST.ENSEMBLE.SCORES",
@@ -39,7 +39,7 @@ PLACES = ("MODEL.WEIGHTS", "MODEL.DEVICE", "TEST.ENSEMBLE.CONFIGS", *WRITTEN, *R
 def make_claim(
     cfg: CfgNode, model: nn.Module, dataset_name: str, records: Sequence[Record], values: str
 ) -> dict[str, str]:
-    """What decides about the predictions of a run, for :func:`claim_folder`; reads all frames once, on rank 0."""
+    """Digests of all inputs of a run's predictions, for :func:`claim_folder`; reads all frames once, on rank 0."""
     weights = weights_digest(model)
     if not comm.is_main_process():
         return {}
@@ -55,21 +55,21 @@ def make_claim(
 
 
 def claim_folder(folder: Path, claim: dict[str, str], suffix: str = ".png") -> None:
-    """Mark a folder as that of one run, so that another one's files are never taken for its own; a collective call.
+    """Mark a folder as belonging to a run, so that files of another run are not mistaken for its own. Collective.
 
     Args:
-        folder: made if it is not there.
-        claim: by :func:`make_claim`.
-        suffix: of the files the run will write.
+        folder: created if needed.
+        claim: result of :func:`make_claim`.
+        suffix: suffix of the files that the run will write.
 
     Raises:
-        ValueError: it is another one's, or holds files of nobody knows whom.
+        ValueError: it belongs to another run, or has files of an unknown run.
     """
     problem = None
     if comm.is_main_process():
         try:
             problem = _claim(folder, claim, suffix)
-        # The other processes wait for the verdict.
+        # The other processes wait for the result.
         except (ValueError, OSError) as error:
             problem = str(error)
     problem = comm.all_gather(problem)[0]
@@ -78,7 +78,7 @@ def claim_folder(folder: Path, claim: dict[str, str], suffix: str = ".png") -> N
 
 
 def disclaim(folder: str | Path) -> None:
-    """Before files of a claimed folder are overwritten by an evaluation: the claim does not hold for it any more."""
+    """Remove the mark of a folder before an evaluation overwrites its files."""
     (Path(folder) / INDEX).unlink(missing_ok=True)
 
 
@@ -123,13 +123,13 @@ def _inputs_digest(cfg: CfgNode) -> str:
 
 
 def _files_digest(named: Iterable[tuple[str, Path]]) -> str:
-    """Digest of names and contents; of ``(name, file)`` in order."""
+    """Digest of names and contents of ``(name, file)`` pairs, in order."""
     names, paths = [], []
     for name, path in named:
         names.append(name)
         paths.append(path)
     digest = hashlib.sha256()
-    # Hashing lets other threads run.
+    # Hashing releases the GIL.
     with ThreadPoolExecutor() as pool:
         for name, content in zip(names, pool.map(file_digest, paths), strict=True):
             digest.update(f"{name}\0{content}\0".encode())

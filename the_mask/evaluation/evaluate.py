@@ -1,4 +1,4 @@
-"""Run a model over a test set and score it."""
+"""Runs a model on a test set and scores it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> OrderedDict[str, dict[str, float]]:
-    """Predict every frame of a test set and score it; a collective call when there are several processes.
+    """Predict every frame of a test set and score it; a collective call if there are several processes.
 
     Args:
-        cfg, model: see :func:`predict_videos`; predictions and scores are also written where ``TEST.SAVE_*`` say so.
+        cfg, model: see :func:`predict_videos`; predictions and scores are also written if ``TEST.SAVE_*`` is set.
         dataset_name: registered data set.
 
     Returns:
@@ -38,7 +38,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
         see :func:`the_mask.evaluation.keyframe.evaluate_keyframes`.
 
     Raises:
-        ValueError, FileNotFoundError: unknown data set, classes that do not fit the model, bad files (named).
+        ValueError, FileNotFoundError: unknown data set, classes that do not fit the model, or bad files (named).
     """
     check_classes(cfg, [dataset_name])
     records = get_records(dataset_name)
@@ -50,7 +50,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
         with evaluation_mode(plain):
             by_distance = evaluate_keyframes(cfg, plain, dataset_name)
     if getattr(plain, "propagates", False):
-        # Of whole videos they are not causal, so a table has to name them.
+        # Averages over whole videos are not causal, so results have to name the mode.
         logger.info("%s: class logits of the queries: %s (TEST.CLASS_LOGITS)", dataset_name, cfg.TEST.CLASS_LOGITS)
     results = evaluator.evaluate(expected_frames=sum(len(record["frames"]) for record in records))
     if by_distance is not None:
@@ -61,12 +61,12 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, records: Sequence[Record], device: torch.device | str = "cpu"
 ) -> VideoSemSegEvaluator:
-    """Evaluator with the settings of ``cfg.TEST``; the flow of TC runs on ``device``."""
+    """The evaluator configured by ``cfg.TEST``; the optical flow of TC runs on ``device``."""
     weights, tc_videos = cfg.TEST.TC_FLOW_WEIGHTS, cfg.TEST.TC_MAX_VIDEOS
     return VideoSemSegEvaluator(
         dataset_name,
         windows=cfg.TEST.VC_WINDOWS,
-        # A block of the tiling, and the clips of a batch may finish it together.
+        # A block of the tiling, whose clips may be finished in one batch.
         max_pending=cfg.TEST.CLIP_LENGTH * cfg.TEST.CLIP_STRIDE,
         flow=raft_flow(weights, device) if weights else None,
         tc_videos={record["video_id"] for record in records[:tc_videos]} if tc_videos else None,
@@ -75,7 +75,7 @@ def build_evaluator(
 
 
 def _writers(cfg: CfgNode, dataset_name: str) -> list[Sink]:
-    """The sink of ``TEST.SAVE_PREDICTIONS``; its folder and that of ``TEST.SAVE_SCORES`` are nobody's to resume."""
+    """The sink of ``TEST.SAVE_PREDICTIONS``. Its folder and that of ``TEST.SAVE_SCORES`` cannot be resumed."""
     if cfg.TEST.SAVE_SCORES:
         disclaim(cfg.TEST.SAVE_SCORES)
     if not cfg.TEST.SAVE_PREDICTIONS:

@@ -1,4 +1,4 @@
-"""Video evaluator with constant memory: label maps go in clip by clip, sums come out.
+"""Video evaluator with constant memory: takes label maps clip by clip and keeps only sums.
 
 Axes: ``T`` frames of a clip, ``K`` classes, ``H W`` original frame size.
 """
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Counts:
-    """What went through an evaluator."""
+    """Numbers of videos and frames processed by an evaluator."""
 
     videos: int = 0
     frames: int = 0
@@ -44,7 +44,7 @@ class Counts:
 
 @dataclass
 class Totals:
-    """Sums over finished videos, of one process or of all: everything the figures are made of."""
+    """Sums over finished videos, of one process or of all, from which the figures are computed."""
 
     confusion: NDArray[np.int64]
     consistency: dict[Mode, VideoConsistency]
@@ -55,7 +55,7 @@ class Totals:
     def merge(self, other: Totals) -> None:
         """Add the sums of another process."""
         self.confusion = self.confusion + other.confusion
-        # One process may have had to leave a mode out.
+        # One process may have left out a mode.
         self.consistency = {mode: meter for mode, meter in self.consistency.items() if mode in other.consistency}
         for mode, meter in self.consistency.items():
             meter.merge(other.consistency[mode])
@@ -69,7 +69,7 @@ class Totals:
 
 @dataclass
 class _Frame:
-    """A predicted frame: class ids [H, W], ground truth [H, W] or None, and where it and its mask came from."""
+    """A predicted frame: class ids [H, W], ground truth [H, W] or None, and the files of image and mask."""
 
     pred: NDArray[np.integer]
     gt: NDArray[np.integer] | None
@@ -80,7 +80,7 @@ class _Frame:
 
 @dataclass
 class _Video:
-    """The video in progress: the next frame wanted and the frames that came early."""
+    """The current video: the next frame to process, and frames that came early."""
 
     video_id: str
     next_index: int = 0
@@ -89,20 +89,20 @@ class _Video:
 
 
 class VideoSemSegEvaluator:
-    """mIoU and its relatives, VC_n in all modes, and TC, pooled over a data set of videos.
+    """Computes mIoU and other IoU figures, VC_n in all modes, and TC, pooled over a data set of videos.
 
-    Clips of one video must follow one another, but their frames need not come in time order: early ones wait in a
-    buffer of at most ``max_pending`` frames. So memory depends on the frame size and the tiling, not on the data set.
-    With several processes each one sees whole videos; :meth:`evaluate` adds their sums up and returns the same
-    bits on every process, however the videos were split.
+    The clips of a video must be consecutive, but their frames need not be in time order: early ones wait in a buffer of
+    at most ``max_pending`` frames. So memory depends on the frame size and the tiling, not on the data set. With
+    several processes, each one processes whole videos; :meth:`evaluate` adds up their sums and returns identical
+    results on every process, however the videos were split.
 
     Args:
         dataset_name: name in ``MetadataCatalog``; its ``stuff_classes``, ``ignore_label``, ``label_table`` are used.
-        windows: window lengths n of VC_n; none leaves VC out.
+        windows: window lengths n of VC_n; empty leaves VC out.
         max_pending: frames that may wait for an earlier one; ``CLIP_LENGTH * CLIP_STRIDE`` of the tiling suffices.
         flow: optical flow for TC (see ``raft_flow``); ``None`` leaves TC out of the results.
-        tc_videos: ids of the videos that count for TC; ``None`` takes all.
-        boundary_ratio: boundary IoU with boundaries this wide, as a share of the frame's diagonal (the paper: 0.02); 0
+        tc_videos: ids of the videos used for TC; ``None`` takes all.
+        boundary_ratio: width of the boundary for boundary IoU, as a share of the frame's diagonal (paper: 0.02); 0
             leaves it out.
     """
 
@@ -123,7 +123,7 @@ class VideoSemSegEvaluator:
         self.num_classes = len(self.class_names)
         self.windows = tuple(windows)
         self.max_pending = max_pending
-        # Whether a train id of the ground truth does not tell what was stored (VSPW: 0 and 255 are both ignored).
+        # Whether several stored values have the same train id (VSPW: 0 and 255 are both ignored).
         mapped = [train_id for train_id in metadata.label_table if train_id >= 0]
         self._loses_values = len(set(mapped)) < len(mapped)
         self._flow = flow
@@ -132,7 +132,7 @@ class VideoSemSegEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was processed."""
+        """Discard all sums."""
         self.confusion = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
         self.counts = Counts()
         modes = MODES if self.windows else ()
@@ -152,8 +152,8 @@ class VideoSemSegEvaluator:
             predictions: per clip T label maps [H, W], or ``{"sem_seg": T score maps [K, H, W]}``.
 
         Raises:
-            ValueError: wrong number of maps, wrong size, illegal class ids, a frame predicted twice, or one that never
-                came; the frame is named.
+            ValueError: wrong number of maps, wrong size, illegal class ids, a frame predicted twice, or a missing
+                frame; the message names the frame.
         """
         if len(clips) != len(predictions):
             raise ValueError(f"{len(clips)} clips, but predictions for {len(predictions)}")
@@ -185,7 +185,7 @@ class VideoSemSegEvaluator:
         return self._video
 
     def _place(self, video: _Video, index: int, frame: _Frame) -> None:
-        """Put a frame at its position and take in all that are now in order."""
+        """Store a frame at its position, and process all frames that are now in order."""
         if index < video.next_index or index in video.early:
             raise ValueError(f"video {video.video_id}: frame {index} ({frame.frame_id}) is predicted twice")
         video.early[index] = frame
@@ -203,7 +203,7 @@ class VideoSemSegEvaluator:
         self.counts.frames += 1
         self._add_temporal(video, frame)
         if frame.gt is None:
-            # No window can cross a frame whose truth is unknown.
+            # A window cannot cross a frame without ground truth.
             self.counts.frames_without_labels += 1
             self._cut_windows(video)
             return
@@ -244,7 +244,7 @@ class VideoSemSegEvaluator:
         video.gt_shape = None
 
     def end_video(self) -> None:
-        """Close the video in progress (also done by ``is_last`` and by the first clip of another video).
+        """End the current video (also done by ``is_last`` and by the first clip of another video).
 
         Raises:
             ValueError: a frame before the last one was never predicted.
@@ -262,20 +262,20 @@ class VideoSemSegEvaluator:
         self._video = None
 
     def evaluate(self, expected_frames: int | None = None) -> OrderedDict[str, dict[str, float]]:
-        """Add the sums of all processes up and compute the figures.
+        """Add up the sums of all processes and compute the figures.
 
         Args:
-            expected_frames: frames of the data set; another number of processed frames is an error.
+            expected_frames: number of frames of the data set; another number of processed frames is an error.
 
         Returns:
             ``{"sem_seg": {...}}`` in percent, on every process: ``mIoU`` (classes with ground truth), ``mIoU_union``
             (classes with non-zero union), ``fwIoU``, ``pACC``, ``mACC``, ``VC<n>`` (strict), ``VC<n>_compat``
-            (CFFM's script), ``VC<n>_compat-vspw`` (VSPW's), ``TC`` and ``TC_compat`` when there is a flow, ``BIoU``
-            when it is wanted, and ``IoU-<class>``. NaN where nothing was counted.
+            (CFFM's script), ``VC<n>_compat-vspw`` (VSPW's), ``TC`` and ``TC_compat`` if a flow was given, ``BIoU`` if
+            configured, and ``IoU-<class>``. NaN where nothing was counted.
             After the call :attr:`totals` holds the sums.
 
         Raises:
-            ValueError: frames were lost, or predicted more than once.
+            ValueError: frames are missing, or were predicted more than once.
         """
         self.end_video()
         parts = comm.all_gather(self.local_totals())
@@ -350,7 +350,7 @@ def _suffix(mode: str) -> str:
 
 
 def _label_maps(prediction: Any) -> list[NDArray[np.integer]]:
-    """T label maps out of what a segmentor returns for a clip: label maps, or ``{"sem_seg": T score maps}``."""
+    """T label maps from a segmentor's result for a clip: label maps, or ``{"sem_seg": T score maps}``."""
     if isinstance(prediction, Mapping):
         prediction = [torch.as_tensor(scores).argmax(dim=0) for scores in prediction["sem_seg"]]
     return [as_label_array(labels, "prediction") for labels in prediction]

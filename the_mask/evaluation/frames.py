@@ -1,4 +1,4 @@
-"""Ground truth of a data set, frame by frame, in the form of the test loader's clips but without the pictures."""
+"""Ground truth of a data set, frame by frame, in the form of the test loader's clips but without pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def single_frame_clips(records: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
         None), ``mask_file_name`` (or None), ``mask_file_names``, ``is_first``, ``is_last``.
 
     Raises:
-        ValueError, FileNotFoundError: an unreadable mask, or illegal values in it; the file is named.
+        ValueError, FileNotFoundError: an unreadable mask, or illegal values in it; the message names the file.
     """
     for record in records:
         for index in range(len(record["frames"])):

@@ -1,4 +1,4 @@
-"""Accuracy by distance from the keyframe: each labelled frame is reached from keyframes 0, 1, ... frames before it.
+"""Accuracy by distance from the keyframe: each labelled frame is predicted from keyframes 0, 1, ... frames before it.
 
 Axes: K classes, L distances. Source: the protocol of GSVNet's released code (start at frame k - i, propagate to k).
 """
@@ -34,24 +34,24 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Start:
-    """A keyframe, and the distances at which frames after it are scored."""
+    """A keyframe, and the distances of the scored frames after it."""
 
     frame: int
     distances: tuple[int, ...]
 
 
 def plan_starts(labelled: Sequence[bool], distances: int) -> tuple[list[Start], int]:
-    """Which frames of a video become keyframes.
+    """Choose the keyframes of a video.
 
-    Every labelled frame with ``distances - 1`` frames before it is scored once at each distance; labelled frames nearer
-    to the video's start are left out, so that all points of the curve rest on the same frames.
+    Every labelled frame with ``distances - 1`` frames before it is scored once at each distance. Labelled frames closer
+    to the video's start are left out, so that all points of the curve use the same frames.
 
     Args:
         labelled: per frame of the video.
         distances: L, at least 1.
 
     Returns:
-        keyframes in order, and how many labelled frames were left out.
+        The keyframes in order, and the number of labelled frames left out.
     """
     wanted = {k for k, has in enumerate(labelled) if has and k >= distances - 1}
     starts = []
@@ -67,7 +67,7 @@ def summarise(confusions: NDArray[np.int64], segmentor: NDArray[np.int64] | None
 
     Args:
         confusions: [L, K, K], one matrix per distance.
-        segmentor: [K, K] of the segmentor alone, on the same frames.
+        segmentor: [K, K], of the segmentor alone on the same frames.
 
     Returns:
         ``mIoU`` (mean of the distances'), ``mIoU_pooled`` (of the summed matrix, as GSVNet's released code averages),
@@ -90,9 +90,10 @@ def summarise(confusions: NDArray[np.int64], segmentor: NDArray[np.int64] | None
 def evaluate_keyframes(
     cfg: CfgNode, model: nn.Module, dataset_name: str, distances: int | None = None
 ) -> OrderedDict[str, float]:
-    """Score a propagated model at every distance from its keyframe; a collective call under several processes.
+    """Score a propagated model at every distance from its keyframe; a collective call if there are several processes.
 
-    The model must be in eval mode. Each keyframe starts from an empty state: a segmentor that looks back sees it alone.
+    The model must be in eval mode. Each keyframe starts from an empty state, so a segmentor with a memory sees no other
+    frame.
 
     Args:
         cfg: keys ``INPUT.TEST.*`` and ``TEST.KEYFRAME_DISTANCES``.
@@ -101,7 +102,7 @@ def evaluate_keyframes(
         distances: L; None takes ``cfg.TEST.KEYFRAME_DISTANCES``.
 
     Returns:
-        As :func:`summarise`, with ``frames`` (scored) and ``left_out`` (labelled, too near to a video's start).
+        As :func:`summarise`, with ``frames`` (scored) and ``left_out`` (labelled, too close to a video's start).
 
     Raises:
         ValueError: another kind of model, L below 1, or no labelled frame with L - 1 frames before it.
@@ -136,12 +137,12 @@ def evaluate_keyframes(
 
 
 class DistanceConfusion:
-    """The sink of :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
+    """The sink for :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
 
     Attributes:
         confusions: int64 [L, K, K].
         segmentor: int64 [K, K].
-        frames: scored.
+        frames: number of scored frames.
     """
 
     def __init__(self, distances: int, num_classes: int, ignore_label: int) -> None:
@@ -151,7 +152,7 @@ class DistanceConfusion:
         self.frames = 0
 
     def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
-        """Count label maps; a clip's ``distance`` is None for the segmentor alone."""
+        """Count label maps. A clip's ``distance`` is None for the segmentor alone."""
         for clip, (labels,) in zip(clips, predictions, strict=True):
             distance = clip["distance"]
             matrix = self.segmentor if distance is None else self.confusions[distance]
@@ -169,13 +170,13 @@ class DistanceConfusion:
 def keyframe_predictions(
     cfg: CfgNode, model: PropagatedSegmentor, records: Sequence[Record], distances: int
 ) -> Iterator[Predicted]:
-    """Labelled frames of some videos as clips of one frame, by ``distance`` from their keyframe, with their label maps.
+    """Labelled frames of some videos, as clips of one frame with their ``distance`` from the keyframe, and label maps.
 
     Each frame also comes once with ``distance`` None, predicted by the segmentor alone.
     """
     stream, alone = StreamingSegmentor(cfg, model=model), StreamingSegmentor(cfg, model=model.segmentor)
     for record in records:
-        # Frames and clips, read once and kept while they may be needed.
+        # Cache of frames and clips that are still needed.
         kept: dict[int, tuple[torch.Tensor, dict[str, Any]]] = {}
         for start in plan_starts(_labelled(record), distances)[0]:
             kept = {index: frame for index, frame in kept.items() if index >= start.frame}
@@ -201,7 +202,7 @@ def keyframe_predictions(
 
 
 def _read(stream: StreamingSegmentor, record: Record, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A frame [3, H, W] at network size, and its clip."""
+    """Read a frame [3, H, W] at network size, and its clip."""
     clip = frame_clip(record, index)
     image, labels = read_image(clip["file_names"][0]), clip["labels"][0]
     if labels is not None:

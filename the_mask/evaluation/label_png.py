@@ -14,7 +14,7 @@ from the_mask.data.files import atomic_write
 
 
 def raw_values_of_classes(label_table: Sequence[int], num_classes: int) -> list[int]:
-    """For each train id the lowest raw PNG value that stands for it: the inverse of a label table.
+    """The inverse of a label table: for each train id, the lowest raw PNG value that is mapped to it.
 
     Raises:
         ValueError: a class has no raw value.
@@ -31,8 +31,8 @@ def raw_values_of_classes(label_table: Sequence[int], num_classes: int) -> list[
 def save_label_map(path: Path, labels: NDArray[np.integer], raw_values: Sequence[int]) -> None:
     """Write train ids [H, W] as a one-channel PNG of raw values: 8 bit where they fit, else 16 bit.
 
-    The file appears whole or not at all. No palette: readers such as ``cv2.imread`` would return its colours instead of
-    the values.
+    The file is written atomically. It has no palette, because readers such as ``cv2.imread`` would return colours
+    instead of the values.
     """
     table = np.asarray(raw_values, dtype=np.uint8 if max(raw_values) <= 255 else np.uint16)
     path.parent.mkdir(parents=True, exist_ok=True)

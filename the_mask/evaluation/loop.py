@@ -1,7 +1,7 @@
-"""The one prediction loop: frames of a data set in, label maps out, sinks that take them.
+"""The prediction loop: runs over the frames of a data set and passes label maps to sinks.
 
-Whatever predicts is a source, an iterator of clips with their label maps: a model over videos, keyframes at every
-distance, files on disk. Whatever is made of predictions is a sink: metrics, PNGs, samples, reports.
+Predictions come from a source, an iterator of clips with their label maps: a model on videos, keyframes at every
+distance, or files on disk. Sinks consume them: metrics, PNGs, samples, reports.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from the_mask.inference.compose import build_stream, is_plain, must_stream
 from the_mask.modeling.stream import Hints, Stream, StreamState
 
 Clip = Mapping[str, Any]
-# Clips as the test loader gives them, and of each the label maps [height, width], or scores [K, height, width].
+# Clips of the test loader, and for each its label maps [height, width] or scores [K, height, width].
 Predicted = tuple[Sequence[Clip], Sequence[Sequence[Any]]]
 Clock = Callable[[], AbstractContextManager[None]]
 
 
 class Sink(Protocol):
-    """Takes predictions, and has its own way to tell what it made of them.
+    """Consumes predictions.
 
-    ``process`` is that of Detectron2's ``DatasetEvaluator``.
+    ``process`` has the interface of Detectron2's ``DatasetEvaluator``.
     """
 
     def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
-        """Take some clips of one video, and of each the maps of its frames; videos follow one another."""
+        """Take some clips of one video, and for each the maps of its frames. The clips of a video are consecutive."""
         ...
 
 
 def feed(predictions: Iterable[Predicted], sinks: Sequence[Sink], meter: ProgressMeter | None = None) -> int:
-    """Give all predictions to all sinks. Returns the number of frames."""
+    """Pass all predictions to all sinks. Returns the number of frames."""
     frames = 0
     for clips, maps in predictions:
         for sink in sinks:
@@ -58,22 +58,22 @@ def feed(predictions: Iterable[Predicted], sinks: Sequence[Sink], meter: Progres
 def predict_videos(
     cfg: CfgNode, model: nn.Module, dataset_name: str, records: Sequence[Record], sinks: Sequence[Sink]
 ) -> int:
-    """Predict every frame of some videos, as ``cfg.TEST`` asks; each process takes its share of whole videos.
+    """Predict every frame of some videos as configured by ``cfg.TEST``; each process takes a share of the videos.
 
-    Clips come from ``build_test_loader``; with ``TEST.STREAMING`` each video is fed frame by frame through a stream
-    instead. With keys such as ``TEST.VIEWS`` the model runs inside what :func:`build_stream` makes of it, either way;
-    ensembles and stages always stream. Memory does not grow with the data set. The model is switched to eval mode and
-    every module's mode is restored afterwards, also after an error.
+    Clips come from ``build_test_loader``; with ``TEST.STREAMING``, each video is processed frame by frame as a stream
+    instead. In both cases, keys such as ``TEST.VIEWS`` wrap the model by :func:`build_stream`; ensembles and stages
+    always stream. Memory does not grow with the data set. The model is switched to eval mode, and every module's mode
+    is restored afterwards, even after an error.
 
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST.*``.
         model: has ``predict(clips)``; may be wrapped in DistributedDataParallel.
         dataset_name: registered data set.
-        records: videos of it.
-        sinks: what takes the label maps.
+        records: videos of the data set.
+        sinks: consumers of the label maps.
 
     Returns:
-        Number of frames of this process.
+        The number of frames of this process.
     """
     lengths = [len(record["frames"]) for record in records]
     mine = [records[i] for i in shard_videos(lengths, comm.get_world_size())[comm.get_rank()]]
@@ -99,8 +99,8 @@ def tile_videos(
         cfg: keys ``TEST.*`` and ``INPUT.TEST.*``.
         predictor: has ``predict(clips)``.
         dataset_name: registered data set.
-        records: videos of it, default all.
-        clock: entered while the model works.
+        records: videos of the data set; default: all.
+        clock: context that is entered while the model runs.
     """
     for clips in build_test_loader(cfg, dataset_name, records):
         with clock():
@@ -109,10 +109,10 @@ def tile_videos(
 
 
 def stream_videos(stream: Stream, records: Sequence[Record], clock: Clock = nullcontext) -> Iterator[Predicted]:
-    """Videos frame by frame, each from a fresh state, as clips of one frame with what the stream gives.
+    """Process videos frame by frame, each from a new state; yields clips of one frame with the stream's output.
 
     Raises:
-        ValueError, FileNotFoundError: unreadable image or mask, or one of another size; the file is named.
+        ValueError, FileNotFoundError: unreadable image or mask, or one of another size; the message names the file.
     """
     state: StreamState = {}
     for clip in single_frame_clips(records):
@@ -128,7 +128,7 @@ def stream_videos(stream: Stream, records: Sequence[Record], clock: Clock = null
 
 
 def unlabelled(records: Sequence[Record]) -> list[Record]:
-    """The records without their ground truth, which a prediction need not read."""
+    """The records without ground truth, so that a prediction does not read it."""
     return [
         {**record, "frames": [{**frame, "sem_seg_file_name": None} for frame in record["frames"]]} for record in records
     ]
@@ -136,9 +136,9 @@ def unlabelled(records: Sequence[Record]) -> list[Record]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch a model to eval mode and give every module its own mode back, whatever happens inside.
+    """Switch a model to eval mode inside the block, and restore every module's mode afterwards.
 
-    ``model.train()`` afterwards would not do: it wakes up modules that were frozen in eval mode.
+    Calling ``model.train()`` afterwards would be wrong: it also switches modules that are frozen in eval mode.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.ops import decomposed
 
-# What published figures count; norms, activations and resizing are left out.
+# The operators in published figures; norms, activations and resizing are left out.
 COUNTED = ("conv", "linear", "matmul", "bmm", "addmm", "einsum")
 
 
 @dataclass(frozen=True)
 class MacReport:
-    """Operations of one forward pass.
+    """The operations of one forward pass.
 
     Attributes:
         macs: multiply-accumulates of convolutions and matrix products.
-        uncounted: operators that fvcore has no count for, with their number; sampling and attention are among them.
+        uncounted: operators that fvcore cannot count, with their number, such as sampling and attention.
     """
 
     macs: int
@@ -38,7 +38,7 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacReport:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        # The tracer does not know operators with lists of sizes; their standard form it does.
+        # The tracer does not support operators with lists of sizes, but it supports their standard form.
         with torch.no_grad(), decomposed():
             analysis = FlopCountAnalysis(_Flat(module).eval(), tuple(inputs)).unsupported_ops_warnings(False)
             counts, unknown = analysis.by_operator(), analysis.unsupported_ops()
@@ -85,7 +85,7 @@ class _Key(nn.Module):
 
 
 class _Flat(nn.Module):
-    """A module whose tensors come out as one tuple, as tracing wants them."""
+    """Wraps a module to return its tensors as one tuple, as tracing requires."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

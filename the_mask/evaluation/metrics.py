@@ -1,4 +1,4 @@
-"""Metrics of a confusion matrix, as pure functions on label maps.
+"""Confusion matrices of label maps and the metrics computed from them, as pure functions.
 
 Axes: ``K`` classes, ``H W`` frame size. Label maps may be NumPy arrays or CPU tensors of any integer type and shape.
 """
@@ -15,7 +15,7 @@ LabelMap = NDArray[np.integer] | torch.Tensor
 
 
 class IoUReport(TypedDict):
-    """What :func:`iou_from_confusion` returns. Fractions in 0..1; NaN where there is nothing to divide by."""
+    """The result of :func:`iou_from_confusion`. Fractions in 0..1; NaN where the denominator is 0."""
 
     mIoU: float
     """Mean IoU over the classes that occur in the ground truth (Detectron2's definition)."""
@@ -36,7 +36,7 @@ class IoUReport(TypedDict):
 
 
 def as_label_array(labels: LabelMap, what: str = "label map") -> NDArray[np.integer]:
-    """Return ``labels`` as a NumPy integer array without copying where that is possible.
+    """Return ``labels`` as a NumPy integer array, without a copy if possible.
 
     Raises:
         ValueError: the values are not integers.
@@ -52,20 +52,20 @@ def confusion_matrix(
 ) -> NDArray[np.int64]:
     """Count pixels by (ground truth, prediction).
 
-    Pixels whose ground truth is ``ignore_label`` are not counted, whatever is predicted there.
+    Pixels whose ground truth is ``ignore_label`` are not counted, whatever the prediction.
 
     Args:
         pred: class ids, any shape.
         gt: class ids of the same shape.
         num_classes: K.
-        ignore_label: ground-truth value that is left out; may lie outside 0..255.
-        source: file name put into error messages.
+        ignore_label: ground-truth value that is left out; may be outside 0..255.
+        source: file name for error messages.
 
     Returns:
         int64 [K, K], rows = ground truth, columns = prediction.
 
     Raises:
-        ValueError: different shapes, or values outside 0..K-1 (each illegal value and its pixel count is named).
+        ValueError: different shapes, or values outside 0..K-1 (the message has each illegal value and its pixel count).
     """
     pred_array, gt_array = as_label_array(pred, "prediction"), as_label_array(gt, "ground truth")
     if pred_array.shape != gt_array.shape:
@@ -87,9 +87,9 @@ def check_labels(
     source: str = "",
     ignore_label: int | None = None,
 ) -> None:
-    """Raise when a value is neither in 0..K-1 nor ``ignore_label``, naming each such value.
+    """Raise a ValueError if a value is neither in 0..K-1 nor ``ignore_label``; names each such value.
 
-    Detectron2's evaluator counts such pixels in a wrong cell of its matrix without a word.
+    Detectron2's evaluator silently counts such pixels in a wrong cell of its matrix.
     """
     if labels.size == 0 or (labels.min() >= 0 and labels.max() < num_classes):
         return
@@ -105,7 +105,7 @@ def check_labels(
 
 
 def iou_from_confusion(confusion: NDArray[np.integer] | torch.Tensor) -> IoUReport:
-    """Turn a confusion matrix [K, K] (rows = ground truth) into IoU and accuracy figures.
+    """Compute IoU and accuracy figures from a confusion matrix [K, K] (rows = ground truth).
 
     Both common definitions of the class mean are given: ``mIoU`` leaves out classes without ground truth, even when
     they are predicted; ``mIoU_union`` counts such a class as 0. See ``docs/metrics.md``.
@@ -138,10 +138,10 @@ def iou_from_confusion(confusion: NDArray[np.integer] | torch.Tensor) -> IoURepo
 
 
 def best_constant_class(confusion: NDArray[np.integer]) -> tuple[int, IoUReport]:
-    """The class whose constant prediction has the highest mIoU on the ground truth of ``confusion``, and its figures.
+    """The class whose constant prediction has the highest mIoU for the ground truth of ``confusion``, and its figures.
 
-    Every class has the mIoU ``share_c / (classes in the ground truth)`` as a constant prediction, so it is the most
-    frequent one: the baseline that any trained model has to beat.
+    As a constant prediction, class c has the mIoU ``share_c / (classes in the ground truth)``, so the best one is the
+    most frequent class. This is the baseline for trained models.
     """
     gt_pixels = np.asarray(confusion, dtype=np.int64).sum(axis=1)
     best = int(gt_pixels.argmax())

@@ -1,4 +1,4 @@
-"""Scoring of label maps that any program has written to disk.
+"""Scores label maps on disk, written by any program.
 
 Expected tree: ``<pred_dir>/<video>/<frame>.png``, one per frame of the data set, one channel, original frame size.
 """
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class PredictionErrors(ValueError):
-    """Something is wrong with a folder of predictions; :attr:`problems` has one line per file, none left out."""
+    """Problems with a folder of predictions; :attr:`problems` has one line per file, for all of them."""
 
     def __init__(self, folder: Path, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -55,21 +55,21 @@ def evaluate_predictions(
     Args:
         pred_dir: folder of predictions.
         dataset_name: name of the data set; frames without ground truth are not scored, but their prediction must exist.
-        train_ids: the PNGs hold train ids 0..K-1. Otherwise they hold the data set's raw values (VSPW: 1..124). Either
-            way "ignored" is legal only where the ground truth is ignored too: every labelled pixel needs a class.
-        windows, flow: as :class:`VideoSemSegEvaluator`.
-        tc_videos: TC over the first this many videos; 0 takes all.
+        train_ids: the PNGs hold train ids 0..K-1; otherwise the data set's raw values (VSPW: 1..124). In both cases the
+            ignored value is allowed only where the ground truth is ignored, too: every labelled pixel needs a class.
+        windows, flow: as for :class:`VideoSemSegEvaluator`.
+        tc_videos: compute TC on the first N videos; 0 takes all.
         progress: show a bar on the terminal.
-        sinks: what else takes the predictions.
+        sinks: further consumers of the predictions.
 
     Returns:
         As :meth:`VideoSemSegEvaluator.evaluate`.
 
     Raises:
         FileNotFoundError: no such folder.
-        PredictionErrors: missing files; or, when all are there, unreadable ones, wrong sizes and illegal values. All
+        PredictionErrors: missing files; or, if none is missing, unreadable files, wrong sizes and illegal values. All
             are listed.
-        ValueError: the data set has no ground truth at all.
+        ValueError: the data set has no ground truth.
     """
     folder = Path(pred_dir)
     if not folder.is_dir():
@@ -106,7 +106,7 @@ def evaluate_predictions(
 def _stored_predictions(
     records: Sequence[Record], paths: Sequence[Path], train_ids: bool, problems: list[str], bar: Any
 ) -> Iterator[Predicted]:
-    """The frames of some videos with the label maps of their files; from the first problem on only problems."""
+    """The frames of some videos with label maps read from files; after the first problem, only collect problems."""
     for clip, path in zip(single_frame_clips(records), paths, strict=True):
         metadata = MetadataCatalog.get(clip["dataset"])
         try:
@@ -120,7 +120,7 @@ def _stored_predictions(
 
 
 def _read_prediction(path: Path, metadata: Any, train_ids: bool) -> NDArray[np.integer]:
-    """A prediction as train ids [H, W], or the ignore label."""
+    """Read a prediction as train ids or the ignore label, [H, W]."""
     raw = read_label_raw(path)
     if not train_ids:
         return apply_label_table(raw, metadata.label_table, path)
@@ -137,7 +137,7 @@ def _read_prediction(path: Path, metadata: Any, train_ids: bool) -> NDArray[np.i
 def _check_against_truth(
     labels: NDArray[np.integer], truth: NDArray[np.integer] | None, ignore_label: int, path: Path
 ) -> None:
-    """Raise ValueError for another size than the ground truth's, or pixels left without a class."""
+    """Raise ValueError if the size differs from the ground truth's, or a labelled pixel has no class."""
     if truth is None:
         return
     if truth.shape != labels.shape:

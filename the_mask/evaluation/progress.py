@@ -1,4 +1,4 @@
-"""How far a prediction run is, and what it cost."""
+"""Progress and timing of prediction runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LOG_SECONDS = 10.0
 
 
 class ProgressMeter:
-    """A live bar on a terminal, a line every ten seconds in a log, and the time per frame at the end.
+    """Shows a progress bar on a terminal, logs a line every ten seconds, and the time per frame at the end.
 
     Args:
-        name: shown in front.
-        total: frames of this process.
+        name: title of the bar.
+        total: number of frames of this process.
     """
 
     def __init__(self, name: str, total: int) -> None:
@@ -47,7 +47,7 @@ class ProgressMeter:
 
     @contextmanager
     def model_time(self) -> Iterator[None]:
-        """Count the time inside as the model's. Label maps arrive on the CPU, so a GPU has finished by then."""
+        """Count the time inside the block as the model's. Label maps are on the CPU, so a GPU has finished by then."""
         start = time.perf_counter()
         yield
         self.model_seconds += time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Results as text: one line per figure, one row per class."""
+"""Results as text tables: one line per figure, one row per class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from the_mask.evaluation.metrics import IoUReport
 
-# What each figure of the results is, in the words of docs/metrics.md.
+# Description of each figure, as in docs/metrics.md.
 MEANINGS = {
     "mIoU": "mean IoU over classes with ground truth",
     "mIoU_union": "mean IoU over classes with ground truth or predictions (non-zero union)",
@@ -36,7 +36,7 @@ def meaning(name: str) -> str:
 
 
 def class_table(report: IoUReport, class_names: Sequence[str]) -> str:
-    """IoU, accuracy (recall) and pixel shares of every class in percent; a dash where there is nothing to divide by."""
+    """IoU, accuracy (recall) and pixel shares of every class in percent; a dash where the denominator is 0."""
     total_gt, total_pred = int(report["gt_pixels"].sum()), int(report["pred_pixels"].sum())
     rows = [
         [

@@ -1,4 +1,4 @@
-"""What else takes the predictions of :mod:`the_mask.evaluation.loop`, besides the evaluator."""
+"""Sinks for the predictions of :mod:`the_mask.evaluation.loop`, besides the evaluator."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from the_mask.evaluation.metrics import as_label_array
 
 
 class PngSink:
-    """Writes label maps as ``<folder>/<video>/<frame>.png``, one channel; a file appears whole or not at all.
+    """Writes label maps as ``<folder>/<video>/<frame>.png``, one channel, atomically.
 
     Args:
-        folder: made if it is not there.
-        raw_values: of every class, what stands for it in the files.
+        folder: created if needed.
+        raw_values: value of each class in the files.
     """
 
     def __init__(self, folder: str | Path, raw_values: Sequence[int]) -> None:

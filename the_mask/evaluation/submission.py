@@ -1,4 +1,4 @@
-"""Predictions of a whole data set as a folder of PNGs, ``<folder>/<video>/<frame>.png``: what test servers take."""
+"""Predictions of a whole data set as a folder of PNGs, ``<folder>/<video>/<frame>.png``, for test servers."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ VALUES = ("train-ids", "raw")
 def predict_dataset(
     cfg: CfgNode, model: nn.Module, dataset_name: str, folder: str | Path, values: str = "train-ids"
 ) -> int:
-    """Write the label maps of every frame of a data set; a collective call when there are several processes.
+    """Write the label maps of every frame of a data set; a collective call if there are several processes.
 
-    Resumable: a video all of whose files exist is left out, one that was interrupted starts anew (its streams need
-    their first frames), and a file appears whole or not at all. Ground truth is not needed.
+    Resumable: a video is skipped if all of its files exist; an interrupted one starts anew (its stream needs its first
+    frames). Files are written atomically. Ground truth is not needed.
 
     Args:
         cfg: keys ``TEST.*`` and ``INPUT.TEST.*``, as in an evaluation.
-        model: the config's segmentor; put in eval mode meanwhile.
+        model: the config's segmentor; put in eval mode during the call.
         dataset_name: registered data set.
-        folder: where the PNGs go, one channel, original frame size.
+        folder: output folder of the PNGs, one channel, original frame size.
         values: "train-ids" writes classes 0..K-1, as the VSPW challenge takes them; "raw" the data set's own values
             (VSPW: class + 1), as ``tools/evaluate_predictions.py`` reads them by default.
 
     Returns:
-        Number of frames that were predicted now, by this process.
+        Number of frames predicted in this call, by this process.
 
     Raises:
-        ValueError: unknown ``values``; the folder holds predictions of other weights, frames, config or kind of values.
+        ValueError: unknown ``values``, or the folder has predictions of other weights, frames, config or ``values``.
     """
     if values not in VALUES:
         raise ValueError(f"values {values!r}: expected one of {', '.join(VALUES)}")
@@ -54,7 +54,7 @@ def predict_dataset(
     claim = make_claim(cfg, plain, dataset_name, records, values)
     claim_folder(folder, claim)
     if scores is not None:
-        # Scores do not depend on the values of the PNGs.
+        # Scores do not depend on ``values``.
         claim_folder(scores, {key: text for key, text in claim.items() if key != "values"}, ".npz")
     metadata = MetadataCatalog.get(dataset_name)
     classes = len(metadata.stuff_classes)

@@ -1,4 +1,4 @@
-"""Temporal consistency (TC): how well does the next prediction, moved along the optical flow, agree with this one?
+"""Temporal consistency (TC): agreement of each prediction with the next one, warped by the optical flow.
 
 Used for VSPW by Miao et al. (CVPR 2021), after Liu et al., "Efficient semantic video segmentation" (ECCV 2020).
 
@@ -6,13 +6,13 @@ Axes: ``L`` frames of a video, ``K`` classes, ``H W`` frame size.
 
 For each pair (t, t+1) the prediction of t+1 is warped to t by the flow t -> t+1 with nearest sampling; a confusion
 matrix with prediction t as the reference is pooled over all pairs, and TC is its mean IoU over the classes that occur
-in the reference. Ground truth takes no part. There are two ways to warp:
+in the reference. Ground truth is not used. There are two ways to warp:
 
 * ``strict``: the nearest pixel centre; pixels whose flow leaves the frame are left out;
 * ``compat``, the script of VSPW: positions are normalised by W-1 but sampled with ``align_corners=False``, a shift of
   up to half a pixel, and what lies outside the frame is class 0.
 
-The caller says which videos count; the script reads the first 100.
+The caller chooses the videos; the script uses the first 100.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ FlowFunction = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float
 """(frame t, frame t+1), uint8 RGB [H, W, 3] each -> flow [H, W, 2] in pixels, (x, y): x_{t+1} = x_t + flow."""
 
 TC_MODES = ("strict", "compat")
-# RAFT looks at features of 1/8 resolution over four pyramid levels; smaller inputs vanish on the way.
+# RAFT uses features of 1/8 resolution over four pyramid levels, in which smaller inputs vanish.
 _RAFT_MULTIPLE, _RAFT_MIN_SIDE = 8, 128
 
 
 def warp_labels_compat(labels: LabelMap, flow: NDArray[np.floating]) -> NDArray[np.integer]:
-    """As :func:`warp_labels` the way VSPW's script does; [H, W], class 0 where the flow leads out of the frame."""
+    """As :func:`warp_labels`, but as in VSPW's script; [H, W], class 0 where the flow leaves the frame."""
     array = as_label_array(labels)
     height, width = array.shape
     rows, columns = np.mgrid[:height, :width]
@@ -54,7 +54,7 @@ def warp_labels_compat(labels: LabelMap, flow: NDArray[np.floating]) -> NDArray[
 
 
 def warp_labels(labels: LabelMap, flow: NDArray[np.floating]) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-    """Bring a label map of frame t+1 to frame t.
+    """Warp a label map of frame t+1 to frame t.
 
     Args:
         labels: class ids of frame t+1, [H, W].
@@ -62,7 +62,7 @@ def warp_labels(labels: LabelMap, flow: NDArray[np.floating]) -> tuple[NDArray[n
 
     Returns:
         ``(warped, valid)``, both [H, W]: the label at the nearest pixel of ``x + flow(x)`` (halves round up), and
-        whether that pixel lies inside the frame. ``warped`` is meaningless where ``valid`` is False.
+        whether that pixel is inside the frame. ``warped`` is undefined where ``valid`` is False.
 
     Raises:
         ValueError: shapes do not fit.
@@ -82,11 +82,11 @@ def warp_labels(labels: LabelMap, flow: NDArray[np.floating]) -> tuple[NDArray[n
 
 
 class TemporalConsistency:
-    """Streaming TC; feed frames in time order. Keeps the last frame, its prediction and a matrix per mode.
+    """Streaming TC. Frames must be in time order. Keeps the last frame, its prediction and a matrix per mode.
 
     Args:
         num_classes: K.
-        flow: optical flow, see :data:`FlowFunction`; ``raft_flow`` makes one from a weight file.
+        flow: optical flow, see :data:`FlowFunction`; ``raft_flow`` makes one from a weights file.
         ignore_label: a pixel is left out where either prediction has this value.
     """
 
@@ -111,7 +111,7 @@ class TemporalConsistency:
             pred: class ids [H, W] in 0..K-1.
 
         Raises:
-            ValueError: frame and prediction differ in size from each other or from the frame before; illegal ids.
+            ValueError: frame and prediction differ in size from each other or from the previous frame; illegal ids.
         """
         labels = as_label_array(pred, "prediction").copy()
         if frame.shape != (*labels.shape, 3):
@@ -132,7 +132,7 @@ class TemporalConsistency:
         self.confusion[mode] += confusion_matrix(warped[valid], reference[valid], self.num_classes, self.ignore_label)
 
     def end_video(self) -> None:
-        """Close the current video; pairs never cross a video's end."""
+        """End the current video; pairs never cross the end of a video."""
         self._last = None
 
     def result(self, mode: str = "strict") -> float:
@@ -153,7 +153,7 @@ def temporal_consistency(
 
 
 def raft_flow(weights: str | Path, device: str | torch.device = "cpu", updates: int = 20) -> FlowFunction:
-    """Optical flow by torchvision's RAFT (large or small, whichever the file holds). Never downloads anything.
+    """Optical flow by torchvision's RAFT (large or small, depending on the file). Never downloads anything.
 
     Args:
         weights: a state dict of ``torchvision.models.optical_flow.raft_large`` or ``raft_small``.
@@ -182,7 +182,7 @@ def raft_flow(weights: str | Path, device: str | torch.device = "cpu", updates: 
 
 
 def _load_raft(path: Path) -> nn.Module:
-    # Here, not above: torchvision's models take a second to import and most runs have no flow weights.
+    # Imported here, because torchvision's models take a second to import and most runs need no flow.
     from torchvision.models.optical_flow import raft_large, raft_small
 
     state = read_tensors(path, "file of RAFT's weights")
@@ -205,7 +205,7 @@ def _load_raft(path: Path) -> nn.Module:
 
 
 def _raft_input(image: NDArray[np.uint8]) -> Tensor:
-    """uint8 RGB [H, W, 3] -> float [1, 3, H', W'] in -1..1, padded at the bottom and right by its border pixels."""
+    """uint8 RGB [H, W, 3] -> float [1, 3, H', W'] in -1..1, padded at the bottom and right with its border pixels."""
     tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
     height, width = tensor.shape[-2:]
     padding = [max(_RAFT_MIN_SIDE, -(-side // _RAFT_MULTIPLE) * _RAFT_MULTIPLE) - side for side in (height, width)]

@@ -1,9 +1,9 @@
-"""Video consistency (VC_n) of Miao et al., "VSPW" (CVPR 2021): does the answer hold still where the scene does?
+"""Video consistency (VC_n) of Miao et al., "VSPW" (CVPR 2021): is the prediction constant where the ground truth is?
 
 Axes: ``L`` frames of a video, ``H W`` frame size, ``n`` window length.
 
 For each window of n frames, G = pixels whose ground truth is the same in all n frames, and VC = |G and R| / |G|. The
-score is the mean over all windows of all videos. What R is, and which windows count, depends on the mode:
+score is the mean over all windows of all videos. The definition of R and the choice of windows depend on the mode:
 
 =============  =========================  ========================  ==============================
                ``strict``                 ``compat``                ``compat-vspw``
@@ -19,8 +19,8 @@ short videos   scored when L >= n         left out when L <= 16,    scored when 
 CFFM (Sun et al., CVPR 2022), MRCFA (ECCV 2022) and work built on their code report ``compat``; the tables of VSPW
 ``compat-vspw``. Windows with an empty G are left out of the mean in all modes.
 
-Instead of comparing n frames per window, each pixel carries the length of the run it is in; a window that ends at this
-frame keeps the pixel if that run is at least n long. So a video costs one pass and a few maps of state, whatever n is.
+Instead of comparing n frames per window, each pixel stores the length of its current run; it belongs to a window that
+ends at this frame if the run is at least n long. So a video takes one pass and a few maps of state, whatever n is.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Mode = Literal["strict", "compat", "compat-vspw"]
 MODES: tuple[Mode, ...] = ("strict", "compat", "compat-vspw")
 # CFFM's script drops videos that have no second window of 16 frames, before scoring any n.
 COMPAT_MIN_FRAMES = 17
-# Sums of window scores are kept as integer multiples of 2**-60, so that totals do not depend on the order of addition:
-# any split of the videos over processes gives the same bits.
+# Sums of window scores are stored as integer multiples of 2**-60, so that totals do not depend on the order of
+# addition: any split of the videos over processes gives identical results.
 _UNIT = 1 << 60
 
 
 @dataclass
 class WindowTotal:
-    """Sum over windows of one length: ``score`` in units of 2**-60, ``windows`` scored, ``empty`` with an empty G."""
+    """Sums over windows of one length: ``score`` in units of 2**-60, ``windows`` scored, ``empty`` with an empty G."""
 
     score: int = 0
     windows: int = 0
@@ -82,17 +82,17 @@ class _Runs:
     gt_run: NDArray[np.uint16] | None = None
     pred_run: NDArray[np.uint16] | None = None
     totals: dict[int, WindowTotal] = field(default_factory=dict)
-    # Not strict: the newest window of each length, held back because the video's last one does not count.
+    # If not strict: the newest window of each length, held back because the last window of a video is not counted.
     held: dict[int, float] = field(default_factory=dict)
 
 
 class VideoConsistency:
-    """Streaming VC over any number of videos; feed frames in time order.
+    """Streaming VC over any number of videos. Frames must be in time order.
 
     State is bounded by one video's frame size: two label maps and two maps of run lengths.
 
     Args:
-        windows: window lengths n; they never mix, each has its own total.
+        windows: window lengths n, each with its own total.
         mode: ``"strict"``, ``"compat"`` or ``"compat-vspw"``, see the module's table.
         ignore_label: void value of the ground truth.
         min_frames: shorter videos are left out (and counted in ``skipped_videos``). ``None``: 17 in ``compat``, as
@@ -132,8 +132,8 @@ class VideoConsistency:
             gt: class ids [H, W], ``ignore_label`` for void; in ``compat-vspw`` raw label values.
 
         Returns:
-            VC in 0..1 of the windows that end at this frame, by length (NaN: empty G). Except in ``strict`` the last of
-            them turns out not to count once the video ends.
+            VC in 0..1 of the windows that end at this frame, by length (NaN: empty G). Except in ``strict``, the last
+            window of a video is not counted in the end.
 
         Raises:
             ValueError: prediction, ground truth and the video's earlier frames differ in size.
@@ -151,7 +151,7 @@ class VideoConsistency:
         runs, longest = self._runs, max(self.windows)
         runs.gt_run = _constant_run(runs.gt_run, gt, runs.gt, longest)
         if self.mode == "strict":
-            # Void never belongs to G, not even where it holds still.
+            # Void never belongs to G, not even where it is constant.
             runs.gt_run[gt == self.ignore_label] = 0
             runs.pred_run = _correct_run(runs.pred_run, pred == gt, longest)
         else:
@@ -181,7 +181,7 @@ class VideoConsistency:
         return scores
 
     def end_video(self) -> None:
-        """Close the current video; the next frame starts a new one. Windows never cross a video's end."""
+        """End the current video; the next frame starts a new one. Windows never cross the end of a video."""
         runs = self._runs
         if runs.frames >= self.min_frames:
             for n, total in runs.totals.items():
@@ -191,7 +191,7 @@ class VideoConsistency:
         self._runs = self._new_runs()
 
     def merge(self, other: VideoConsistency) -> None:
-        """Add the finished videos of another accumulator with the same settings (e.g. of another process)."""
+        """Add the finished videos of another object with the same settings (e.g. of another process)."""
         if (self.windows, self.mode, self.min_frames) != (other.windows, other.mode, other.min_frames):
             raise ValueError("only accumulators of the same windows, mode and shortest video can be merged")
         for n in self.windows:
@@ -199,7 +199,7 @@ class VideoConsistency:
         self.skipped_videos += other.skipped_videos
 
     def finished(self) -> VideoConsistency:
-        """A small copy that holds finished videos only, fit for sending to another process."""
+        """A small copy with only the finished videos, to send to another process."""
         clone = VideoConsistency(self.windows, self.mode, self.ignore_label, self.min_frames)
         clone.totals, clone.skipped_videos = copy.deepcopy(self.totals), self.skipped_videos
         return clone
@@ -226,7 +226,7 @@ def video_consistency(
         mode, ignore_label, min_frames: as :class:`VideoConsistency`.
 
     Returns:
-        Mean over the video's windows in 0..1; NaN when no window counts (short video, or nothing holds still).
+        Mean over the video's windows in 0..1; NaN without any window (short video, or no constant pixel).
 
     Raises:
         ValueError: shapes differ or are not [L, H, W]; bad window or mode.
@@ -244,9 +244,9 @@ def video_consistency(
 def _constant_run(
     run: NDArray[np.uint16] | None, labels: NDArray[np.integer], previous: NDArray[np.integer] | None, longest: int
 ) -> NDArray[np.uint16]:
-    """Frames, up to this one, in which each pixel has had its present label.
+    """Number of frames, up to this one, in which each pixel has had its current label.
 
-    Saturated at the longest window: more changes nothing, and a counter that never stops overflows.
+    Saturated at the longest window, so that the counter cannot overflow.
     """
     if run is None or previous is None:
         return np.ones(labels.shape, dtype=np.uint16)
@@ -254,7 +254,7 @@ def _constant_run(
 
 
 def _correct_run(run: NDArray[np.uint16] | None, correct: NDArray[np.bool_], longest: int) -> NDArray[np.uint16]:
-    """Frames, up to this one, in which each pixel has been predicted correctly without a break (saturated)."""
+    """Number of frames, up to this one, in which each pixel was predicted correctly without a break (saturated)."""
     if run is None:
         return correct.astype(np.uint16)
     return np.where(correct, np.minimum(run, longest - 1) + np.uint16(1), 0).astype(np.uint16)

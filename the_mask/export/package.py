@@ -1,4 +1,4 @@
-"""Write programs as files, run them again, and compare them with the model they come from."""
+"""Writes programs to files, runs them, and compares them with the original model."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from the_mask.modeling.stream import STATE_VERSION
 
 EXPORT_FORMATS = ("torch", "onnx")
 KINDS = ("image", "stream")
-# The first version whose GridSample has the modes of torch.
+# The first opset whose GridSample has the modes of torch.
 OPSET = 20
-# Sizes that vary are at most this many times ``multiple``.
+# Dynamic sizes are at most this many times ``multiple``.
 MOST_MULTIPLES = 128
 MANIFEST = "export.json"
 
 
 def to_exported(program: Program) -> torch.export.ExportedProgram:
-    """A program as ``torch.export`` sees it, in standard operators."""
+    """Export a program with ``torch.export``, in standard operators."""
     shapes: Any = None
     if program.dynamic:
         sides = {axis: program.multiple * torch.export.Dim(name, min=1, max=MOST_MULTIPLES) for axis, name in _SIDES}
@@ -57,7 +57,7 @@ def write_onnx(program: Program, folder: Path) -> Path:
     path = folder / f"{program.name}.onnx"
     exported = to_exported(program)
     with exportable(), warnings.catch_warnings():
-        # torch's own exporter uses what torch deprecates.
+        # torch's exporter uses features that torch has deprecated.
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(
             exported,
@@ -83,7 +83,7 @@ def foreign_operators(model: Any) -> list[str]:
 
 
 def _nodes(graph: Any) -> list[Any]:
-    """Nodes of a graph and of the graphs within them (branches, loops)."""
+    """Nodes of a graph and of its nested graphs (branches, loops)."""
     nodes = list(graph.node)
     inner = [a.g for node in nodes for a in node.attribute if a.HasField("g")]
     return nodes + [node for graph in inner for node in _nodes(graph)]
@@ -101,7 +101,7 @@ class TorchSession:
 
 
 class OnnxSession:
-    """Runs an ``.onnx`` file in ONNX Runtime, on the CPU, with the processes' number of threads."""
+    """Runs an ``.onnx`` file in ONNX Runtime, on the CPU, with as many threads as torch."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -134,27 +134,27 @@ def export_package(
     tolerance: float = 1e-3,
     frames: int = 3,
 ) -> dict[str, Any]:
-    """Export a segmentor, check every file against it, and write ``export.json`` beside them.
+    """Export a segmentor, compare every file with it, and write ``export.json`` to the same folder.
 
     Args:
         model: a segmentor in eval mode on the CPU.
-        folder: made if needed; files of an earlier export are replaced.
+        folder: created if needed; files of an earlier export are replaced.
         size: (H, W) of the frames the model sees (the network size, see ``StreamingSegmentor.network_size``).
-        kinds: "image" for frames on their own, "stream" for steps with explicit state.
+        kinds: "image" for single frames, "stream" for steps with explicit state.
         formats: "torch" (``.pt2``) and "onnx".
         output: "scores" or "labels".
-        dynamic: let the sizes of the image program vary; a stream's size is fixed.
-        classes: names for the manifest.
-        tolerance: largest difference allowed, relative to the largest value of a result.
-        frames: frames of the check.
+        dynamic: allow dynamic sizes in the image program; a stream's size is fixed.
+        classes: class names for the manifest.
+        tolerance: largest allowed difference, relative to the largest value of a result.
+        frames: number of frames of the check.
 
     Returns:
-        What ``export.json`` holds: programs with files, inputs, outputs and the check's numbers.
+        The content of ``export.json``: programs with files, inputs, outputs and the results of the check.
 
     Raises:
         ValueError: unknown kind or format; see :func:`image_program` and :func:`stream_programs`.
-        ModuleNotFoundError: ONNX is asked for and not installed.
-        RuntimeError: a written program gives other results than the model.
+        ModuleNotFoundError: the format is ONNX, which is not installed.
+        RuntimeError: the results of a written program differ from the model's.
     """
     for given, known in ((kinds, KINDS), (formats, EXPORT_FORMATS)):
         strange = [x for x in given if x not in known]
@@ -170,7 +170,7 @@ def export_package(
     manifest: dict[str, Any] = {
         "the_mask": the_mask.__version__,
         "torch": torch.__version__,
-        # Of the states whose tensors stream programs take and give.
+        # Version of the states whose tensors are inputs and outputs of stream programs.
         "state_version": STATE_VERSION,
         "model": type(model).__name__,
         "size": list(size),
@@ -204,7 +204,7 @@ def export_package(
 def example_calls(
     programs: Sequence[Program], size: tuple[int, int], frames: int
 ) -> dict[str, list[tuple[Tensor, ...]]]:
-    """Arguments for some calls of every program: a moving picture; states come from the modules themselves."""
+    """Arguments for some calls of every program: a moving picture, and states computed by the modules."""
     calls: dict[str, list[tuple[Tensor, ...]]] = {program.name: [] for program in programs}
     by_name = {program.name: program for program in programs}
     for program in programs:
@@ -226,16 +226,16 @@ def example_calls(
 
 
 def moving_frame(size: tuple[int, int], number: int) -> Tensor:
-    """Frame ``number`` of a picture that moves by two pixels a frame."""
+    """Frame ``number`` of a picture that moves by two pixels per frame."""
     return torch.roll(example_frame(size), (number, 2 * number), (1, 2)).contiguous()
 
 
 def differences(program: Program, session: Any, calls: Sequence[Sequence[Tensor]]) -> dict[str, float]:
-    """Compare a written program with its module on some calls.
+    """Compare a written program with its module for some calls.
 
     Returns:
-        ``max_difference``: largest absolute difference of a result, relative to its largest value (label maps left
-        out); ``same_labels``: smallest share of cells with the same best class.
+        ``max_difference``: largest absolute difference of a result, relative to its largest value (without label maps);
+        ``same_labels``: smallest share of cells with the same best class.
     """
     largest, same = 0.0, 1.0
     for arguments in calls:

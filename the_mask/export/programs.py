@@ -1,4 +1,4 @@
-"""What is exported: plain modules of tensors in, tensors out, around a segmentor.
+"""Modules to export: wrappers around a segmentor that take and return only tensors.
 
 Axes: K classes, H W size of the frame, h w cells of the score map.
 
@@ -33,8 +33,8 @@ class Program:
         module: ``forward(*arguments)`` gives a tuple of tensors.
         arguments: example.
         inputs, outputs: names of arguments and results.
-        dynamic: H and W may vary, in multiples of ``multiple``.
-        multiple: pixels.
+        dynamic: whether H and W may vary, in multiples of ``multiple``.
+        multiple: in pixels.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Program:
 
 @contextlib.contextmanager
 def exportable() -> Iterator[None]:
-    """Inside the block models run as standard operators and without gradients."""
+    """Inside the block, models run in standard operators and without gradients."""
     with decomposed(), torch.no_grad():
         yield
 
 
 def finish(scores: Tensor, output: str, stride: int, height: int, width: int) -> Tensor:
-    """Scores [K, h, w] as they are, or labels [H, W] int32 by bilinear upsampling and argmax."""
+    """Scores [K, h, w] unchanged, or labels [H, W] int32 by bilinear upsampling and argmax."""
     if output == "scores":
         return scores
     size = (scores.shape[-2] * stride, scores.shape[-1] * stride)
@@ -63,10 +63,10 @@ def finish(scores: Tensor, output: str, stride: int, height: int, width: int) ->
 
 
 class ImageProgram(nn.Module):
-    """One frame on its own: [3, H, W] -> scores [K, ceil(H/stride), ceil(W/stride)] or labels [H, W]."""
+    """A single frame: [3, H, W] -> scores [K, ceil(H/stride), ceil(W/stride)] or labels [H, W]."""
 
     def __init__(self, model: Segmentor, output: str = "scores", pad: bool = True) -> None:
-        """``pad``: accept any size, known when exported; without it sizes are multiples of ``size_divisibility``."""
+        """``pad``: accept any fixed size; without it, sizes must be multiples of ``size_divisibility``."""
         super().__init__()
         self.model, self.output, self.pad = model, output, pad
 
@@ -87,7 +87,7 @@ Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 class StartProgram(nn.Module):
-    """The first frame of a stream: [3, H, W] -> scores or labels, and the tensors of the full state."""
+    """The first frame of a stream: [3, H, W] -> scores or labels, and the tensors of the state."""
 
     def __init__(self, model: Segmentor, step: Step, state: State, sources: Sequence[int], output: str) -> None:
         super().__init__()
@@ -116,13 +116,13 @@ class StepProgram(nn.Module):
 
 
 def image_program(model: Segmentor, size: tuple[int, int], output: str = "scores", dynamic: bool = False) -> Program:
-    """A segmentor as a model of single frames.
+    """The program of a segmentor for single frames.
 
     Args:
         model: in eval mode.
         size: (H, W) of the frames; with ``dynamic`` of the example.
         output: "scores" or "labels".
-        dynamic: other sizes are allowed too, in multiples of the model's ``size_divisibility``.
+        dynamic: also allow other sizes, in multiples of the model's ``size_divisibility``.
 
     Raises:
         ValueError: unknown output, a size below 1, or one that ``dynamic`` does not allow.
@@ -136,16 +136,16 @@ def image_program(model: Segmentor, size: tuple[int, int], output: str = "scores
 
 
 def stream_programs(model: Segmentor, size: tuple[int, int], output: str = "scores") -> list[Program]:
-    """A segmentor as a stream: "start" for the first frame, "step" for every other one; state in and out as tensors.
+    """The programs of a segmentor for streams: "start" for the first frame, "step" for the others, with explicit state.
 
-    The stream behaves as if its first frame had been shown before it, as often as the state reaches back. A
-    ``PropagatedSegmentor`` gives "start", "step" (a propagated frame) and "key" (a later keyframe); which of them runs
-    is the caller's policy.
+    The stream behaves as if its first frame had been repeated before, as far as the state reaches back. A
+    ``PropagatedSegmentor`` gives "start", "step" (a propagated frame) and "key" (a later keyframe); the caller chooses
+    which one to run.
 
     Args: see :func:`image_program`.
 
     Raises:
-        ValueError: see there; or a state without bound.
+        ValueError: see there; or a state that keeps growing.
     """
     _check(model, size, output)
     steps = _steps(model)
@@ -168,7 +168,7 @@ def stream_programs(model: Segmentor, size: tuple[int, int], output: str = "scor
 
 
 def example_frame(size: tuple[int, int]) -> Tensor:
-    """A smooth frame [3, H, W], 0..255, the same every time."""
+    """A smooth frame [3, H, W], 0..255, always the same."""
     y, x = torch.meshgrid(torch.linspace(0, 1, size[0]), torch.linspace(0, 1, size[1]), indexing="ij")
     return 127.5 + 127.5 * torch.stack([(7 * x + 2 * y).sin(), (5 * y - 3 * x).cos(), (11 * x * y).sin()])
 

@@ -1,4 +1,4 @@
-"""Stream states as lists of named tensors, which is all that an exported program takes and gives.
+"""Stream states as lists of named tensors, the inputs and outputs of exported programs.
 
 A state is a nested dict or list of tensors, numbers, strings and None. Its tensors are named by their path, such as
 ``ring.0.maps.2``; everything else, and tensors without elements, is kept as it was in the example.
@@ -16,7 +16,7 @@ State = Any
 
 
 def named_tensors(state: State, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state that have elements, with their names, in a fixed order."""
+    """The non-empty tensors of a state with their names, in a fixed order."""
     if isinstance(state, Tensor):
         if state.numel():
             yield path, state
@@ -56,15 +56,15 @@ def layout(state: State) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
 
 
 def settle(advance: Callable[[State], State], state: State, most: int = 256) -> tuple[State, State]:
-    """Advance a stream until its state keeps its layout.
+    """Advance a stream until the layout of its state no longer changes.
 
     Args:
-        advance: one step with always the same frame.
-        state: before the first frame.
-        most: frames to try.
+        advance: one step, always with the same frame.
+        state: state before the first frame.
+        most: largest number of frames to try.
 
     Returns:
-        The state after the first frame, and the first one whose layout its successor shares.
+        The state after the first frame, and the first state whose layout equals that of the next one.
 
     Raises:
         ValueError: the state still grows after ``most`` frames.
@@ -79,13 +79,13 @@ def settle(advance: Callable[[State], State], state: State, most: int = 256) -> 
 
 
 def sources_of(full: State, first: State) -> list[int]:
-    """Which tensors of ``first``, the state after one frame, fill the places of ``full``.
+    """For each tensor of ``full``, the tensor of ``first`` (the state after one frame) that fills it.
 
-    The tensor of the same name and shape where layouts agree; else the one with the values that the place has when the
-    first frame is shown again and again. So a stream starts as if the video had stood still before.
+    If the layouts agree, the tensor of the same name and shape; else the one with the values that the tensor has when
+    the first frame is repeated. So a stream starts as if the first frame had been repeated before.
 
     Raises:
-        ValueError: a tensor of ``full`` that no tensor of ``first`` equals.
+        ValueError: no tensor of ``first`` equals a tensor of ``full``.
     """
     if layout(full) == layout(first):
         return list(range(len(layout(full))))

@@ -1,4 +1,4 @@
-"""Weights: checkpoint files, loading and converting, class sets, sharded states; from a config to a trained model."""
+"""Weights: checkpoint files, loading, converting, class sets, sharding, and building the trained model of a config."""
 
 from the_mask.weights.checkpoint import CheckpointFolder, CheckpointWriteError, read_checkpoint, save_checkpoint
 from the_mask.weights.loading import LoadReport, load_weights

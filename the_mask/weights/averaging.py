@@ -1,4 +1,4 @@
-"""Averaging the weights of checkpoints of one model."""
+"""Average the weights of several checkpoints of one model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def average_state_dicts(
     """Weighted mean of state dicts with the same names and shapes.
 
     Floating-point tensors are summed in float64 and keep their dtype. Integers
-    (counters such as ``num_batches_tracked``) are those of the last state.
+    (counters such as ``num_batches_tracked``) are taken from the last state.
 
     Raises:
-        ValueError: no states, weights that do not fit or sum to 0, or states that differ in a name or shape.
+        ValueError: no states, weights of another number or with sum 0, or states that differ in a name or shape.
     """
     if not states:
         raise ValueError("the average of no checkpoints")
@@ -74,8 +74,8 @@ def average_checkpoints(
         What was written: ``model``, ``averaged`` (the files and their weights), and ``class_names`` if a file has them.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`average_state_dicts` and ``load_weights``; or files of other classes
-            than each other.
+        FileNotFoundError, ValueError: see :func:`average_state_dicts` and ``load_weights``; or files with different
+            classes.
     """
     states = []
     named: tuple[str | Path, tuple[str, ...]] | None = None

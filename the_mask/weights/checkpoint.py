@@ -1,8 +1,8 @@
-"""Training checkpoints on disk: written atomically, read without executing anything, pruned by an explicit list.
+"""Training checkpoints on disk: written atomically, read without executing code, deleted only by an explicit list.
 
 A checkpoint is one ``torch.save`` file of tensors and builtins. A write goes to a temporary file in the same folder,
-is flushed to the disk and then renamed, so that a kill, a power cut or a full disk at any moment leaves the last good
-file as it was. Nothing that a checkpoint says is taken for a path.
+is flushed to the disk and then renamed, so that after a kill, a power cut or a full disk the last good
+file is intact. Nothing in a checkpoint is used as a path.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final.pth"
 BEST = "model_best.pth"
 POINTER = "last_checkpoint"
-# Key of a checkpoint whose sharded tensors stand in files of their own, one per process.
+# Key of a checkpoint whose sharded tensors are in separate files, one per process.
 PARTS = "parts_elsewhere"
-# The only files that are ever deleted to keep the number of checkpoints down, and their parts.
+# The only files that are ever deleted to limit the number of checkpoints, and their parts.
 NUMBERED = re.compile(r"model_\d{7,}\.pth")
 MAX_PARTS = 65536
 
@@ -61,13 +61,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
 
 @contextmanager
 def _as_write_error(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a checkpoint is written into one kind of error that says what to do."""
+    """Turn errors while writing a checkpoint into a :class:`CheckpointWriteError` that says what to do."""
     try:
         yield
     except CheckpointWriteError:
         raise
     except (OSError, RuntimeError) as error:
-        # torch's zip writer reports some failures of the stream below it as RuntimeError.
+        # torch's zip writer reports some failures of its stream as RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__ or error
         free = f", {shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free" if path.parent.is_dir() else ""
         raise CheckpointWriteError(
@@ -77,7 +77,7 @@ def _as_write_error(path: Path) -> Iterator[None]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of this project to the CPU, executing nothing and checking every stored checksum.
+    """Read a checkpoint of this project onto the CPU, without executing code; verifies all stored checksums.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,22 +102,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def part_path(path: Path, rank: int, count: int, token: str = "") -> Path:
-    """Where process ``rank`` of ``count`` keeps its parts of the sharded tensors of checkpoint ``path``.
+    """File in which process ``rank`` of ``count`` stores its parts of the sharded tensors of checkpoint ``path``.
 
     Args:
-        path, rank, count: as said.
-        token: of one save, so that the parts of a save never replace those of the one before; "" in files of old.
+        path, rank, count: see above.
+        token: identifies one save, so that its parts never replace those of an earlier save; "" in old files.
     """
     return path.with_name(f"{path.name}{f'.{token}' if token else ''}.part{rank}of{count}")
 
 
 def new_token() -> str:
-    """A fresh token for the parts of one save; the processes have to agree on one."""
+    """A new token for the parts of one save; all processes must use the same one."""
     return uuid.uuid4().hex[:8]
 
 
 def remove_parts(path: Path, token: str | None = None) -> None:
-    """Delete the parts beside a checkpoint that are not those of ``token``; None: all."""
+    """Delete the parts next to a checkpoint, except those of ``token``; None: delete all."""
     pattern = re.compile(re.escape(path.name) + r"(?:\.(?P<token>[0-9a-f]{8}))?\.part\d+of\d+")
     for other in path.parent.iterdir() if path.parent.is_dir() else ():
         found = pattern.fullmatch(other.name)
@@ -126,7 +126,7 @@ def remove_parts(path: Path, token: str | None = None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file that is no longer needed; that it stays is no reason to stop a training."""
+    """Delete a file that is no longer needed; a failure is only logged, so that the training goes on."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -134,10 +134,10 @@ def _remove(path: Path) -> None:
 
 
 def join_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Put the parts of a sharded checkpoint into their places; other checkpoints stay as they are.
+    """Join the parts of a sharded checkpoint; other checkpoints are returned unchanged.
 
     Raises:
-        ValueError: a part is missing or damaged, or what the checkpoint says of them makes no sense.
+        ValueError: a part is missing or damaged, or the checkpoint's list of parts is invalid.
     """
     index = state.pop(PARTS, None)
     if index is None:
@@ -173,7 +173,7 @@ def join_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, damaged ones too."""
+    """All checkpoints of a folder, including damaged ones, newest first."""
     return sorted(folder.glob("model_*.pth"), key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
 
 
@@ -197,7 +197,7 @@ class CheckpointFolder:
     def __init__(self, folder: str | Path, keep: int = 0) -> None:
         """
         Args:
-            folder: created when missing, together with its parents.
+            folder: created with its parents if needed.
             keep: numbered checkpoints to keep; 0 keeps all.
         """
         self.folder = Path(folder)
@@ -212,8 +212,8 @@ class CheckpointFolder:
             None when the folder has no checkpoint of a training.
 
         Raises:
-            ValueError: ``last_checkpoint`` is no name of a file in the folder, or it does not help and every checkpoint
-                is damaged.
+            ValueError: ``last_checkpoint`` does not name a file in the folder, or names none that is usable and every
+                checkpoint is damaged.
         """
         pointer = self.folder / POINTER
         name = ""
@@ -228,7 +228,7 @@ class CheckpointFolder:
                 ) from error
             if named is not None and named.is_file():
                 return named
-        # The best checkpoint holds no state of a training.
+        # The best checkpoint has no training state.
         there = [path for path in newest_first(self.folder) if path.name != BEST]
         usable = next((path for path in there if zip_problem(path) is None), None)
         if not there:
@@ -245,10 +245,11 @@ class CheckpointFolder:
         return usable
 
     def take_numbered(self, names: Any, source: Path) -> None:
-        """Count the numbered checkpoints that a checkpoint of this run lists as this run's.
+        """Take over the list of this run's numbered checkpoints from one of its checkpoints.
 
         Raises:
-            ValueError: the list has anything but names of numbered checkpoints, which would be deleted in time.
+            ValueError: the list contains anything but names of numbered checkpoints, since listed files are deleted
+                later.
         """
         if not isinstance(names, list) or not all(isinstance(n, str) and NUMBERED.fullmatch(n) for n in names):
             raise ValueError(
@@ -289,7 +290,7 @@ class CheckpointFolder:
         return self._write(BEST, state)
 
     def ensure(self) -> None:
-        """Create the folder. When it was there and is gone, so are its checkpoints, and that is said."""
+        """Create the folder. If it was deleted during the run, log that its checkpoints are lost."""
         lost = self.numbered and not any((self.folder / name).is_file() for name in self.numbered)
         if lost or (self._made and not self.folder.is_dir()):
             logger.warning("%s was emptied or deleted during the run: what was in it is lost", self.folder)

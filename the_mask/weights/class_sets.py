@@ -1,7 +1,7 @@
-"""Weights of another class set: recognised by the classes' names, and class layers filled by name.
+"""Weights for other classes: recognised by the class names; class layers can be filled by name.
 
-A class layer has one row per class, in mask decoders one more for "no object". How names are compared:
-:mod:`the_mask.data.class_names`.
+A class layer has one row per class, and in mask decoders one more for "no object". See
+:mod:`the_mask.data.class_names` for the comparison of names.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torch import Tensor
 from the_mask.data import get_class_names
 from the_mask.data.class_names import config_classes, plain_name
 
-# Layers and class memories whose first axis counts classes; a file for another class list loses just these.
+# Layers and class memories whose first axis is the class; only these are not loaded from a file with other classes.
 CLASS_LAYERS = re.compile(
     r"(^|\.)(\w*(class_embed|class_head|conv_seg)\w*\.(weight|bias)|empty_weight|memory\.(rows|seen))$"
 )
-# Key of a checkpoint under which its classes are kept.
+# Key of a checkpoint for its class names.
 STORED = "class_names"
 
 
 @dataclass(frozen=True)
 class ClassSets:
-    """What is known about the classes when weights are loaded.
+    """Class names that are known when weights are loaded.
 
     Attributes:
         model: names of the model's classes, index = train id; None when unknown.
         file: names of the file's classes, instead of those stored in it; None takes the stored ones.
-        by_name: fill class layers for another class set from same-named classes.
-        check: compare names, not only numbers, of classes.
-        assumed: taken for the file's classes when neither it nor ``file`` names any.
+        by_name: if the classes differ, fill class layers from same-named classes.
+        check: compare the names of classes, not only their number.
+        assumed: assumed to be the file's classes if neither it nor ``file`` names any.
     """
 
     model: tuple[str, ...] | None = None
@@ -46,19 +46,19 @@ class ClassSets:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ClassSets:
-        """Those of a training: the classes of all data sets of the config, ``MODEL.WEIGHTS_CLASSES``.
+        """For a training: from the data sets of the config and ``MODEL.WEIGHTS_CLASSES``.
 
         Raises:
-            ValueError: data sets of other classes than each other; ``MODEL.WEIGHTS_CLASSES`` is no registered data set.
+            ValueError: data sets with different classes, or ``MODEL.WEIGHTS_CLASSES`` is not a registered data set.
         """
         node = cfg.MODEL
         return cls(config_classes(cfg), _given(cfg), node.INIT_CLASSES_BY_NAME, node.CHECK_CLASS_NAMES)
 
     @classmethod
     def of_use(cls, cfg: CfgNode, datasets: Sequence[str]) -> ClassSets:
-        """Those of the use of trained weights on data sets.
+        """For using trained weights on data sets.
 
-        A file that does not name its classes is taken to have those of ``DATASETS.TRAIN``, in their order.
+        A file without class names is assumed to have those of ``DATASETS.TRAIN``, in their order.
 
         Raises:
             ValueError: as :meth:`from_config`.
@@ -73,9 +73,9 @@ def _given(cfg: CfgNode) -> tuple[str, ...] | None:
 
 
 def stored_classes(content: Any) -> tuple[str, ...] | None:
-    """Class names that a checkpoint of this project holds, or None."""
+    """Class names stored in a checkpoint of this project, or None."""
     names = content.get(STORED) if isinstance(content, Mapping) else None
-    # Metadata of safetensors are text.
+    # In safetensors, metadata are strings.
     if isinstance(names, str):
         try:
             names = json.loads(names)
@@ -85,7 +85,7 @@ def stored_classes(content: Any) -> tuple[str, ...] | None:
 
 
 def matching_rows(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
-    """Class of the model -> the file's class of the same name; classes whose name is not unique are left out."""
+    """The file's class of the same name, by class of the model; ambiguous names are left out."""
 
     def unique(names: Sequence[str]) -> dict[str, int]:
         plain = [plain_name(name) for name in names]
@@ -98,7 +98,7 @@ def matching_rows(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
 def transfer_rows(
     state: Mapping[str, Tensor], start: Mapping[str, Tensor], ours: Sequence[str], theirs: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Class layers of a model with the rows of same-named classes taken from a file; other rows stay as they start.
+    """Fill a model's class layers with the rows of same-named classes of a file; other rows keep their initial values.
 
     Args:
         state: the file's tensors under the model's names.
@@ -106,11 +106,11 @@ def transfer_rows(
         ours, theirs: class names of the model and of the file.
 
     Returns:
-        New tensors of the layers that could be filled. The "no object" row is taken over where both have one. Class
-        weights of a loss are not among them.
+        New tensors of the layers that could be filled. The "no object" row is copied if both have one. Class weights of
+        a loss are not filled.
 
     Raises:
-        ValueError: a class layer of the file has neither as many rows as names were given, nor one more.
+        ValueError: the number of rows in a class layer of the file is neither the number of names nor one more.
     """
     rows = matching_rows(ours, theirs)
     filled = {}

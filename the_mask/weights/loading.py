@@ -1,4 +1,4 @@
-"""Loading weights into a model from any accepted file, with a report of what fitted.
+"""Loads weights into a model from any supported file, with a report.
 
 Files are read by :mod:`the_mask.weights.reading`; names of other programs are translated by
 :mod:`the_mask.weights.converters`.
@@ -27,23 +27,23 @@ from the_mask.weights.sharding import load_whole
 
 logger = logging.getLogger(__name__)
 
-# Below this share of the file's tensors that fit, the file is taken for another architecture.
+# If a smaller share of the file's tensors fits, the file is for another architecture.
 LEAST_MATCH = 0.5
 
 
 @dataclass
 class LoadReport:
-    """What became of each tensor of a weights file.
+    """What was done with each tensor of a weights file.
 
     Attributes:
         path: the file.
         loaded: names (of the model) that were filled.
-        missing: names of the model that the file lacks.
-        unexpected: names of the file (after renaming) that the model lacks.
-        mismatched: (name, shape in the file, shape in the model) that could not be filled.
+        missing: names of the model that are not in the file.
+        unexpected: names of the file (after renaming) that are not in the model.
+        mismatched: (name, shape in the file, shape in the model) of tensors that could not be filled.
         dropped: like ``mismatched``, for class layers of a file made for other classes.
         by_name: class layers of such a file whose rows of same-named classes were copied.
-        ignored: names of the file that have no place in a segmentor, and why, e.g. a classifier.
+        ignored: names of the file that a segmentor does not have, e.g. a classifier, and why.
         notes: how the file was read: renaming, averaged weights, stage-1 conversion.
     """
 
@@ -59,13 +59,13 @@ class LoadReport:
 
     @property
     def match(self) -> float:
-        """Share of the file's tensors that found their place (class layers count as found), 0..1."""
+        """Share of the file's tensors that fit (class layers are counted as fitting), 0..1."""
         found = len(self.loaded) + len(self.dropped) + len(self.by_name)
         total = found + len(self.unexpected) + len(self.mismatched)
         return found / total if total else 0.0
 
     def untrained(self) -> list[str]:
-        """Names of the model that keep their random start; the criterion's constants are not among them."""
+        """Names of the model that keep their random initialisation, without the criterion's constants."""
         names = self.missing + [name for name, _, _ in self.mismatched + self.dropped]
         return [
             name for name in names if not name.startswith("criterion.") and not name.endswith("num_batches_tracked")
@@ -90,7 +90,7 @@ class LoadReport:
 
 
 def _names(names: list[str], limit: int = 6) -> str:
-    """The first names, with their last component folded when several parameters of one module are listed."""
+    """The first names; parameters of the same module are shown as one."""
     folded = list(dict.fromkeys(re.sub(r"\.(weight|bias|running_mean|running_var)$", ".*", name) for name in names))
     return ", ".join(folded[:limit]) + (f", ... ({len(folded) - limit} more)" if len(folded) > limit else "")
 
@@ -109,7 +109,7 @@ def load_weights(
     use_ema: bool = True,
     classes: ClassSets | None = None,
 ) -> LoadReport:
-    """Fill a model from a file and log a table of what fitted.
+    """Fill a model from a file, and log a table of what was loaded.
 
     Args:
         model: changed in place, and only if no error is raised.
@@ -117,14 +117,14 @@ def load_weights(
         trust_pickle: allow formats that can execute code when opened.
         stage1: the file is a one-frame (stage 1) checkpoint for a temporal (stage 2) model: its norm and heads are
             copied to the clip and the frame branch.
-        strict: every parameter of the model must come from the file, as an evaluation needs it.
-        use_ema: take the averaged weights of a checkpoint that holds both.
-        classes: names of the model's classes and what to do when the file has others; None compares numbers only.
+        strict: every parameter of the model must be in the file, as needed for an evaluation.
+        use_ema: take the averaged weights of a checkpoint that has both.
+        classes: names of the model's classes and what to do if the file has others; None compares only the numbers.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, untrusted, of another architecture (less than half of the file's tensors fit), or
-            under ``strict`` incomplete or of other classes. The message holds the report.
+        ValueError: unreadable, untrusted, for another architecture (less than half of the file's tensors fit), or, with
+            ``strict``, incomplete or with other classes. The message has the report.
     """
     file = read_weights(path, trust_pickle, use_ema)
     ours = model.state_dict()
@@ -162,10 +162,10 @@ def _apply_classes(
     stored: tuple[str, ...] | None,
     strict: bool,
 ) -> dict[str, Tensor]:
-    """Treat class layers of a file for other classes: drop them, or fill them by name. Changes the report.
+    """Drop the class layers of a file with other classes, or fill them by name. Changes the report.
 
     Returns:
-        The file's tensors, class layers filled by name replaced.
+        The file's tensors, with class layers that were filled by name replaced.
     """
     named = classes.file or (stored if classes.check or classes.by_name else None)
     theirs = named or (classes.assumed if classes.check else None)
@@ -188,7 +188,7 @@ def _apply_classes(
             "(MODEL.CHECK_CLASS_NAMES False compares only their number.)"
         )
     report.notes.append(f"the file has another class set: {difference}")
-    # Rows of equal number but of other classes would be taken for trained ones.
+    # If only the number of rows is equal, rows of other classes would look trained.
     for name in [name for name in report.loaded if CLASS_LAYERS.search(name) and not name.endswith("empty_weight")]:
         report.loaded.remove(name)
         report.dropped.append((name, tuple(state[name].shape), tuple(ours[name].shape)))
@@ -207,7 +207,7 @@ def _apply_classes(
 
 
 def compare(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str = "") -> LoadReport:
-    """Sort the tensors of a file into those that fit a model's state dict and those that do not."""
+    """Compare the tensors of a file with a model's state dict, by name and shape."""
     report = LoadReport(path)
     for name, value in ours.items():
         if name not in state:
@@ -222,7 +222,7 @@ def compare(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str =
     return report
 
 
-# How names of a file may differ from the model's as a whole; content decides, the first of equals wins.
+# Renamings of all names of a file. The one that makes most names known is used, on ties the first.
 RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("", lambda name: name),
     ("'backbone.' put before each", lambda name: f"backbone.{name}"),
@@ -238,7 +238,7 @@ RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def best_renaming(state: Mapping[str, Tensor], ours: Iterable[str]) -> tuple[dict[str, Tensor], str]:
-    """Rename a file's tensors by the one of :data:`RENAMINGS` that makes most names known to the model."""
+    """Rename a file's tensors by the entry of :data:`RENAMINGS` that makes most names known to the model."""
     known = set(ours)
     description, rename = max(RENAMINGS, key=lambda item: sum(item[1](name) in known for name in state))
     return {rename(name): value for name, value in state.items()}, description
@@ -246,7 +246,7 @@ def best_renaming(state: Mapping[str, Tensor], ours: Iterable[str]) -> tuple[dic
 
 @dataclass
 class NamedState:
-    """A file's tensors under the model's names.
+    """A file's tensors with the model's names.
 
     Attributes:
         state: tensors by name.
@@ -261,7 +261,7 @@ class NamedState:
 
 
 def best_names(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str) -> NamedState:
-    """Give a file's tensors the model's names: by a renaming of all or by a converter, whichever fits more of them."""
+    """Rename a file's tensors to the model's names, by a renaming or a converter, whichever fits more of them."""
 
     def fitting(candidate: Mapping[str, Tensor]) -> int:
         return sum(name in ours and ours[name].shape == value.shape for name, value in candidate.items())

@@ -1,4 +1,4 @@
-"""From a checkpoint to the files of a model that comes with the library; see :mod:`the_mask.models`."""
+"""Turns a checkpoint into the files of a packaged model; see :mod:`the_mask.models`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from the_mask.models import FOLDER, parse_card
 from the_mask.weights.converters.files import save_state
 from the_mask.weights.trained import trained
 
-# What belongs to a training or a machine, not to a model.
+# Keys that belong to a training or a machine, not to a model.
 LEFT_OUT = ("OUTPUT_DIR", "DATALOADER", "SOLVER", "SEED", "CUDNN_BENCHMARK")
 TEMPLATE = "\nWhat it is for, what it was trained on, what it fails at: to be written.\n"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The three files of a model: weights (``.safetensors``), whole config (YAML), card (Markdown with facts)."""
+    """The three files of a model: weights (``.safetensors``), complete config (YAML), card (Markdown with facts)."""
 
     weights: Path
     config: Path
@@ -41,7 +41,7 @@ def pack_model(cfg: CfgNode, name: str, trust_pickle: bool = False, folder: Path
         cfg: with ``MODEL.WEIGHTS``.
         name: lower case letters, digits and hyphens.
         trust_pickle: of :func:`the_mask.weights.load_weights`.
-        folder: where to.
+        folder: output folder.
 
     Returns:
         The weights file.
@@ -68,17 +68,17 @@ def write_model(
     halve: bool = True,
     trust_pickle: bool = False,
 ) -> None:
-    """Write the model of a config so that it needs nothing else: no data set, no other weights, no base config.
+    """Write the model of a config as self-contained files, without a data set, other weights or a base config.
 
-    Averaged weights are taken where the checkpoint has them. Facts and prose of a card that exists stay, but for what
-    is computed here: ``sha256``, ``bytes``, ``parameters``, ``classes``, ``colors``.
+    Averaged weights are used if the checkpoint has them. Facts and text of an existing card are kept, except those that
+    are computed here: ``sha256``, ``bytes``, ``parameters``, ``classes``, ``colors``.
 
     Args:
         cfg: with ``MODEL.WEIGHTS``.
-        files: what to write; their folder exists.
-        name: of the model, for the notes in the files.
+        files: files to write; their folder must exist.
+        name: name of the model, for the notes in the files.
         facts: further facts for the card.
-        halve: matrices and kernels in float16.
+        halve: store matrices and kernels in float16.
         trust_pickle: of :func:`the_mask.weights.load_weights`.
 
     Raises:
@@ -94,7 +94,7 @@ def write_model(
         known, text = old.facts, "\n" + old.text
     own = cfg.clone()
     own.defrost()
-    # The whole model is in the file, so nothing else is to be read for it.
+    # The file has the complete model, so no other weights are to be read.
     own.MODEL.TIMM.WEIGHTS = own.MODEL.BEIT.WEIGHTS = ""
     own.MODEL.TIMM.PRETRAINED = own.MODEL.BEIT.PRETRAINED = False
     own.MODEL.DEVICE = "cpu"
@@ -103,7 +103,7 @@ def write_model(
     dataset = classes_dataset(own, own.DATASETS.TRAIN)
     state = {k: half(v) if halve else v for k, v in model.state_dict().items() if not k.startswith("criterion.")}
     save_state(files.weights, state, f"the_mask model {name}", classes)
-    # Modules of the user are left behind: names and colours of the classes go into the card.
+    # User modules are not included; names and colours of the classes go into the card.
     own.MODEL.DEVICE, own.MODEL.WEIGHTS, own.DATASETS.IMPORT = "auto", "", []
     content = yaml.safe_dump({"VERSION": own.VERSION, **changed_keys(own, load_config())}, sort_keys=True)
     header = f"# The whole config of {name}, written by the_mask {the_mask.__version__}.\n"
@@ -121,12 +121,12 @@ def write_model(
 
 
 def half(value: Tensor) -> Tensor:
-    """Matrices and kernels in float16; vectors (biases, statistics of norms) stay: they are small and may be large."""
+    """Convert matrices and kernels to float16; not vectors (biases, norm statistics), which may have large values."""
     return value.half() if value.is_floating_point() and value.ndim > 1 else value
 
 
 def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
-    """Keys of a model whose values are not the defaults, nested as in YAML."""
+    """Keys of a model's config whose values are not the defaults, nested as in YAML."""
     return _changed({key: value for key, value in cfg.items() if key not in LEFT_OUT}, defaults)
 
 

@@ -1,11 +1,10 @@
-"""Models as folders, on this machine and on the Hugging Face hub.
+"""Models as folders, locally and on the Hugging Face hub.
 
-A folder has ``model.safetensors``, ``config.yaml`` (the whole config) and ``README.md``, the card: facts between two
-lines ``---``, then prose. Nothing in it is executed: a config that would import modules or read other files is refused.
+A folder has ``model.safetensors``, ``config.yaml`` (the complete config) and ``README.md``, the card: facts between two
+lines ``---``, then text. Nothing in it is executed: a config that would import modules or read other files is refused.
 
-The hub needs ``pip install "the_mask[hub]"``, which is imported only when a hub model is asked for. Where it is,
-who is logged in and where files are kept is the hub client's business (``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``,
-``HF_HUB_OFFLINE``).
+The hub needs ``pip install "the_mask[hub]"``; the client is imported only for hub models. Its address, login and cache
+are configured in the client (``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``, ``HF_HUB_OFFLINE``).
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from the_mask.weights.packing import ModelFiles, write_model
 logger = logging.getLogger(__name__)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 HUB_PREFIX = "hf://"
-# owner/name, with "@" and a branch, tag or commit after it.
+# owner/name, optionally followed by "@" and a branch, tag or commit.
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@\s]+))?")
-# What the hub shows and searches by.
+# Facts that the hub displays and searches by.
 HUB_FACTS: dict[str, Any] = {
     "library_name": "the_mask",
     "pipeline_tag": "image-segmentation",
@@ -46,13 +45,13 @@ def save_pretrained(
     halve: bool = False,
     trust_pickle: bool = False,
 ) -> Path:
-    """Write the model of a config as a folder. Facts and prose of a card that is there already are kept.
+    """Write the model of a config as a folder. Facts and text of an existing card are kept.
 
     Args:
         cfg: with ``MODEL.WEIGHTS``.
-        folder: made if needed; its last part is the model's name.
-        facts: for the card: ``license``, ``datasets``, ``metrics``, ...; they replace those of a card that is there.
-        halve: store matrices and kernels in float16: half the size, not the same numbers.
+        folder: created if needed; its last part is the model's name.
+        facts: facts for the card: ``license``, ``datasets``, ``metrics``, ...; they replace those of an existing card.
+        halve: store matrices and kernels in float16, which halves the size and rounds the values.
         trust_pickle: of :func:`the_mask.weights.load_weights`.
 
     Returns:
@@ -72,7 +71,7 @@ def save_pretrained(
 
 
 def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, Card]:
-    """Config and card of a folder; the config's ``MODEL.WEIGHTS`` is the folder's, checked against the card.
+    """Read the config and card of a folder; the weights are checked against the card and set as ``MODEL.WEIGHTS``.
 
     Args:
         folder: of :func:`save_pretrained`.
@@ -80,7 +79,7 @@ def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
 
     Raises:
         FileNotFoundError: one of the three files is missing.
-        ValueError: a damaged card or weights; a config that imports modules, or is based on another.
+        ValueError: a damaged card or weights, or a config that imports modules or has a base.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS, CARD):
@@ -91,7 +90,7 @@ def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
     card = parse_card(folder.resolve().name, (folder / CARD).read_text(encoding="utf-8"))
     check_digest(folder / WEIGHTS, str(card.facts["sha256"]), "get it again")
     path = folder / CONFIG
-    # The file may come from a stranger, so that what leads out of it is found before it is followed.
+    # The file may be untrusted, so references out of it are refused before they are followed.
     body = parse_yaml(path.read_bytes(), str(path))
     if isinstance(body, dict) and BASE in body:
         raise ValueError(f"{path}: the config of a model is whole, but this one has {BASE}")
@@ -104,9 +103,9 @@ def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
 
 
 def hub_id(name: str) -> tuple[str, str | None] | None:
-    """Repository and revision if a name is that of a hub model: ``owner/name``, ``owner/name@revision``, ``hf://...``.
+    """Repository and revision of a hub model's name: ``owner/name``, ``owner/name@revision``, ``hf://...``; else None.
 
-    Anything whose first part is a folder here is taken for a path, not for a hub model.
+    A name whose first part is an existing folder is a path, not a hub model.
     """
     explicit = name.startswith(HUB_PREFIX)
     match = _HUB_ID.fullmatch(name.removeprefix(HUB_PREFIX))
@@ -118,14 +117,14 @@ def hub_id(name: str) -> tuple[str, str | None] | None:
 def fetch_pretrained(
     repo_id: str, revision: str | None = None, *, refresh: bool = False, token: str | None = None, endpoint: str = ""
 ) -> Path:
-    """The folder of a hub model. What was fetched before is used without asking the network.
+    """Download a hub model and return its folder. Cached files are used without network access.
 
     Args:
         repo_id: ``owner/name``.
-        revision: branch, tag or commit; None is the main branch, as it was when it was fetched first.
-        refresh: look for a newer state of the revision.
-        token: of a private model; None takes that of ``hf auth login`` or ``HF_TOKEN``.
-        endpoint: address of the hub; "" is the client's.
+        revision: branch, tag or commit; None is the main branch, as it was when first downloaded.
+        refresh: look for a newer version of the revision.
+        token: access token for a private model; None takes that of ``hf auth login`` or ``HF_TOKEN``.
+        endpoint: address of the hub; "" takes the client's default.
 
     Raises:
         ModuleNotFoundError: huggingface_hub is not installed.
@@ -152,7 +151,7 @@ def fetch_pretrained(
                 raise FileNotFoundError(f"{repo_id} on the hub is no model of the_mask: it has no {name}") from error
         found.append(Path(place).parent)
     if len(set(found)) != 1:
-        # One file came from a newer commit than another that was kept.
+        # One file came from a newer commit than another one in the cache.
         return fetch_pretrained(repo_id, revision, refresh=True, token=token, endpoint=endpoint)
     return found[0]
 
@@ -165,21 +164,21 @@ def _cached(hub: ModuleType, repo_id: str, name: str, revision: str | None) -> s
 def push_to_hub(
     folder: str | Path, repo_id: str, *, private: bool = True, token: str | None = None, endpoint: str = ""
 ) -> str:
-    """Send a folder to the hub in one commit. The repository is made if there is none.
+    """Upload a folder to the hub in one commit. The repository is created if needed.
 
     Args:
-        folder: of :func:`save_pretrained`; it is read and checked first.
+        folder: written by :func:`save_pretrained`; read and checked first.
         repo_id: ``owner/name``.
-        private: of a new repository.
-        token: with the right to write; None takes that of ``hf auth login`` or ``HF_TOKEN``.
-        endpoint: address of the hub; "" is the client's.
+        private: whether a new repository is private.
+        token: access token with write permission; None takes that of ``hf auth login`` or ``HF_TOKEN``.
+        endpoint: address of the hub; "" takes the client's default.
 
     Returns:
         Address of the commit.
 
     Raises:
         ModuleNotFoundError: huggingface_hub is not installed.
-        FileNotFoundError, ValueError: the folder is no whole model.
+        FileNotFoundError, ValueError: the folder is not a complete model.
         OSError: the hub refuses, or cannot be reached.
     """
     read_pretrained(folder)

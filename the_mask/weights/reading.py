@@ -1,7 +1,7 @@
-"""Reading weights files of any kind: tensors, how they were found, and the classes they are for.
+"""Reads weights files of any kind: tensors, notes on how they were found, and class names.
 
-A file, a folder as Hugging Face writes it, or the index of weights that are spread over several files. Formats and
-safety: :mod:`the_mask.data.tensor_files`.
+The input is a file, a folder as written by Hugging Face, or the index of weights split into several files. See
+:mod:`the_mask.data.tensor_files` for formats and safety.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from the_mask.data.tensor_files import read_tensors, state_dict_of
 from the_mask.weights.checkpoint import PARTS, join_parts
 from the_mask.weights.class_sets import stored_classes
 
-# What is looked for in a folder, in this order.
+# File names that are looked for in a folder, in this order.
 FOLDER_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -44,10 +44,10 @@ class WeightsFile:
 
 
 def locate_weights(path: str | Path) -> Path:
-    """The file that a name of weights stands for: itself, or that of a folder.
+    """Find the weights file of a path, which may be a folder.
 
     Raises:
-        FileNotFoundError: no such file, or a folder without weights of a known name.
+        FileNotFoundError: no such file, or a folder without a weights file of a known name.
         ValueError: an address.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(path)):
@@ -71,11 +71,11 @@ def read_weights(path: str | Path, trust_pickle: bool = False, use_ema: bool = T
     Args:
         path: see :func:`locate_weights`.
         trust_pickle: allow formats that can execute code when opened.
-        use_ema: take the averaged weights of a checkpoint that holds both.
+        use_ema: take the averaged weights of a checkpoint that has both.
 
     Raises:
         FileNotFoundError: no such file, or one of its parts is missing.
-        ValueError: unreadable, untrusted, or no tensors in it.
+        ValueError: unreadable, untrusted, or without tensors.
     """
     file = locate_weights(path)
     if _is_text(file):
@@ -99,7 +99,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _read_index(path: Path, trust: bool) -> dict[str, Tensor]:
-    """Tensors of weights that are spread over files, by the index that says where each one is."""
+    """Read the tensors of weights split into several files, by their index."""
     places = read_json(path, "index of weights").get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{path} is JSON, but no index of weights: it has no 'weight_map' of tensors and files")

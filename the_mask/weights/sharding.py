@@ -1,8 +1,8 @@
-"""Models beyond one device's memory: parameters, gradients and optimiser state divided among processes (FSDP2).
+"""Models larger than one device's memory: parameters, gradients and optimiser state sharded over processes (FSDP2).
 
-A sharded tensor is cut along its first axis, so the parts of all processes, one after the other, are the whole tensor.
-Checkpoints use that: every process writes its own parts, in the format of all checkpoints, and reading puts them
-together; any number of processes, also one without sharding, can go on from them.
+A sharded tensor is split along its first axis, so the whole tensor is the concatenation of all processes' parts. For a
+checkpoint, every process writes its own parts, in the usual checkpoint format, and reading joins them. So a training
+can be resumed with any number of processes, or without sharding.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from the_mask.modeling.mask.mask_decoders.layers import CrossAttentionLayer, FFN
 from the_mask.modeling.mask.pixel_decoders.ms_deform_attn import DeformableEncoderLayer
 from the_mask.weights.checkpoint import PARTS, CheckpointWriteError, new_token, part_path, save_checkpoint
 
-# Modules that are gathered one at a time; whatever is not inside one is gathered with the whole model. Only modules
-# that others use by calling them, and whose parameters nobody else reads, may stand here.
+# Modules that are gathered one at a time; everything outside them is gathered with the whole model. List only modules
+# that are used by calling them, and whose parameters are not read by other modules.
 UNITS: tuple[type[nn.Module], ...] = (
     InternImageBlock,
     MiTBlock,
@@ -43,10 +43,10 @@ TIMM_UNITS = ("SwinTransformerBlock", "SwinTransformerV2Block", "ConvNeXtBlock")
 
 
 def wants_sharding(cfg: CfgNode) -> bool:
-    """Whether the model of this run is sharded: asked for, and there is someone to share with.
+    """Whether the model of this run is sharded: if configured, and with several processes.
 
     Raises:
-        ValueError: an unknown mode, or one that does not go with the precision or the layout.
+        ValueError: an unknown mode, or one that does not work with the precision or the memory layout.
     """
     mode = cfg.MODEL.PARALLEL
     if mode not in MODES:
@@ -59,9 +59,9 @@ def wants_sharding(cfg: CfgNode) -> bool:
 
 
 def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """Divide a model among all processes, in place; before its optimiser is built.
+    """Shard a model over all processes, in place; must be called before its optimiser is built.
 
-    The first process's weights are taken, as DistributedDataParallel does.
+    The weights of the first process are used, as in DistributedDataParallel.
     """
     for value in (*model.parameters(), *model.buffers()):
         dist.broadcast(value.data, 0)
@@ -74,7 +74,7 @@ def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _timm_unit(module: nn.Module) -> bool:
-    # timm is not imported for models that do not use it.
+    # Avoid importing timm for models that do not use it.
     return any(base.__name__ in TIMM_UNITS and base.__module__.startswith("timm.") for base in type(module).__mro__)
 
 
@@ -84,17 +84,17 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(value: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded; all processes must ask for the same ones in the same order."""
+    """Gather a tensor that may be sharded; all processes must gather the same tensors in the same order."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """State dict of whole tensors, on every process."""
+    """State dict of gathered tensors, on every process."""
     return {name: whole(value.detach()) for name, value in model.state_dict().items()}
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, sharded as ``target`` is (if it is); every process has the whole and nothing is sent."""
+    """Shard a whole tensor like ``target`` (if that is sharded), without communication."""
     if not isinstance(target, DTensor) or isinstance(value, DTensor):
         return value
     source = value.to(target.device)
@@ -102,7 +102,7 @@ def like(value: Tensor, target: Tensor) -> Tensor:
 
 
 def load_whole(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
-    """``model.load_state_dict`` of whole tensors into a model that may be sharded."""
+    """``model.load_state_dict`` for whole tensors and a model that may be sharded."""
     ours = model.state_dict()
     model.load_state_dict(
         {name: like(value, ours[name]) if name in ours else value for name, value in state.items()}, strict=strict
@@ -110,10 +110,10 @@ def load_whole(model: nn.Module, state: Mapping[str, Tensor], strict: bool = Tru
 
 
 def own_parts(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Split a checkpoint into what is whole, with empty places, and this process's parts of sharded tensors.
+    """Split a checkpoint into its unsharded content and this process's parts of sharded tensors.
 
     Returns:
-        the same nested dictionary with each sharded tensor replaced by an empty tensor, and the parts by their path.
+        The same nested dictionary with each sharded tensor replaced by an empty one, and the parts by path.
     """
     parts: dict[str, Tensor] = {}
 
@@ -131,10 +131,10 @@ def own_parts(state: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def write_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Write this process's parts of a checkpoint beside ``path``; collective.
+    """Write this process's parts of a checkpoint next to ``path``; a collective call.
 
     Returns:
-        what the first process has still to write to ``path``; as it stands when nothing is sharded.
+        The state that the first process still has to write to ``path``; unchanged if nothing is sharded.
 
     Raises:
         CheckpointWriteError: on any process, as raised by ``save_checkpoint``.
@@ -151,13 +151,13 @@ def write_parts(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         problem = str(error)
     problems = [text for text in comm.all_gather(problem) if text]
     if problems:
-        # The others learn of it here; alone, this process would leave them waiting.
+        # Tell the other processes about the error here, so that they do not wait for ever.
         raise CheckpointWriteError(problems[0])
     return {**rest, PARTS: {"count": count, "paths": list(parts), "token": token}}
 
 
 def gathered_copy(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
-    """An undivided copy for evaluation, in which processes run on their own; ``build`` makes an empty one."""
+    """An unsharded copy for evaluation, where processes run independently; ``build`` makes an empty model."""
     copy = build()
     copy.load_state_dict(whole_state(model))
     return copy

@@ -1,4 +1,4 @@
-"""From a config to a trained model: the one way, for every tool, stream, teacher and study."""
+"""Builds the trained model of a config; used by every tool, stream, teacher and study."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def trained(
     Args:
         cfg: a full config.
         weights: the file; "" takes ``MODEL.WEIGHTS``.
-        datasets: names of the data sets that the model will be used on, whose classes must be the file's, in the same
-            order; None takes ``DATASETS.TEST``. A file that does not name its classes is taken to have those of
-            ``MODEL.WEIGHTS_CLASSES`` or else of ``DATASETS.TRAIN``. Data sets that are not registered, and those of
-            another number of classes, are not compared.
+        datasets: names of the data sets that the model will be used on; their classes must be those of the file, in the
+            same order. None takes ``DATASETS.TEST``. A file without class names is assumed to have those of
+            ``MODEL.WEIGHTS_CLASSES``, else of ``DATASETS.TRAIN``. Data sets that are not registered, or have another
+            number of classes, are not compared.
         trust_pickle: see :func:`load_weights`.
 
     Returns:
-        the model on ``MODEL.DEVICE``, in eval mode.
+        The model on ``MODEL.DEVICE``, in eval mode.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no weights given; a file that is unreadable, untrusted, of another model, or of other classes.
+        ValueError: no weights given, or a file that is unreadable, untrusted, for another model, or for other classes.
     """
     path = weights or cfg.MODEL.WEIGHTS
     if not path:
@@ -54,7 +54,7 @@ def trained(
 
 
 def trained_refiner(cfg: CfgNode, trust_pickle: bool = False) -> Any:
-    """The refiner of ``MODEL.REFINER`` with the weights of ``TEST.REFINER.WEIGHTS``, in eval mode.
+    """Build the refiner of ``MODEL.REFINER`` with the weights of ``TEST.REFINER.WEIGHTS``, in eval mode.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`load_weights`.

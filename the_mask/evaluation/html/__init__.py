@@ -1,4 +1,4 @@
-"""A report to look at: one HTML file with figures, curves and the frames that went worst, for one run or several."""
+"""HTML report: one file with figures, curves and the worst frames, for one run or several."""
 
 from the_mask.evaluation.html.collect import ReportSink, RunReport
 from the_mask.evaluation.html.page import write_report

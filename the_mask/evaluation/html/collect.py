@@ -1,4 +1,4 @@
-"""What a report needs of a run, taken while predictions pass by.
+"""Collects the data of a report while predictions are made.
 
 Axes: K classes, H W frame size.
 """
@@ -28,13 +28,13 @@ JPEG_QUALITY = 80
 
 @dataclass
 class FrameNote:
-    """One frame of a video.
+    """Figures of one frame.
 
     Attributes:
         name: frame id.
         miou: mean IoU over the classes of the frame's ground truth, 0..1; None without ground truth.
-        flicker: share of pixels whose prediction differs from the frame before, where the ground truth (if both frames
-            have one) does not; None for a first frame.
+        flicker: share of pixels whose prediction differs from the previous frame although the ground truth (if both
+            frames have one) does not; None for a first frame.
     """
 
     name: str
@@ -44,7 +44,7 @@ class FrameNote:
 
 @dataclass(order=True)
 class WorstFrame:
-    """A frame with its pictures, ordered by ``badness``; ``order`` tells equal ones apart."""
+    """A frame with its pictures, ordered by ``badness``; ``order`` breaks ties."""
 
     badness: float
     order: int
@@ -55,14 +55,14 @@ class WorstFrame:
 
 @dataclass
 class RunReport:
-    """A run.
+    """The data of a run.
 
     Attributes:
         confusion: int64 [K, K], rows are ground truth.
-        per_video: confusion of each video.
+        per_video: confusion matrix of each video.
         curves: frames of each video, in time order.
-        worst: frames of the lowest mean IoU, worst first. flickers: of the highest flicker.
-        figures: what the evaluator gave, in percent.
+        worst: frames with the lowest mean IoU, worst first. flickers: frames with the highest flicker.
+        figures: results of the evaluator, in percent.
     """
 
     name: str
@@ -78,12 +78,12 @@ class RunReport:
 
 
 class ReportSink:
-    """Collects a :class:`RunReport`; memory grows by a few bytes per frame and by the pictures that are kept.
+    """Collects a :class:`RunReport`. Memory is a few bytes per frame, and the kept pictures.
 
     Args:
         dataset: registered name.
-        name: of the run.
-        pictures: how many of the worst frames, and of the worst flickers, are kept with their pictures.
+        name: name of the run.
+        pictures: number of worst frames, and of worst flickers, to keep with their pictures.
     """
 
     def __init__(self, dataset: str, name: str, pictures: int = 12) -> None:
@@ -161,7 +161,7 @@ class ReportSink:
             heapq.heapreplace(kept, worst)
 
     def report(self, figures: Mapping[str, float]) -> RunReport:
-        """The run, with the evaluator's figures."""
+        """The data of the run, with the evaluator's figures."""
         self.run.figures = dict(figures)
         self.run.worst.sort(reverse=True)
         self.run.flickers.sort(reverse=True)

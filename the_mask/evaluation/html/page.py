@@ -1,4 +1,4 @@
-"""The page of a report, made by Jinja2 from ``report.html.j2``: styles, script and pictures are in the file."""
+"""Renders a report with Jinja2 from ``report.html.j2``; styles, script and pictures are inside the file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from the_mask.evaluation.metrics import iou_from_confusion
 from the_mask.evaluation.report import meaning
 
 CURVE_WIDTH, CURVE_HEIGHT = 600, 90
-# Cells of the confusion matrix below this share of their row are left blank.
+# Cells of the confusion matrix below this share of their row are blank.
 LEAST_SHARE = 0.005
 
 
 def write_report(path: str | Path, runs: Sequence[RunReport]) -> Path:
-    """Write a report; the first run is what the others are compared with.
+    """Write a report; the other runs are compared with the first one.
 
     Args:
-        path: of the HTML file.
-        runs: of one data set.
+        path: the HTML file.
+        runs: runs on the same data set.
 
     Raises:
-        ValueError: no run, runs of several data sets, or two of one name.
-        ModuleNotFoundError: Jinja2 is missing.
+        ValueError: no run, runs on several data sets, or two runs with the same name.
+        ModuleNotFoundError: Jinja2 is not installed.
     """
     if not runs:
         raise ValueError("a report needs at least one run")
@@ -44,7 +44,7 @@ def write_report(path: str | Path, runs: Sequence[RunReport]) -> Path:
         from jinja2 import Environment, StrictUndefined
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("a report needs Jinja2: pip install 'the_mask[report]'") from error
-    # Names of data sets, classes and runs are text of others: everything is escaped.
+    # Names of data sets, classes and runs are untrusted text, so everything is escaped.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     path = Path(path)
@@ -128,7 +128,7 @@ def _videos(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
 
 
 def _line(notes: Sequence[FrameNote], name: str, top: float) -> list[str]:
-    """Points of an SVG polyline; frames without a value break it."""
+    """Points of SVG polylines; frames without a value split the line."""
     step = CURVE_WIDTH / max(len(notes) - 1, 1)
     lines: list[list[str]] = [[]]
     for number, note in enumerate(notes):

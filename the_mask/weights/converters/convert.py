@@ -1,7 +1,7 @@
-"""State dicts of other programs to this project's names, by what the names say and never by a file's suffix or notes.
+"""Converts state dicts of other programs, recognised by their names, to this project's names.
 
-A file is cut into sections (backbone, head, auxiliary head) by the prefixes of its program; each section is given to
-the converter (:class:`Part`) whose marks it bears. Our own names are kept, so converting twice changes nothing.
+A file is split into sections (backbone, head, auxiliary head) by the prefixes of its program. Each section goes to the
+converter (:class:`Part`) that recognises its names. Our own names are kept, so converting twice changes nothing.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ HEADS: tuple[Part, ...] = (*huggingface.PARTS, *mask2former.PARTS, *encoder_only
 AUXILIARY: tuple[Part, ...] = upernet.AUXILIARY
 _ALL = (*BACKBONES, *HEADS, *encoder_only.RELEASED_HEAD, *encoder_only.HUGGINGFACE)
 FAMILIES = tuple(sorted({part.family for part in _ALL}))
-# Families some of whose files are laid out as another one's: the one-frame stage of THE-Mask is a Mask2Former.
+# Families with files in the layout of another family: the one-frame stage of THE-Mask is a Mask2Former.
 SAME_LAYOUT = {"the-mask": ("mask2former",)}
 
 
 class UnknownLayoutError(ValueError):
-    """Nothing in a file is known."""
+    """No name in a file is known."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Tensors of one prefix.
+    """A group of tensors with the same prefix.
 
     Attributes:
-        prefix: what their names start with; it is cut off.
-        parts: the converters that may apply; none: the section is left out.
-        home: put in front of the converted names.
+        prefix: prefix of their names, which is removed.
+        parts: the converters that may apply; empty: the section is left out.
+        home: prefix of the converted names.
         reason: why a section without converters is left out.
-        native: the prefix is ours, so unknown names below it are kept.
+        native: whether the prefix is ours, so that unknown names below it are kept.
     """
 
     prefix: str
@@ -74,7 +74,7 @@ DIFFERENCES = (
     "original weights first, the-mask convert IN OUT --base DINOV3"
 )
 _FROM_CONFIG = "a constant that the config gives"
-# Programs, told apart by prefixes that must occur; the first that fits is taken, longer prefixes before shorter ones.
+# Programs, recognised by prefixes that must occur. The first match is taken; longer prefixes come before shorter ones.
 LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[Section, ...]], ...] = (
     (
         "Hugging Face Mask2Former",
@@ -147,7 +147,7 @@ LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[Section, ...]], ...] = (
 
 @dataclass
 class Conversion:
-    """A converted state dict and what became of each tensor of the file.
+    """A converted state dict, and what was done with each tensor of the file.
 
     Attributes:
         state: tensors by our names.
@@ -158,9 +158,9 @@ class Conversion:
         used: names of the file that are in ``state``.
         ignored: names of the file that are left out on purpose, and why.
         unknown: names of the file that no converter knows; they are left out.
-        missing: our names that a complete model of this kind has and the file lacks.
-        differences: the encoder's tensors are changes of weights that are not in the file.
-        settings: config keys under which a model computes what the release of these weights computes.
+        missing: our names that a complete model of this kind has, but the file does not.
+        differences: whether the encoder's tensors are changes to weights that are not in the file.
+        settings: config keys with which a model computes the same as the release of these weights.
     """
 
     state: dict[str, Tensor]
@@ -177,7 +177,7 @@ class Conversion:
 
     @property
     def title(self) -> str:
-        """One line on what the file was."""
+        """One line that describes the file."""
         return f"{self.layout}: {', '.join(self.parts) or 'nothing known'}"
 
     def __str__(self) -> str:
@@ -203,13 +203,13 @@ def convert(state: Mapping[str, Tensor], source: str = "the file", family: str =
     Args:
         state: tensors by the names of the file.
         source: for messages.
-        family: one of :data:`FAMILIES` if the caller knows it, to be told when the file is of another one.
+        family: one of :data:`FAMILIES`, to get an error if the file is of another one; "" accepts any.
 
     Returns:
-        what was found, also if it is incomplete: see :func:`check`.
+        The conversion, which may be incomplete: see :func:`check`.
 
     Raises:
-        UnknownLayoutError: nothing in the file is known.
+        UnknownLayoutError: no name in the file is known.
         ValueError: the file is of another family, or it mixes two layouts.
     """
     if family and family not in FAMILIES:
@@ -221,7 +221,7 @@ def convert(state: Mapping[str, Tensor], source: str = "the file", family: str =
     )
     result = Conversion({}, source, layout)
     if layout == "OpenMMLab":
-        # A neck that makes BEiT's pyramid is part of the backbone here.
+        # The neck that makes BEiT's pyramid is part of the backbone here.
         state = {f"backbone.{name}" if name.startswith("neck.") else name: value for name, value in state.items()}
     rest = dict(state)
     for section in sections:
@@ -270,10 +270,10 @@ def _convert_section(section: Section, local: Mapping[str, Tensor], result: Conv
 
 
 def check(result: Conversion) -> Conversion:
-    """Return a conversion that lacks nothing.
+    """Return the conversion if it is complete.
 
     Raises:
-        ValueError: with the whole report.
+        ValueError: it is not; the message has the whole report.
     """
     if result.missing:
         raise ValueError(f"{result.source} lacks {len(result.missing)} tensors that it should have\n{result}")

@@ -1,4 +1,4 @@
-"""ConvNeXt: the original layout, timm's and OpenMMLab's, to timm's names below ``model.``."""
+"""ConvNeXt: from the original layout, timm's and OpenMMLab's to timm's names below ``model.``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Encoder-only models: released EoMT and VidEoMT, Hugging Face's ``eomt``, ``eomt_dinov3`` and ``videomt``; plain ViTs.
 
-The encoder keeps timm's names, the head EoMT's; what differs is mostly the prefix.
+The encoder keeps timm's names and the head EoMT's; mostly, only the prefix differs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from the_mask.weights.converters.parts import Part
 from the_mask.weights.converters.rules import Names, Rule, Template, drop, join, move
 
 LEAF = r"\.(?P<leaf>weight|bias)"
-# Of relative positions, which make a transformer of patches a BEiT.
+# Tables of relative positions, which mark a BEiT.
 RELATIVE = (r".*relative_position_bias_table", r".*rel_pos.*")
 
 VIT_NAMES = (
@@ -46,7 +46,7 @@ HEAD_NAMES = (
     ),
     Names("query_updater.*", optional=True),
 )
-# Largest mean change of a norm's scales that passes for a change.
+# If the mean of a norm's scales is below this, they are changes and not weights.
 LARGEST_CHANGE = 0.05
 _IN_MODEL = r"(cls_token|reg_token|pos_embed|patch_embed\.proj\..*|blocks\..*|norm\..*)"
 
@@ -73,7 +73,7 @@ VIT = (
         unlike=RELATIVE,
     ),
 )
-# The released codes enlarge the masks of the queries before they merge classes.
+# The released code enlarges the masks of the queries before merging them into classes.
 SETTINGS = (("MODEL.MASK_FORMER.MERGE_AT", "input"),)
 _HEAD_MARKS = (r"q\.weight", r"class_head\.weight", r"mask_head\.0\.weight")
 HEAD = (Part("encoder-only head", "native", _HEAD_MARKS, (), HEAD_NAMES),)
@@ -81,7 +81,7 @@ RELEASED_HEAD = (Part("encoder-only head", "eomt", _HEAD_MARKS, (), HEAD_NAMES, 
 
 
 def holds_differences(state: Mapping[str, Tensor]) -> bool:
-    """Whether a converted state holds what was added to the encoder's weights, as the released DINOv3 models do.
+    """Whether a converted state holds changes to the encoder's weights, as the released DINOv3 models do.
 
     The scales of a network's norms are never all near 0, but their changes in a short training are.
     """

@@ -1,4 +1,4 @@
-"""Converting a weights file to a weights file."""
+"""Converts weights files."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def convert_file(
 
     Args:
         source: any file :func:`the_mask.engine.load_weights` reads.
-        target: ``.safetensors`` or ``.pth``; replaced only when everything went well.
-        family: what the file is said to be, see :func:`convert`.
+        target: ``.safetensors`` or ``.pth``; replaced only on success.
+        family: expected family of the file, see :func:`convert`.
         trust: allow a file that can run code when it is opened.
-        config_file: a model that the result must fill, class layers and criterion left out. A file of a backbone
-            alone must fill the backbone.
-        write_config: a new YAML based on ``config_file``, with these weights and the keys under which the model
-            computes what their release computes.
-        base: the original encoder, for a file that holds what training added to it (released EoMT on DINOv3).
+        config_file: a model that the result must fill, except for class layers and criterion. A file with only a
+            backbone must fill the backbone.
+        write_config: new YAML based on ``config_file``, with these weights and the keys with which the model computes
+            the same as their release.
+        base: the original encoder, for a file that holds changes to its weights (released EoMT on DINOv3).
 
     Returns:
-        the report, for people.
+        The report, as text.
 
     Raises:
-        FileNotFoundError, ValueError: unreadable, of no known or another family, incomplete; the message holds the
-            report. ``target`` is untouched then.
+        FileNotFoundError, ValueError: unreadable, of an unknown or another family, or incomplete; the message has the
+            report, and ``target`` is unchanged.
     """
     if target.suffix not in SUFFIXES:
         raise ValueError(f"{target}: the result must end in {' or '.join(SUFFIXES)}")
@@ -98,7 +98,7 @@ def _write_config(path: Path, base: Path, weights: Path, settings: Mapping[str, 
 
 
 def save_state(path: Path, state: dict[str, Tensor], source: str, class_names: Sequence[str] | None = None) -> None:
-    """Write tensors as ``.safetensors`` or ``.pth``, with a note of where they come from and the classes' names."""
+    """Write tensors as ``.safetensors`` or ``.pth``, with their source and the class names."""
     # Slices and expanded tensors share memory, which safetensors refuses.
     own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     if path.suffix == ".safetensors":
@@ -140,10 +140,11 @@ def write_huggingface(source: Path, folder: Path, config_file: Path | None, trus
         config_file: the model's config.
 
     Returns:
-        the report, for people.
+        The report, as text.
 
     Raises:
-        FileNotFoundError, ValueError: no config, weights that do not fill the model, or a model transformers lacks.
+        FileNotFoundError, ValueError: no config, weights that do not fill the model, or a model that transformers does
+            not have.
     """
     from the_mask.weights.converters.to_huggingface import save_huggingface
     from the_mask.weights.trained import trained

@@ -10,7 +10,7 @@ _LEAF = r"\.(?P<leaf>weight|bias)"
 
 
 def head_rules() -> tuple[Rule, ...]:
-    """From names of the whole model to those of our head."""
+    """Rules from the names of the whole model to those of our head."""
     pixel = r"model\.pixel_level_module\.decoder\."
     encoder, ours = rf"{pixel}encoder\.layers\.(\d+)\.", r"pixel_decoder.transformer.encoder.layers.\1."
     module = r"model\.transformer_module\."

@@ -1,6 +1,6 @@
 """Mask-classification heads: ours (Detectron2 Mask2Former's names), its older releases, THE-Mask, and OpenMMLab's.
 
-Names here are those without ``sem_seg_head.`` (Detectron2), ``decode_head.`` or ``panoptic_head.`` (OpenMMLab).
+Names here are without the prefix ``sem_seg_head.`` (Detectron2), ``decode_head.`` or ``panoptic_head.`` (OpenMMLab).
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ NAMES = (
     ),
 )
 
-# The released codes enlarge the masks of the queries to the network input before they merge classes.
+# The released code enlarges the masks of the queries to the network input before merging them into classes.
 SETTINGS = (("MODEL.MASK_FORMER.MERGE_AT", "input"),)
 
-# Unused layers that OpenMMLab's base class of heads makes.
+# Unused layers of OpenMMLab's base class of heads.
 _UNUSED = drop(r"conv_seg\.(weight|bias)", "an unused layer")
 _PIXEL_PARTS = r"(?:input_proj|transformer|mask_features|adapter_\d+|layer_\d+)\b.*"
 
 DETECTRON2_RULES: tuple[Rule, ...] = (
-    # The first image release kept its learned queries under another name.
+    # The first image release has another name for the learned queries.
     move(r"predictor\.static_query\.weight", "predictor.query_feat.weight"),
-    # Releases before version 2 have no "pixel_decoder."; a converter that trusts the lost version number doubles it.
+    # Releases before version 2 have no "pixel_decoder."; a converter that relies on the lost version number doubles it.
     move(rf"({_PIXEL_PARTS})", r"pixel_decoder.\1"),
     move(rf"(?:pixel_decoder\.){{2,}}({_PIXEL_PARTS})", r"pixel_decoder.\1"),
     _UNUSED,
@@ -64,7 +64,7 @@ DETECTRON2_RULES: tuple[Rule, ...] = (
 
 
 def released_video_rules() -> tuple[Rule, ...]:
-    """Names of THE-Mask's video decoder that differ from ours."""
+    """Rules for the names of THE-Mask's video decoder that differ from ours."""
     rules = []
     for released, ours in RELEASED_NAMES.items():
         pattern = rf"predictor\.{re.escape(released)}\.(.*)"
@@ -73,7 +73,7 @@ def released_video_rules() -> tuple[Rule, ...]:
 
 
 def openmmlab_rules() -> tuple[Rule, ...]:
-    """mmdet's Mask2Former, of releases 2 (``attentions.0``, ``ffns.0``) and 3 (``self_attn``, ``ffn``)."""
+    """Rules for mmdet's Mask2Former, releases 2 (``attentions.0``, ``ffns.0``) and 3 (``self_attn``, ``ffn``)."""
     leaf = r"(?P<leaf>weight|bias)"
     encoder, decoder = r"pixel_decoder\.encoder\.layers\.(\d+)\.", r"transformer_decoder\.layers\.(\d+)\."
     ours = r"pixel_decoder.transformer.encoder.layers.\1."

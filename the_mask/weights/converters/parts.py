@@ -1,4 +1,4 @@
-"""The part of a model that a converter is for: its marks, its rules, and what the result must hold."""
+"""A converter for one part of a model: how it recognises names, its rules, and the names of the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from the_mask.weights.converters.rules import Names, Rule, is_known
 
-# What training frameworks add to a model's own names.
+# Prefixes that training frameworks add to a model's own names.
 BOOKKEEPING = r".*\.num_batches_tracked"
 
 
@@ -17,14 +17,14 @@ class Part:
     """One layout of one kind of backbone or head.
 
     Attributes:
-        title: for reports.
-        family: what ``--from`` calls it.
-        marks: patterns each of which some name must match completely.
-        rules: from its names to ours, both without the ``backbone.`` in front for a backbone.
-        names: what must be there afterwards.
+        title: name for reports.
+        family: name for ``--from``.
+        marks: patterns, each of which must match some name completely.
+        rules: rules from its names to ours, for a backbone both without the prefix ``backbone.``.
+        names: names that the result must have.
         unlike: patterns that no name may match.
-        settings: (key, value) of a config under which a model computes what the release computes, where that is not
-            the default.
+        settings: config (key, value) pairs with which a model computes the same as the release, where they are not the
+            defaults.
     """
 
     title: str

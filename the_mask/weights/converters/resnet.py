@@ -1,4 +1,4 @@
-"""ResNet: torchvision's names, the deep stem of OpenMMLab ("v1c") and Hugging Face's, to Detectron2's."""
+"""ResNet: from the names of torchvision, OpenMMLab's deep stem ("v1c") and Hugging Face to Detectron2's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BLOCKS: tuple[Rule, ...] = (
 
 
 def _deep_stem(match: re.Match[str]) -> str:
-    """Convolution, norm and ReLU in turn: 0 and 1 are the first convolution, 3 and 4 the second, 6 and 7 the third."""
+    """Name of a layer by index: convolution, norm and ReLU in turn, three times (0, 1; 3, 4; 6, 7)."""
     number, is_norm = divmod(int(match["index"]), 3)
     return f"stem.conv1_{number + 1}.{'norm.' if is_norm else ''}{match['leaf']}"
 

@@ -1,6 +1,6 @@
-"""How a family's tensor names are told: rules that rename, cut, join or drop, and templates of what must be there.
+"""Rules that rename, split, join or drop tensors by name, and templates of the names that must exist.
 
-A converter is a table of :class:`Rule`; the functions of this module apply it. Nothing here knows a family.
+A converter is a table of :class:`Rule`, which the functions of this module apply. Nothing here is specific to a family.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Template = str | Callable[[re.Match[str]], str]
 
 @dataclass(frozen=True)
 class Target:
-    """One tensor made from a matched one.
+    """A tensor made from a matched one.
 
     Attributes:
         name: its new name.
         change: applied to the tensor.
         part: number of this part when several tensors are joined (along the first axis) into ``name``.
-        parts: how many parts there are.
+        parts: number of parts.
     """
 
     name: Template
@@ -38,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the names that ``pattern`` matches completely; without targets they are left out."""
+    """The targets of names that ``pattern`` matches completely; without targets they are left out."""
 
     pattern: str
     targets: tuple[Target, ...] = ()
@@ -46,12 +46,12 @@ class Rule:
 
 
 def move(pattern: str, name: Template, change: Callable[[Tensor], Tensor] | None = None) -> Rule:
-    """Rename, and change the tensor if asked."""
+    """Rename a tensor, and optionally change it."""
     return Rule(pattern, (Target(name, change),))
 
 
 def split(pattern: str, *names: Template) -> Rule:
-    """Cut a tensor along its first axis into as many equal pieces as there are names; a repeated name gets several.
+    """Split a tensor along its first axis into equal pieces, one per name; a repeated name gets several pieces.
 
     ``split(p, "q", "kv", "kv")``: the first third is ``q``, the others together are ``kv``.
     """
@@ -74,7 +74,7 @@ def join(pattern: str, name: Template, order: Sequence[str]) -> Rule:
 
 
 def drop(pattern: str, reason: str) -> Rule:
-    """Leave out, for a reason that the report names."""
+    """Leave out a tensor; the report gives the reason."""
     return Rule(pattern, (), reason)
 
 
@@ -87,7 +87,7 @@ class Mapped:
         used: old names that are in ``state``.
         ignored: old names that are left out, and why.
         unknown: old names that no rule matches.
-        incomplete: new names some of whose parts are absent.
+        incomplete: new names of which some parts are missing.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -164,15 +164,15 @@ def expand(template: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Names:
-    """Names that go together, as templates separated by blanks.
+    """Names that belong together, as templates separated by spaces.
 
-    ``#`` stands for an index that runs from 0 on, at least once, with everything of the group at each value; how far
-    is read from the names. ``#d`` (a letter after it) is one index shared by all templates that have this letter.
+    ``#`` is an index that counts from 0, with at least one value; at each value all names of the group must exist. Its
+    range is read from the names. ``#d`` (with any letter) is one index shared by all templates with this letter.
     ``.*`` and ``{...}``: see :func:`expand`.
 
     Attributes:
         templates: the names.
-        optional: all may be absent, but not some of them.
+        optional: all of them may be missing, but not only some.
     """
 
     templates: str
@@ -186,14 +186,14 @@ INDEX = re.compile(r"#([a-z]?)")
 
 
 def is_known(groups: Iterable[Names]) -> Callable[[str], bool]:
-    """A test whether a name belongs to any of the groups."""
+    """A function that tells whether a name belongs to any of the groups."""
     texts = (re.escape(name).replace(r"\#", "#") for group in groups for name in group.expanded())
     pattern = re.compile("|".join(INDEX.sub(r"\\d+", text) for text in texts) or r"(?!)")
     return lambda name: pattern.fullmatch(name) is not None or name.endswith(".num_batches_tracked")
 
 
 def absent(groups: Sequence[Names], names: Iterable[str]) -> list[str]:
-    """Names that the groups demand and ``names`` lacks; an index that never occurs is named ``#``."""
+    """Names that the groups require and ``names`` does not have; an index without any value is shown as ``#``."""
     present = set(names)
     missing = []
     counts = _index_counts(groups, present)
@@ -206,7 +206,7 @@ def absent(groups: Sequence[Names], names: Iterable[str]) -> list[str]:
 
 
 def _index_counts(groups: Sequence[Names], present: set[str]) -> dict[str, int]:
-    """How far each index runs: by its letter, or by what stands before it."""
+    """Number of values of each index, by its letter or by the text before it."""
     counts: dict[str, int] = defaultdict(int)
     prefixes: dict[str, str] = {}
     for name in (name for group in groups for name in group.expanded()):
@@ -220,7 +220,7 @@ def _index_counts(groups: Sequence[Names], present: set[str]) -> dict[str, int]:
 
 
 def _fill(name: str, counts: Mapping[str, int]) -> list[str]:
-    """Write out the indices of a name."""
+    """Expand the indices of a name."""
     places = [(match, counts[match[1] or name[: match.start()]]) for match in INDEX.finditer(name)]
     if any(count == 0 for _, count in places):
         return [INDEX.sub("#", name)]

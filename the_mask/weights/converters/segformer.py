@@ -22,7 +22,7 @@ LEAF = r"\.(?P<leaf>weight|bias)"
 
 
 def stage(template: str) -> Template:
-    """The released names count stages from 1: ``<s>`` is the group ``stage`` plus 1."""
+    """Released names count stages from 1: ``<s>`` is the group ``stage`` plus 1."""
 
     def rename(match: re.Match[str]) -> str:
         return match.expand(template).replace("<s>", str(int(match["stage"]) + 1))
@@ -31,7 +31,7 @@ def stage(template: str) -> Template:
 
 
 def huggingface_rules() -> tuple[Rule, ...]:
-    """Names on disk, and those that newer releases use in memory."""
+    """Rules for the names on disk, and for those that newer releases use in memory."""
     block = r"(?:encoder\.block\.(?P<stage>\d)\.|stages\.(?P<stage2>\d)\.blocks\.)(?P<block>\d+)\."
 
     def ours(rest: str) -> Template:
@@ -65,7 +65,7 @@ def huggingface_rules() -> tuple[Rule, ...]:
 
 
 def as_linear(x: Tensor) -> Tensor:
-    """Weight of a 1x1 convolution to that of a linear layer; a bias stays."""
+    """Turn the weight of a 1x1 convolution into that of a linear layer; a bias is unchanged."""
     return x.flatten(1) if x.ndim > 1 else x
 
 

@@ -1,4 +1,4 @@
-"""Swin: the original layout, timm's, OpenMMLab's and Hugging Face's, to timm's names below ``model.``."""
+"""Swin: from the original layout, timm's, OpenMMLab's and Hugging Face's to timm's names below ``model.``."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ OUTPUT_NORMS = move(r"norm([0-3])\.(weight|bias)", r"norm\1.\2")
 
 
 def later_stage(template: str):
-    """timm merges patches at the start of a stage, others at the end of the one before: stage number + 1."""
+    """Stage number + 1: timm merges patches at the start of a stage, others at the end of the previous one."""
     return lambda match: match.expand(template).replace("<next>", str(int(match["stage"]) + 1))
 
 
 def unfold_order(weight: Tensor) -> Tensor:
-    """OpenMMLab's patch merging to the original one, along the last axis.
+    """Reorder the last axis of OpenMMLab's patch merging to the original order.
 
-    There the four pixels of a cell are the fastest index and go row by row; here they are the slowest and go column
-    by column.
+    In OpenMMLab, the four pixels of a cell are the fastest index, row by row; in the original, they are the slowest,
+    column by column.
     """
     pixels = weight.unflatten(-1, (-1, 4)).movedim(-1, -2)
     return pixels[..., [0, 2, 1, 3], :].flatten(-2)
 
 
 def huggingface_rules() -> tuple[Rule, ...]:
-    """Names on disk, and those that newer releases use in memory."""
+    """Rules for the names on disk, and for those that newer releases use in memory."""
     block = r"(?:swin\.)?encoder\.layers\.(\d)\.blocks\.(\d+)\."
     ours = r"model.layers.\1.blocks.\2."
     leaf = r"\.(?P<leaf>weight|bias)"

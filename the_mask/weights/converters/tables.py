@@ -1,4 +1,4 @@
-"""Position tables made for another window or image size."""
+"""Resizes position tables made for another window or image size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SUFFIX = ".relative_position_bias_table"
 # Absolute positions of a plain ViT.
 ABSOLUTE = "backbone.model.pos_embed"
 _PREFIX_TOKENS = ("backbone.model.cls_token", "backbone.model.reg_token")
-# Rows of BEiT's tables that belong to the class token.
+# Number of rows of BEiT's tables that belong to the class token.
 CLASS_TOKEN_ROWS = 3
 
 
@@ -26,10 +26,10 @@ def fit_position_tables(state: Mapping[str, Tensor], ours: Mapping[str, Tensor])
         ours: the model's state dict.
 
     Returns:
-        the state dict, and the names of the tables that were resized; tables of another number of heads stay.
+        The state dict, and the names of the resized tables. Tables with another number of heads are unchanged.
 
     Raises:
-        ValueError: absolute positions that are not those of a square of patches.
+        ValueError: absolute positions that do not belong to a square of patches.
     """
     fitted, names = dict(state), []
     if ABSOLUTE in state and ABSOLUTE in ours and state[ABSOLUTE].shape != ours[ABSOLUTE].shape:
@@ -44,7 +44,7 @@ def fit_position_tables(state: Mapping[str, Tensor], ours: Mapping[str, Tensor])
             continue
         old, new = _side(len(table), 0), _side(len(wanted), 0)
         if old and new:
-            # timm takes more than a second to import, so it is not imported before it is needed.
+            # timm takes more than a second to import, so it is imported only when needed.
             from timm.layers import resize_rel_pos_bias_table
 
             fitted[name] = resize_rel_pos_bias_table(table, ((new + 1) // 2,) * 2, tuple(wanted.shape))
@@ -58,6 +58,6 @@ def fit_position_tables(state: Mapping[str, Tensor], ours: Mapping[str, Tensor])
 
 
 def _side(rows: int, extra: int) -> int:
-    """Side of the square of offsets in a table, an odd number; 0 if the rows are no such square plus ``extra``."""
+    """Side (odd) of the square of offsets in a table; 0 if the number of rows is not a square plus ``extra``."""
     side = isqrt(max(rows - extra, 0))
     return side if side * side == rows - extra and side % 2 else 0

@@ -1,7 +1,7 @@
-"""Our encoder-only models as folders that transformers opens: ``config.json`` and ``model.safetensors``.
+"""Writes encoder-only models as folders for transformers: ``config.json`` and ``model.safetensors``.
 
-The model types are ``eomt``, ``videomt`` (queries are carried on) and ``eomt_dinov3``. Writing them needs nothing of
-transformers.
+The model types are ``eomt``, ``videomt`` (queries are carried from frame to frame) and ``eomt_dinov3``. The package
+transformers is not needed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def save_huggingface(model: EncoderSegmentor, folder: Path, class_names: Sequenc
     """Write a model's weights for transformers.
 
     Args:
-        model: with an encoder whose last blocks see the queries.
-        folder: made if it is not there; its parent must be.
+        model: a model whose encoder's last blocks see the queries.
+        folder: created if needed; its parent must exist.
         class_names: K names for the config; None numbers the classes.
 
     Returns:
         The model type.
 
     Raises:
-        ValueError: transformers has no such model.
+        ValueError: transformers does not have this model.
     """
     config = huggingface_config(model, class_names)
     state = {name: value.contiguous().clone() for name, value in huggingface_state(model).items()}
@@ -60,10 +60,10 @@ def save_huggingface(model: EncoderSegmentor, folder: Path, class_names: Sequenc
 
 
 def model_type(model: EncoderSegmentor) -> str:
-    """Which of transformers' models this is.
+    """The model type in transformers.
 
     Raises:
-        ValueError: none.
+        ValueError: transformers does not have this model.
     """
     if not isinstance(model, EncoderSegmentor) or model.sem_seg_head.decoder is not None:
         raise ValueError("transformers has EoMT, EoMT-DINOv3 and VidEoMT: an EncoderSegmentor without a frozen decoder")
@@ -124,7 +124,7 @@ def huggingface_state(model: EncoderSegmentor) -> dict[str, Tensor]:
             for pattern, theirs in _HEAD:
                 if re.fullmatch(pattern, own):
                     result[re.sub(pattern, theirs, own)] = value
-    # transformers masks the attention at inference too, with this probability.
+    # transformers also masks the attention at inference, with this probability.
     result["attn_mask_probs"] = torch.zeros(model.num_blocks)
     if model.propagates:
         result["embeddings.mask_token"] = torch.zeros(1, 1, model.backbone.width)
@@ -139,7 +139,7 @@ def _vit_state(vit: dict[str, Tensor], prefix: int) -> dict[str, Tensor]:
     registers = vit.get("reg_token", cls.new_zeros(1, 0, width))
     side = round((len(table) - prefix) ** 0.5)
     if side * side == len(table) - prefix and len(table) != round(len(table) ** 0.5) ** 2:
-        # The table has rows for the prefix, which transformers has not: they become part of the tokens.
+        # The table has rows for the prefix tokens, but that of transformers does not: add them to the tokens.
         cls, registers = cls + table[:1], registers + table[1:prefix]
         table = table[prefix:]
     result = {

@@ -1,4 +1,4 @@
-"""UperNet and FCN heads: OpenMMLab's names are ours; its one auxiliary head stands on the third level."""
+"""UperNet and FCN heads: OpenMMLab's names are ours; its only auxiliary head is on the third level."""
 
 from __future__ import annotations
 
