@@ -132,7 +132,8 @@ def check_arguments(script: str, arguments: list[str]) -> None:
     options = vars(args)
     config = next((options[key] for key in ("config_file", "config") if options.get(key)), None)
     overrides = list(options.get("opts") or [])
-    configs = [value for value in flat(options.values()) if value.endswith(".yaml") and not _MADE.search(value)]
+    inputs = [value for key, value in options.items() if not key.startswith(("write", "output", "target"))]
+    configs = [value for value in flat(inputs) if value.endswith(".yaml") and not _MADE.search(value)]
     if config is not None and not _MADE.search(str(config)):
         configs.append(str(config))
     for name in configs:

@@ -157,7 +157,7 @@ def write_drive(path: Path) -> None:
 
 def write_cvat_export(path: Path, classes: int) -> None:
     """A "Segmentation mask 1.1" of five frames in which every class occurs."""
-    colors = [(40 * number, 255 - 30 * number, 17) for number in range(1, classes + 1)]
+    colors = [(30 * number, 255 - 30 * number, 17) for number in range(1, classes + 1)]
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
         table = [f"class{number}:{r},{g},{b}::" for number, (r, g, b) in enumerate(colors)]

@@ -5,7 +5,7 @@ NAME_train and NAME_val. docs/import.md has the formats.
 
   the-mask import task.zip --format cvat-masks --output mine
   the-mask check mine_train --import mine/dataset.py
-  the-mask train --config camvid/street_live_frame DATASETS.IMPORT "['mine/dataset.py']" \\
+  the-mask train --config camvid/street_mask DATASETS.IMPORT "['mine/dataset.py']" \\
       DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)" MODEL.SEM_SEG_HEAD.NUM_CLASSES 7
 """
 
