@@ -2,10 +2,12 @@
 
   the-mask segment drive.mp4 -o out.mp4
   the-mask segment drive.mp4 -o out.mp4 -o labels/ -o shares.json --model street-live
+  the-mask segment drive.mp4 --annotations cvat-masks for_cvat
   the-mask segment 0 -o camera.mp4 --config camvid/mask2former_r18_cpu --weights output/model_best.pth
 
 An output that ends in .mp4, .mkv, .mov or .avi is the annotated video, one that ends in .json the share of each class
-in each frame, and a folder gets one PNG of class ids per frame. Ctrl-C ends a camera.
+in each frame, and a folder gets one PNG of class ids per frame. --annotations writes what annotation tools read, see
+docs/import.md. Ctrl-C ends a camera.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from the_mask.cli import _options
+from the_mask.cli import _options, annotations
 
 if TYPE_CHECKING:
+    from the_mask.data.exporters import Exporter
     from the_mask.inference.label_sinks import LabelSink
 
 INPUT_HELP = "video, animation or picture, folder of frames, URL, or camera index (0, 1, ...)"
 DEFAULT_MODEL = "street-live"
+EXPECTED = ("FileExistsError",)
 
 
 def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> None:
@@ -39,10 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
         parser.add_argument(
             "-o",
             "--output",
-            required=True,
+            default=[],
             action="append",
             metavar="PATH",
             help=".mp4, .mkv, .mov, .avi, .json or a folder; may be repeated",
+        )
+        parser.add_argument(
+            "--annotations",
+            default=[],
+            action="append",
+            nargs=2,
+            metavar=("FORMAT", "DIR"),
+            help=f"{', '.join(annotations.FORMATS)}; a new folder; may be repeated",
         )
         parser.add_argument("--palette", action="store_true", help="label PNGs hold colours beside the ids")
         parser.add_argument("--refresh", action="store_true", help="look for a newer state of a hub model")
@@ -69,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
     from the_mask.engine.memory import keep_freed_memory
     from the_mask.engine.signals import interrupted_by_signals
     from the_mask.inference import StreamingSegmentor
+    from the_mask.inference.annotation_sink import AnnotationSink
     from the_mask.inference.demo import DemoStyle, check_outputs, run_demo
     from the_mask.inference.rendering.video_writer import VideoWriter, open_source
 
@@ -80,11 +93,15 @@ def run(args: argparse.Namespace) -> None:
     cfg, palette = model_and_palette(args)
     # Outputs are looked at before the model is built.
     video, sinks = sort_outputs(args, palette)
+    exporters = annotation_exporters(args, palette)
+    if video is None and not sinks and not exporters:
+        raise ValueError("no output: give -o, --annotations, or both")
     if video is not None:
         VideoWriter(video)
     problem = logging.getLogger("the_mask.cli.segment").warning
     with interrupted_by_signals(), open_source(args.source, args.fps, on_problem=problem) as source:
         check_outputs(source, palette, video, args.contact_sheet, style)
+        sinks += [AnnotationSink(exporter, source) for exporter in exporters]
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
         runtimes = _options.use_backend(args, segmentor.model)
         report = run_demo(
@@ -102,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
     speed = report.frames / report.seconds if report.seconds else 0.0
     stopped = ", stopped by a signal" if report.interrupted else ""
     keys = f", {report.keyframes} of them keyframes," if report.keyframes else ""
-    outputs = ", ".join(args.output)
+    outputs = ", ".join([*args.output, *(str(path) for exporter in exporters for path in exporter.report.files)])
     print(f"{report.frames} frames{keys} in {report.seconds:.1f} s ({speed:.1f} frames/s){stopped}: {outputs}")
     if runtimes is not None:
         print(runtimes)
@@ -175,3 +192,26 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
     if len(videos) > 1:
         raise ValueError(f"outputs {', '.join(map(str, videos))}: one video at a time")
     return (videos[0] if videos else None), sinks
+
+
+def annotation_exporters(args: argparse.Namespace, palette: Any) -> list[Exporter]:
+    """What --annotations names.
+
+    Raises:
+        ValueError: an unknown format. FileExistsError: a folder that is not empty.
+    """
+    from the_mask.data.classes import ClassList
+    from the_mask.data.exporters import FORMATS
+
+    result: list[Exporter] = []
+    for form, folder in getattr(args, "annotations", []):
+        if form not in FORMATS:
+            raise ValueError(f"--annotations {form}: expected one of {', '.join(FORMATS)}")
+        if folder in (str(exporter.folder) for exporter in result):
+            raise ValueError(f"--annotations {form} {folder}: another format goes there, too")
+        count = len(palette.names)
+        ignore = palette.ignore_label if palette.ignore_label >= count else 65535
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in palette.colors)
+        classes = ClassList(tuple(palette.names), colors, tuple(range(count)), ignore)
+        result.append(FORMATS[form](folder, classes, model=args.model or args.config_file or default_model()))
+    return result

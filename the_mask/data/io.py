@@ -1,4 +1,4 @@
-"""Reading pictures: frames, label maps and animations, with errors that name the file.
+"""Picture files: frames, label maps and animations are read with errors that name the file, and written whole.
 
 All of the library reads pictures through this module, so formats, the limit on pixels, bit depths and EXIF orientation
 are handled the same everywhere.
@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from the_mask.data.classes import ILLEGAL, ExplainValues, as_label_table
+from the_mask.data.files import atomic_write
 
 # The formats that Pillow may try on a file, whatever its suffix; its other parsers are never run.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
@@ -117,6 +118,38 @@ def _rgb(image: Image.Image, stored: _Stored, path: str | Path) -> np.ndarray:
             "with what is white in it (4095, 65535, ...) at 255"
         )
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def write_picture(path: str | Path, pixels: np.ndarray, **options: Any) -> None:
+    """Write a picture whole or not at all; the folder is made if needed.
+
+    Args:
+        path: its suffix is that of a format that Pillow writes.
+        pixels: uint8 [H,W,3], or uint8 or uint16 [H,W].
+        options: of Pillow's writer, such as ``quality``.
+
+    Raises:
+        ValueError: no such format.
+        OSError: names the file.
+    """
+    path = Path(path)
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form is None:
+        raise ValueError(f"picture {path}: unknown suffix {path.suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(pixels)
+    atomic_write(path, lambda stream: picture.save(stream, format=form, **options))
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of a picture as :func:`read_image` gives it, from its header.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_image`; damage behind the header is not seen.
+    """
+    with _opened(path, "image") as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def exif_orientation(path: str | Path) -> int:

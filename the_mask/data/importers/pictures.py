@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from the_mask.data.files import read_lines, read_text
+from the_mask.data.class_table import NO_CLASS, Color, read_class_table
+from the_mask.data.files import read_lines
 from the_mask.data.importers.common import NOTHING, ImportReport, LabelledFrame, Labels, check_names, find_image
 from the_mask.data.io import IMAGE_SUFFIXES, read_image, read_label_raw, read_palette
 from the_mask.data.registry import natural_key
-
-Color = tuple[int, int, int]
 
 
 def color_labels(pixels: np.ndarray, table: Mapping[Color, int], path: Path, report: ImportReport) -> np.ndarray:
@@ -50,19 +48,8 @@ def read_color_masks(source: Path, frames: Path | None = None, table: Path | Non
         FileNotFoundError, ValueError: something is missing, damaged or not in the table; the message names it.
     """
     table = table or source / "classes.csv"
-    rows = [row for row in csv.reader(read_text(table, "table of classes").splitlines()) if row]
-    colors: list[tuple[str, Color]] = []
-    for number, row in enumerate(rows):
-        cells = [cell.strip() for cell in row]
-        if len(cells) < 4 or not all(cell.isdecimal() and int(cell) < 256 for cell in cells[1:4]):
-            if number == 0:  # the head
-                continue
-            raise ValueError(f"{table}, line {number + 1}: expected class, r, g, b with numbers 0..255, got {row}")
-        colors.append((cells[0], (int(cells[1]), int(cells[2]), int(cells[3]))))
-    return _color_tree(source, frames or source.parent / "frames", colors, str(table), IGNORED)
-
-
-IGNORED = frozenset({"void", "ignore", "unlabelled", "unlabeled"})
+    colors = read_class_table(table)
+    return _color_tree(source, frames or source.parent / "frames", colors, str(table), NO_CLASS)
 
 
 def read_cvat_masks(source: Path, frames: Path | None = None) -> Labels:

@@ -1,0 +1,222 @@
+"""What all exporters share: predicted frames, the classes in them, and files that grow without filling the memory.
+
+Axes: H W pixels, N regions. A label map holds train ids ``0..K-1``; every other value that the class list knows
+(``ignore_label``) is a pixel without a class.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from the_mask.data.classes import ClassList
+from the_mask.data.files import atomic_write, inside, relative_name
+
+
+@dataclass(frozen=True)
+class LabelFrame:
+    """One labelled frame.
+
+    Attributes:
+        video: its name, a relative path.
+        name: of the frame, without suffix.
+        labels: integers [H, W].
+        picture: the frame's picture as the files shall name it, a relative path.
+    """
+
+    video: str
+    name: str
+    labels: NDArray[np.integer[Any]]
+    picture: str
+
+
+@dataclass
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        frames, videos: counts.
+        files: those that a person hands on, in order.
+        noticed: what -> how often.
+    """
+
+    frames: int = 0
+    videos: int = 0
+    files: list[Path] = field(default_factory=list)
+    noticed: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        lines = [f"{self.videos} videos, {self.frames} frames"]
+        return "\n".join(lines + [f"{what}: {count}" for what, count in sorted(self.noticed.items())])
+
+
+class Region(NamedTuple):
+    """The pixels of one class in a frame: its train id and a bool mask [H, W]."""
+
+    label: int
+    mask: NDArray[np.bool_]
+
+
+def regions(labels: NDArray[np.integer[Any]], num_classes: int) -> list[Region]:
+    """The classes of a label map [H, W], ascending; pixels without a class belong to none."""
+    present = np.unique(labels)
+    return [Region(int(c), labels == c) for c in present[(present >= 0) & (present < num_classes)]]
+
+
+class Exporter(ABC):
+    """Writes label maps into a folder, frame by frame; a video's frames come together.
+
+    Args:
+        folder: new or empty.
+        classes: names and colours.
+        model: what predicted, said in the files that have a place for it.
+
+    Raises:
+        FileExistsError: the folder is a file, or not empty.
+    """
+
+    # How frames of a video without pictures of its own are called.
+    frame_name = "{:08d}"
+
+    def __init__(self, folder: str | Path, classes: ClassList, *, model: str = "") -> None:
+        self.folder, self.classes, self.model = Path(folder), classes, model
+        self.report = ExportReport()
+        self._videos: set[str] = set()
+        self._video: str | None = None
+        self._size = (0, 0)
+        self._names: set[str] = set()
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise FileExistsError(f"{self.folder} is there already and not empty: name a new folder")
+
+    def write(self, frame: LabelFrame) -> None:
+        """The next frame.
+
+        Raises:
+            ValueError: a name that leads out of the folder, a frame twice, a video in two parts, labels that are no
+                train ids, or a size that the format does not allow.
+        """
+        video = relative_name(frame.video, "video")
+        self._check_labels(frame)
+        if video != self._video:
+            if video in self._videos:
+                raise ValueError(f"the frames of video {video} do not come together")
+            if self._video is not None:
+                self.end(self._video)
+                self._video = None
+            height, width = frame.labels.shape
+            self._size, self._names = (height, width), set()
+            self.report.videos += 1
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.begin(video)
+            self._videos.add(video)
+            self._video = video
+        if frame.name in self._names:
+            raise ValueError(f"video {video} has two frames named {frame.name}")
+        self._names.add(frame.name)
+        self.add(frame, regions(frame.labels, len(self.classes.names)))
+        self.report.frames += 1
+
+    def close(self) -> None:
+        """No more frames come: complete the files. Without a frame none is written."""
+        if self._video is not None:
+            self.end(self._video)
+            self.finish()
+            self._video = None
+
+    def begin(self, video: str) -> None:
+        """The first frame of a video is about to come."""
+
+    @abstractmethod
+    def add(self, frame: LabelFrame, found: list[Region]) -> None:
+        """A frame that has been looked at, and its regions."""
+
+    def end(self, video: str) -> None:
+        """The last frame of a video was there."""
+
+    def finish(self) -> None:
+        """The last video has ended."""
+
+    def path(self, name: str) -> Path:
+        """A file of the output that a person hands on; its folder is made."""
+        path = inside(self.folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.report.files.append(path)
+        return path
+
+    def require_one_size(self, frame: LabelFrame) -> None:
+        """Raise ValueError when a frame has another size than the first one of its video."""
+        if frame.labels.shape != self._size:
+            (height, width), (h, w) = frame.labels.shape, self._size
+            raise ValueError(
+                f"video {frame.video}, frame {frame.name} is {height}x{width} (height x width), the frames before it "
+                f"{h}x{w}; this format has one size per video"
+            )
+
+    def _check_labels(self, frame: LabelFrame) -> None:
+        labels, classes = frame.labels, self.classes
+        if labels.ndim != 2 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"video {frame.video}, frame {frame.name}: expected integers [height, width], got {labels.dtype} "
+                f"{list(labels.shape)}"
+            )
+        if (labels < len(classes.names)).all() and labels.min() >= 0:
+            return
+        values = np.unique(labels)
+        bad = values[(values < 0) | ((values >= len(classes.names)) & (values != classes.ignore_label))]
+        if bad.size:
+            raise ValueError(
+                f"video {frame.video}, frame {frame.name}: values {bad[:5].tolist()} are no train ids; expected "
+                f"0..{len(classes.names) - 1}, or {classes.ignore_label} for no class"
+            )
+
+
+class Spool:
+    """Bytes of a file that is not complete yet, in a nameless file: a killed process leaves nothing behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by copy_to
+
+    def copy_to(self, stream: BinaryIO) -> None:
+        """Write everything, and give the file up."""
+        with self.file:
+            self.file.seek(0)
+            shutil.copyfileobj(self.file, stream)
+
+
+class JsonList(Spool):
+    """Items of a JSON list that a document will hold."""
+
+    count = 0
+
+    def add(self, item: Any) -> None:
+        """One more item."""
+        text = json.dumps(item, separators=(",", ":"))
+        self.file.write(((",\n" if self.count else "") + text).encode())
+        self.count += 1
+
+
+def write_document(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all; a :class:`JsonList` among the values is a list."""
+
+    def write(stream: BinaryIO) -> None:
+        for number, (key, value) in enumerate(fields.items()):
+            stream.write(("{" if not number else ",\n").encode() + json.dumps(key).encode() + b":")
+            if isinstance(value, JsonList):
+                stream.write(b"[\n")
+                value.copy_to(stream)
+                stream.write(b"\n]")
+            else:
+                stream.write(json.dumps(value).encode())
+        stream.write(b"}\n")
+
+    atomic_write(path, write)

@@ -1,0 +1,29 @@
+"""Predictions for FiftyOne, as its own importer of ``ImageSegmentationDirectory`` reads them."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from the_mask.data.exporters.common import Exporter, LabelFrame, Region
+from the_mask.data.files import inside, write_json
+from the_mask.data.io import write_picture
+
+
+class FiftyOneExporter(Exporter):
+    """``labels/<picture>.png`` of class + 1 (0: no class), and ``mask_targets.json``: what the values mean.
+
+    FiftyOne finds a picture by the name of its mask, so pictures stay where they are.
+    """
+
+    def add(self, frame: LabelFrame, found: list[Region]) -> None:
+        values = np.zeros(frame.labels.shape, np.uint8 if len(self.classes.names) <= 255 else np.uint16)
+        for region in found:
+            values[region.mask] = region.label + 1
+        name = PurePosixPath(frame.picture).with_suffix(".png").as_posix()
+        write_picture(inside(self.folder, "labels", name), values)
+
+    def finish(self) -> None:
+        targets = {str(i + 1): name for i, name in enumerate(self.classes.names)}
+        write_json(self.path("mask_targets.json"), targets)

@@ -1,0 +1,121 @@
+"""Label maps that were written to disk, and the classes that their values stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+
+from the_mask.data.class_table import NO_CLASS, read_class_table
+from the_mask.data.classes import ClassList, distinct_colors, make_class_list
+from the_mask.data.exporters.common import LabelFrame
+from the_mask.data.files import read_json
+from the_mask.data.io import IMAGE_SUFFIXES, read_label, read_size
+from the_mask.data.registry import natural_key, require_known
+
+# What the-mask predict leaves in its folder (the_mask.evaluation.claims).
+INDEX = "predictions.json"
+
+
+def dataset_classes(name: str, values: str = "train-ids") -> ClassList:
+    """Classes of a registered data set, for PNGs of train ids or of its ``raw`` values.
+
+    Raises:
+        ValueError: unknown name or kind of values.
+    """
+    if values not in ("train-ids", "raw"):
+        raise ValueError(f"values {values!r}: expected train-ids or raw")
+    require_known(name)
+    metadata = MetadataCatalog.get(name)
+    names, colors = list(metadata.stuff_classes), [tuple(color) for color in metadata.stuff_colors]
+    if values == "raw":
+        return ClassList(tuple(names), tuple(colors), metadata.label_table, metadata.ignore_label)
+    return make_class_list(names, void_values=[metadata.ignore_label], colors=colors)
+
+
+def given_classes(text: str) -> ClassList:
+    """Classes from ``classes.json`` as :func:`import_dataset` writes it, a table ``class, r, g, b``, or ``a,b,c``.
+
+    Raises:
+        ValueError, FileNotFoundError: no such file, a damaged one, or a class twice; the file is named.
+    """
+    path = Path(text)
+    if path.suffix.lower() == ".json":
+        content = read_json(path, "classes")
+        names = content.get("names")
+        if not isinstance(names, list):
+            raise ValueError(f"classes {path}: expected a list under 'names'")
+        colors = content.get("colors") or distinct_colors(len(names))
+        ignore = content.get("ignore", 255 if len(names) <= 255 else 65535)
+        return _named(path, names, [tuple(color) for color in colors], ignore)
+    if path.suffix.lower() == ".csv":
+        table = [(name, color) for name, color in read_class_table(path) if name.lower() not in NO_CLASS]
+        return _named(path, [name for name, _ in table], [color for _, color in table], None)
+    return make_class_list([name.strip() for name in text.split(",")])
+
+
+def _named(path: Path, names: list[str], colors: list[tuple[int, int, int]], ignore: int | None) -> ClassList:
+    try:
+        ignore = ignore if ignore is not None else 255 if len(names) <= 255 else 65535
+        return make_class_list(names, void_values=[ignore], colors=colors)
+    except ValueError as error:
+        raise ValueError(f"classes {path}: {error}") from error
+
+
+def stored_classes(folder: Path) -> ClassList | None:
+    """The classes of a folder that says so itself: ``classes.json``, or what ``the-mask predict`` left; else None."""
+    if (folder / "classes.json").is_file():
+        return given_classes(str(folder / "classes.json"))
+    if not (folder / INDEX).is_file():
+        return None
+    content = read_json(folder / INDEX)
+    return dataset_classes(str(content.get("dataset")), str(content.get("values")))
+
+
+def read_predictions(
+    folder: Path, classes: ClassList, frames: Path | None = None, suffix: str = ".jpg"
+) -> Iterator[LabelFrame]:
+    """PNGs ``<folder>/<video>/<frame>.png``, or all in the folder itself, which then is the video.
+
+    Args:
+        folder: as ``the-mask predict`` and ``the-mask segment`` write it.
+        classes: their label table says what the values mean.
+        frames: folder of the pictures, ``<video>/<frame>.*``, ``<video>/origin/<frame>.*`` or ``<frame>.*``. With it
+            pictures are named as they lie there, and their sizes are compared.
+        suffix: of the pictures' names without ``frames``.
+
+    Raises:
+        FileNotFoundError: no such folder, no PNG, no picture for one.
+        ValueError: a damaged PNG, values that are not in the table, a picture of another size; the file is named.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder of predictions {folder} does not exist")
+    relative = [path.relative_to(folder) for path in folder.rglob("*.png") if path.is_file()]
+    relative = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
+    if not relative:
+        raise FileNotFoundError(f"{folder} holds no PNGs of predictions; expected {folder}/<video>/<frame>.png")
+    # Videos one after the other, also one inside the folder of another.
+    for path in sorted(relative, key=lambda path: ([natural_key(p) for p in path.parent.parts], natural_key(path.name))):
+        labels = read_label(folder / path, classes.label_table)
+        video = path.parent.as_posix() if path.parent.parts else folder.resolve().name
+        picture = f"{video}/{path.stem}{suffix}"
+        if frames is not None:
+            found = _picture(frames, video, path.stem, folder / path)
+            picture = found.relative_to(frames).as_posix()
+            size = read_size(found)
+            if size != labels.shape:
+                raise ValueError(
+                    f"{folder / path} is {labels.shape[0]}x{labels.shape[1]} (height x width), its picture {found} "
+                    f"{size[0]}x{size[1]}"
+                )
+        yield LabelFrame(video, path.stem, labels, picture)
+
+
+def _picture(frames: Path, video: str, name: str, prediction: Path) -> Path:
+    for place in (frames / video, frames / video / "origin", frames):
+        for suffix in IMAGE_SUFFIXES:
+            for candidate in (place / f"{name}{suffix}", place / f"{name}{suffix.upper()}"):
+                if candidate.is_file():
+                    return candidate
+    raise FileNotFoundError(f"{prediction}: {frames} holds no picture {video}/{name}.*, {video}/origin/{name}.* or {name}.*")
