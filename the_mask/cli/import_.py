@@ -4,6 +4,7 @@ Writes OUTPUT/data/<video>/{origin,mask}, train.txt, val.txt, classes.json and d
 NAME_train and NAME_val. docs/import.md has the formats.
 
   the-mask import task.zip --format cvat-masks --output mine
+  the-mask import annotations.xml --format cvat-video --video drive.mp4 --every 5 --output mine
   the-mask check mine_train --import mine/dataset.py
   the-mask train --config camvid/street_mask DATASETS.IMPORT "['mine/dataset.py']" \\
       DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)" MODEL.SEM_SEG_HEAD.NUM_CLASSES 7
@@ -12,13 +13,18 @@ NAME_train and NAME_val. docs/import.md has the formats.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EXPECTED = ("FileExistsError",)
 # Those of the_mask.data.importers, which imports numpy; a test compares them.
 FORMATS = (
-    *("colors", "cvat-masks", "cvat-video", "davis", "coco"),
-    *("panoptic", "vipseg", "ytvis", "labelme", "label-studio"),
+    *("ids", "colors", "cvat-masks", "cvat-images", "cvat-video", "davis", "mapillary", "ade", "coco"),
+    *("panoptic", "cityscapes-vps", "vipseg", "ytvis", "labelme", "label-studio", "video"),
 )
 
 
@@ -29,14 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder")
     parser.add_argument("--name", default="", help="of the data set; default: the folder's")
     parser.add_argument("--frames", type=Path, metavar="DIR", help="pictures, if not beside the annotations")
-    parser.add_argument("--masks", type=Path, metavar="DIR", help="panoptic, vipseg: PNGs of the segments")
-    parser.add_argument("--table", type=Path, metavar="CSV", help="colors: class, r, g, b")
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="take the frames from this video, or a folder of them"
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="N", help="of a video: every Nth frame, and the labelled (default: 1)"
+    )
+    parser.add_argument(
+        "--fps", type=float, metavar="RATE", help="of a video: so many frames a second, and the labelled"
+    )
+    parser.add_argument("--first-frame", type=int, metavar="N", help="number of a video's first frame (default: 0)")
+    parser.add_argument("--stills", action="store_true", default=None, help="every picture is a video of its own")
+    parser.add_argument(
+        "--masks", type=Path, metavar="DIR", help="panoptic, cityscapes-vps, vipseg: PNGs of the segments"
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="colors, mapillary: names and colours; CSV or JSON")
     parser.add_argument(
         "--classes",
         dest="names",
         type=lambda text: [name.strip() for name in text.split(",")],
         metavar="A,B,...",
-        help="davis, labelme, label-studio: class names in their order",
+        help="ids, davis, ade, labelme, label-studio, video: class names in their order",
     )
     parser.add_argument("--val", type=float, default=0.2, metavar="SHARE", help="for validation (default: 0.2)")
 
@@ -45,12 +64,42 @@ def run(args: argparse.Namespace) -> None:
     """Import, then say what was found and how to go on."""
     import json
 
-    from the_mask.data.importers import import_dataset
+    from the_mask.data.importers import Sampling, import_dataset
+    from the_mask.inference.live.frame_source import check_fps
 
     options = {key: getattr(args, key) for key in ("frames", "masks", "table", "names")}
-    report = import_dataset(args.source, args.format, args.output, name=args.name, val_videos=args.val, options=options)
+    sampling = None
+    if args.every is not None and args.fps is not None:
+        raise ValueError(f"--every {args.every} and --fps {args.fps:g}: give one of them")
+    if (args.every, args.fps, args.first_frame) != (None, None, None):
+        every = 1 if args.every is None else args.every
+        sampling = Sampling(every, None if args.fps is None else check_fps(args.fps), args.first_frame or 0)
+    report = import_dataset(
+        args.source,
+        args.format,
+        args.output,
+        name=args.name,
+        val_videos=args.val,
+        options=options,
+        video=args.video,
+        sampling=sampling,
+        open_video=lambda path: open_video(path, args.format in ("ids", "video")),
+        stills=args.stills,
+    )
     names = json.loads((args.output / "classes.json").read_text(encoding="utf-8"))["names"]
     print(report)
     print(f"{len(names)} classes: {', '.join(names)}")
-    name = args.name or args.output.name
+    name = args.name or args.output.resolve().name
     print(f"next: the-mask check {name}_train --import {args.output / 'dataset.py'}")
+
+
+def open_video(path: Path, square_pixels: bool = False) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames of a video with their times, by the library's own reader.
+
+    Annotation tools show the stored pixels; ``the-mask segment`` makes those of anamorphic video square.
+    """
+    from the_mask.inference.live.sources import open_source
+
+    with open_source(path, square_pixels=square_pixels) as source:
+        for frame in source.timed():
+            yield frame.image, frame.seconds

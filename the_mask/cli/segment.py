@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from the_mask.cli import _options, annotations
+from the_mask.cli import _options, annotations_
 
 if TYPE_CHECKING:
     from the_mask.data.exporters import Exporter
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
             action="append",
             nargs=2,
             metavar=("FORMAT", "DIR"),
-            help=f"{', '.join(annotations.FORMATS)}; a new folder; may be repeated",
+            help=f"{', '.join(annotations_.FORMATS)}; a new folder; may be repeated",
         )
         parser.add_argument("--palette", action="store_true", help="label PNGs hold colours beside the ids")
         parser.add_argument("--refresh", action="store_true", help="look for a newer state of a hub model")

@@ -1,9 +1,12 @@
-"""Tables of classes and their colours: ``class, r, g, b`` as CSV."""
+"""Tables of classes and their colours: CSV ``class, r, g, b``, and the JSON files that data sets bring."""
 
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from the_mask.data.files import read_text
 
@@ -12,23 +15,71 @@ Color = tuple[int, int, int]
 NO_CLASS = frozenset({"void", "ignore", "unlabelled", "unlabeled"})
 
 
+def is_no_class(name: str) -> bool:
+    """Whether a class's name says that it is none, as ``void`` and Mapillary's ``void--unlabeled`` do."""
+    return name.rpartition("--")[2].strip().lower() in NO_CLASS
+
+
+def as_color(value: Any, where: str) -> Color:
+    """A colour of a JSON file.
+
+    Raises:
+        ValueError: no list of three whole numbers 0..255; it starts with ``where``.
+    """
+    if not isinstance(value, list) or len(value) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in value):
+        raise ValueError(f"{where} has the color {value!r:.80}; expected red, green, blue, each 0..255")
+    return value[0], value[1], value[2]
+
+
 def read_class_table(path: Path) -> list[tuple[str, Color]]:
-    """Rows of a CSV file ``class, r, g, b``, with or without a head.
+    """Names and colours of classes, in order.
+
+    Args:
+        path: CSV ``class, r, g, b``, with or without a head; or JSON: a list of objects with ``name`` and ``color``,
+            such a list under ``labels`` (Mapillary Vistas) or ``categories`` (COCO panoptic), or ``names`` and
+            ``colors`` (:func:`the_mask.data.importers.import_dataset`).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged line; it is named.
+        ValueError: damaged; the file and the place in it are named.
     """
-    colors: list[tuple[str, Color]] = []
+    return _read_json(path) if path.suffix.lower() == ".json" else _read_csv(path)
+
+
+def _read_csv(path: Path) -> list[tuple[str, Color]]:
     try:
         rows = [row for row in csv.reader(read_text(path, "table of classes").splitlines()) if row]
     except csv.Error as error:
         raise ValueError(f"table of classes {path} is not CSV: {error}") from error
+    result = []
     for number, row in enumerate(rows):
         cells = [cell.strip() for cell in row]
         if len(cells) < 4 or not all(cell.isdecimal() and int(cell) < 256 for cell in cells[1:4]):
             if number == 0:  # the head
                 continue
             raise ValueError(f"{path}, line {number + 1}: expected class, r, g, b with numbers 0..255, got {row}")
-        colors.append((cells[0], (int(cells[1]), int(cells[2]), int(cells[3]))))
-    return colors
+        result.append((cells[0], (int(cells[1]), int(cells[2]), int(cells[3]))))
+    return result
+
+
+def _read_json(path: Path) -> list[tuple[str, Color]]:
+    try:
+        content = json.loads(read_text(path, "table of classes"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"table of classes {path} is not JSON: {error}") from error
+    entries: Any = content
+    if isinstance(content, Mapping):
+        names, colors = content.get("names"), content.get("colors")
+        if isinstance(names, list) and isinstance(colors, list) and len(names) == len(colors):
+            entries = [{"name": name, "color": color} for name, color in zip(names, colors, strict=True)]
+        else:
+            entries = content.get("labels", content.get("categories"))
+    if not isinstance(entries, list):
+        raise ValueError(f"table of classes {path}: expected a list of objects with 'name' and 'color'")
+    result = []
+    for number, entry in enumerate(entries):
+        name, color = (entry.get("name"), entry.get("color")) if isinstance(entry, Mapping) else (None, None)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"table of classes {path}, entry {number}: expected an object with 'name' and 'color'")
+        result.append((name, as_color(color, f"table of classes {path}, entry {number}")))
+    return result

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -15,7 +17,7 @@ from typing import Any, BinaryIO
 TEMPORARY = ".writing"
 
 
-def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool = True) -> None:
     """Create or replace a file atomically: at every moment the path holds the old content or the complete new one.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and then renamed.
@@ -23,12 +25,14 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     Args:
         path: the file; its folder must exist. A symbolic link is replaced, not followed.
         content: bytes, or a function that writes to the open temporary file.
+        durable: wait for the disk. False is for the many files of a folder that gets its name only when all are there,
+            by :func:`whole_folder`.
 
     Raises:
         OSError: writing failed; the error names the file.
     """
     try:
-        _write_atomically(path, content)
+        _write_atomically(path, content, durable)
     except (OSError, RuntimeError) as error:
         # torch's archive writer reports a failure of its stream as RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__
@@ -40,7 +44,7 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         raise cause from error
 
 
-def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     # It may be a leftover of a killed process with the same id, or another user's link: do not write through either.
     temporary.unlink(missing_ok=True)
@@ -51,11 +55,36 @@ def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object])
             else:
                 stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that is made elsewhere and appears when everything in it is there; an older one is replaced.
+
+    Yields:
+        where to write meanwhile, beside the folder. After an error nothing of it is left, and an older folder is as it
+        was.
+    """
+    # Not with_name: the folder may be ".", or end with "..".
+    target = folder.resolve()
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        # Once for all files, which :func:`atomic_write` need not do for each of them.
+        os.sync()
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:

@@ -120,12 +120,13 @@ def _rgb(image: Image.Image, stored: _Stored, path: str | Path) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def write_picture(path: str | Path, pixels: np.ndarray, **options: Any) -> None:
+def write_picture(path: str | Path, pixels: np.ndarray, *, durable: bool = True, **options: Any) -> None:
     """Write a picture whole or not at all; the folder is made if needed.
 
     Args:
         path: its suffix is that of a format that Pillow writes.
         pixels: uint8 [H,W,3], or uint8 or uint16 [H,W].
+        durable: see :func:`the_mask.data.files.atomic_write`.
         options: of Pillow's writer, such as ``quality``.
 
     Raises:
@@ -138,7 +139,7 @@ def write_picture(path: str | Path, pixels: np.ndarray, **options: Any) -> None:
         raise ValueError(f"picture {path}: unknown suffix {path.suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(pixels)
-    atomic_write(path, lambda stream: picture.save(stream, format=form, **options))
+    atomic_write(path, lambda stream: picture.save(stream, format=form, **options), durable)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:

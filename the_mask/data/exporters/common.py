@@ -133,17 +133,18 @@ class Exporter(ABC):
             self.finish()
             self._video = None
 
-    def begin(self, video: str) -> None:
+    # What a format has no use for stays empty.
+    def begin(self, video: str) -> None:  # noqa: B027
         """The first frame of a video is about to come."""
 
     @abstractmethod
     def add(self, frame: LabelFrame, found: list[Region]) -> None:
         """A frame that has been looked at, and its regions."""
 
-    def end(self, video: str) -> None:
+    def end(self, video: str) -> None:  # noqa: B027
         """The last frame of a video was there."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027
         """The last video has ended."""
 
     def path(self, name: str) -> Path:

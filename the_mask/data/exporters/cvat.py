@@ -14,8 +14,10 @@ from PIL import Image
 from the_mask.data.classes import distinct_colors
 from the_mask.data.exporters.common import Exporter, LabelFrame, Region, Spool
 from the_mask.data.files import atomic_write
+from the_mask.data.importers.common import frame_number
 
 BACKGROUND = "background"
+MOST_OBJECTS = 255
 Color = tuple[int, int, int]
 
 
@@ -41,20 +43,23 @@ class CvatMasksExporter(Exporter):
         named = [(name, color) for name, color in zip(self.classes.names, colors, strict=True) if color is not None]
         for name, _ in named:
             if ":" in name or "\n" in name or name.startswith("#"):
-                raise ValueError(f"class {name!r}: CVAT's labelmap.txt holds no names with ':', a line break or '#' first")
+                raise ValueError(
+                    f"class {name!r}: CVAT's labelmap.txt holds no names with ':', a line break or '#' first"
+                )
         rows = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in [(BACKGROUND, (0, 0, 0)), *named]]
         self._add("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *rows, ""]).encode())
 
     def add(self, frame: LabelFrame, found: list[Region]) -> None:
         classes = np.zeros((*frame.labels.shape, 3), np.uint8)
         objects = np.zeros_like(classes)
-        for number, region in enumerate(found, 1):
+        shown = [region for region in found if self._colors[region.label].any()]
+        for number, region in enumerate(shown, 1):
             classes[region.mask] = self._colors[region.label]
-            if self._colors[region.label].any():
-                # An object per class, in any colours that differ.
-                objects[region.mask] = distinct_colors(len(found))[number - 1]
+            objects[region.mask] = voc_color(number)
         self._add(f"SegmentationClass/{frame.name}.png", _png(classes))
-        self._add(f"SegmentationObject/{frame.name}.png", _png(objects))
+        # An object per class; readers know the colours of 255, and make objects of the classes where there is no file.
+        if len(shown) <= MOST_OBJECTS:
+            self._add(f"SegmentationObject/{frame.name}.png", _png(objects))
         self._frames.append(frame.name)
 
     def end(self, video: str) -> None:
@@ -95,7 +100,9 @@ class CvatVideoExporter(Exporter):
                 f'    <mask frame="{at}" keyframe="1" outside="{outside}" occluded="0" {mask} z_order="0"></mask>\n'
                 for at, outside in ((number, 0), (number + 1, 1))
             )
-            self._tracks.file.write(f'  <track id="{self._count}" label={name} source="auto">\n{shapes}  </track>\n'.encode())
+            self._tracks.file.write(
+                f'  <track id="{self._count}" label={name} source="auto">\n{shapes}  </track>\n'.encode()
+            )
             self._count += 1
 
     def end(self, video: str) -> None:
@@ -120,6 +127,14 @@ class CvatVideoExporter(Exporter):
         atomic_write(self.path(f"{video}.xml"), write)
 
 
+def voc_color(number: int) -> Color:
+    """The colour of an object by its number in Pascal VOC: its bits, three at a time, from the highest of r, g, b."""
+    channels = [0, 0, 0]
+    for place in range(24):
+        channels[place % 3] |= (number >> place & 1) << (7 - place // 3)
+    return channels[0], channels[1], channels[2]
+
+
 def own_colors(names: Sequence[str], colors: Sequence[Color]) -> list[Color | None]:
     """Colours that tell classes apart: none is black or used twice; None for the class named "background"."""
     used: set[Color] = {(0, 0, 0)}
@@ -134,12 +149,6 @@ def own_colors(names: Sequence[str], colors: Sequence[Color]) -> list[Color | No
         used.add(color)  # type: ignore[arg-type]
         result.append(color)  # type: ignore[arg-type]
     return result
-
-
-def frame_number(name: str) -> int | None:
-    """The number at the end of a frame's name."""
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits) if digits else None
 
 
 def _cvat_mask(mask: np.ndarray) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
-from the_mask.data.class_table import NO_CLASS, read_class_table
-from the_mask.data.classes import ClassList, distinct_colors, make_class_list
+from the_mask.data.class_table import is_no_class, read_class_table
+from the_mask.data.classes import ClassList, make_class_list
 from the_mask.data.exporters.common import LabelFrame
 from the_mask.data.files import read_json
 from the_mask.data.io import IMAGE_SUFFIXES, read_label, read_size
@@ -35,32 +35,25 @@ def dataset_classes(name: str, values: str = "train-ids") -> ClassList:
 
 
 def given_classes(text: str) -> ClassList:
-    """Classes from ``classes.json`` as :func:`import_dataset` writes it, a table ``class, r, g, b``, or ``a,b,c``.
+    """Classes from a table (see :func:`read_class_table`), or from their names, ``a,b,c``.
 
     Raises:
         ValueError, FileNotFoundError: no such file, a damaged one, or a class twice; the file is named.
     """
     path = Path(text)
-    if path.suffix.lower() == ".json":
-        content = read_json(path, "classes")
-        names = content.get("names")
-        if not isinstance(names, list):
-            raise ValueError(f"classes {path}: expected a list under 'names'")
-        colors = content.get("colors") or distinct_colors(len(names))
-        ignore = content.get("ignore", 255 if len(names) <= 255 else 65535)
-        return _named(path, names, [tuple(color) for color in colors], ignore)
-    if path.suffix.lower() == ".csv":
-        table = [(name, color) for name, color in read_class_table(path) if name.lower() not in NO_CLASS]
-        return _named(path, [name for name, _ in table], [color for _, color in table], None)
-    return make_class_list([name.strip() for name in text.split(",")])
-
-
-def _named(path: Path, names: list[str], colors: list[tuple[int, int, int]], ignore: int | None) -> ClassList:
+    if path.suffix.lower() not in (".json", ".csv"):
+        names = [name.strip() for name in text.split(",")]
+        return make_class_list(names, void_values=[_ignore(len(names))])
+    table = [(name, color) for name, color in read_class_table(path) if not is_no_class(name)]
     try:
-        ignore = ignore if ignore is not None else 255 if len(names) <= 255 else 65535
-        return make_class_list(names, void_values=[ignore], colors=colors)
+        names, colors = [name for name, _ in table], [color for _, color in table]
+        return make_class_list(names, void_values=[_ignore(len(names))], colors=colors)
     except ValueError as error:
         raise ValueError(f"classes {path}: {error}") from error
+
+
+def _ignore(num_classes: int) -> int:
+    return 255 if num_classes <= 255 else 65535
 
 
 def stored_classes(folder: Path) -> ClassList | None:
@@ -96,7 +89,9 @@ def read_predictions(
     if not relative:
         raise FileNotFoundError(f"{folder} holds no PNGs of predictions; expected {folder}/<video>/<frame>.png")
     # Videos one after the other, also one inside the folder of another.
-    for path in sorted(relative, key=lambda path: ([natural_key(p) for p in path.parent.parts], natural_key(path.name))):
+    for path in sorted(
+        relative, key=lambda path: ([natural_key(p) for p in path.parent.parts], natural_key(path.name))
+    ):
         labels = read_label(folder / path, classes.label_table)
         video = path.parent.as_posix() if path.parent.parts else folder.resolve().name
         picture = f"{video}/{path.stem}{suffix}"
@@ -118,4 +113,6 @@ def _picture(frames: Path, video: str, name: str, prediction: Path) -> Path:
             for candidate in (place / f"{name}{suffix}", place / f"{name}{suffix.upper()}"):
                 if candidate.is_file():
                     return candidate
-    raise FileNotFoundError(f"{prediction}: {frames} holds no picture {video}/{name}.*, {video}/origin/{name}.* or {name}.*")
+    raise FileNotFoundError(
+        f"{prediction}: {frames} holds no picture {video}/{name}.*, {video}/origin/{name}.* or {name}.*"
+    )

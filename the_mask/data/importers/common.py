@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from the_mask.data.io import IMAGE_SUFFIXES
+from the_mask.data.files import inside
+from the_mask.data.io import IMAGE_SUFFIXES, read_size
 
 NOTHING = -1
 
@@ -86,23 +87,32 @@ class Canvas:
             self.report.noticed["pixels that a later shape of another class covers"] += int(covered.sum())
         self.labels[mask] = label
 
-    def polygons(self, polygons: Sequence[Sequence[float]], label: int) -> None:
-        """Draw the union of polygons, each [x0, y0, x1, y1, ...] in pixels, rasterised as COCO does."""
+    def polygons(self, polygons: Sequence[Sequence[float]], label: int, where: str) -> None:
+        """Draw the union of polygons, each [x0, y0, x1, y1, ...] in pixels, rasterised as COCO does.
+
+        Raises:
+            ValueError: coordinates that are no pairs of finite numbers; it starts with ``where``.
+        """
         height, width = self.labels.shape
-        whole = [list(map(float, polygon)) for polygon in polygons if len(polygon) >= 6]
-        if len(whole) < len(polygons):
-            self.report.noticed["polygons of fewer than three points, left out"] += len(polygons) - len(whole)
-        for polygon in whole:
-            xs, ys = polygon[::2], polygon[1::2]
-            if min(xs) < 0 or min(ys) < 0 or max(xs) > width or max(ys) > height:
-                self.report.noticed["polygons that reach outside the picture, cut there"] += 1
-        if whole:
-            # pycocotools cuts at the border only where coordinates are not negative.
-            clipped = [
-                [min(max(value, 0.0), float(width if i % 2 == 0 else height)) for i, value in enumerate(polygon)]
-                for polygon in whole
-            ]
-            self.mask(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(clipped, height, width))) > 0, label)
+        mask = np.zeros((height, width), bool)
+        for polygon in polygons:
+            try:
+                points = np.asarray(polygon, float).reshape(-1, 2)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where}: a polygon is x, y, x, y, ..., got {polygon!r:.80}") from error
+            if not np.isfinite(points).all():
+                raise ValueError(f"{where}: a polygon has a coordinate that is no finite number")
+            if len(points) < 3:
+                self.report.noticed["polygons of fewer than three points, left out"] += 1
+            elif (points < 0).any() or (points > [width, height]).any():
+                outside = (points.max(0) <= 0).any() or (points.min(0) >= [width, height]).any()
+                how = "outside the picture, left out" if outside else "that reach outside the picture, cut there"
+                self.report.noticed[f"polygons {how}"] += 1
+                if not outside:
+                    mask |= _polygon_beyond(points, height, width)
+            else:
+                mask |= _polygon(points, height, width)
+        self.mask(mask, label)
 
     def rle(self, rle: Mapping[str, Any], label: int, where: str) -> None:
         """Draw COCO's run-length code, compressed or as a list of counts.
@@ -112,35 +122,131 @@ class Canvas:
         """
         height, width = self.labels.shape
         try:
-            size = [int(side) for side in rle["size"]]
-            if size != [height, width]:
+            size, counts = rle["size"], rle["counts"]
+            if list(size) != [height, width]:
                 raise ValueError(f"it has size {size}, the picture [{height}, {width}]")
-            counts = rle["counts"]
-            if isinstance(counts, list):
-                if sum(counts) != height * width or min(counts, default=0) < 0:
-                    raise ValueError(f"its runs have {sum(counts)} pixels, the picture {height * width}")
-                coded = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
-            else:
-                coded = {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
-            self.mask(coco_mask.decode(coded) > 0, label)
+            runs = counts if isinstance(counts, list) else rle_runs(counts)
+            if not all(type(run) is int and run >= 0 for run in runs):
+                raise ValueError("its runs are no whole numbers")
+            # pycocotools would fill up with whatever is in the memory.
+            if sum(runs) != height * width:
+                raise ValueError(f"its runs have {sum(runs)} pixels, the picture {height * width}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: a run-length code cannot be read: {error}") from error
+        values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        self.mask(values.reshape(width, height).T, label)
 
 
-def find_image(folder: Path, name: str, where: str) -> Path:
-    """Find a picture by name below ``folder``: as given, or with one of the known suffixes.
+def rle_runs(counts: str | bytes) -> list[int]:
+    """Runs of COCO's compressed code, in column order, zeros first.
+
+    Every character holds five bits of a number, lowest first, and one that says that more follow; numbers are signed,
+    and from the fourth on differences to the last but one.
+
+    Raises:
+        ValueError: characters that do not occur, or the last number is incomplete.
+        TypeError: no text.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts.encode("ascii") if isinstance(counts, str) else bytes(counts):
+        bits = character - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"character {chr(character)!r} does not occur in such codes")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+        elif shift > 60:
+            raise ValueError("a number in it has no end")
+    if shift:
+        raise ValueError("its last number is incomplete")
+    return runs
+
+
+def _polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    return coco_mask.decode(coco_mask.frPyObjects([points.reshape(-1).tolist()], height, width)[0]) > 0
+
+
+def _polygon_beyond(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A polygon that reaches outside: drawn on a picture three times as large, because pycocotools bends others."""
+    size = np.array([width, height])
+    for axis in (0, 1):
+        for side, bound in ((1, 2 * size[axis]), (-1, size[axis])):
+            points = _clip(points, axis, side, bound)
+    if len(points) < 3:
+        return np.zeros((height, width), bool)
+    return _polygon(points + size, 3 * height, 3 * width)[height : 2 * height, width : 2 * width]
+
+
+def _clip(points: np.ndarray, axis: int, side: int, bound: float) -> np.ndarray:
+    """The part of a polygon [P, 2] where ``side * coordinate <= bound`` (Sutherland and Hodgman)."""
+    values = side * points[:, axis]
+    result = []
+    for i in range(len(points)):
+        start, end = values[i - 1], values[i]
+        if (start <= bound) != (end <= bound):
+            result.append(points[i - 1] + (points[i] - points[i - 1]) * ((bound - start) / (end - start)))
+        if end <= bound:
+            result.append(points[i])
+    return np.array(result).reshape(-1, 2)
+
+
+def canvas_on(image: Path, size: tuple[Any, Any] | None, where: str, report: ImportReport) -> Canvas:
+    """An empty label map of a picture.
+
+    Args:
+        image: the picture.
+        size: height and width as the annotations say them, if they do.
+        where: said in the error.
+        report: of the canvas.
+
+    Raises:
+        ValueError: the picture has another size.
+    """
+    actual = read_size(image)
+    if size is not None and size != actual:
+        raise ValueError(
+            f"{where}: the annotation is of a picture of {size[0]!r:.20}x{size[1]!r:.20} (height x width), {image} is "
+            f"{actual[0]}x{actual[1]}"
+        )
+    return Canvas(*actual, report)
+
+
+class Pictures(Protocol):
+    """Where pictures come from, when it is no folder."""
+
+    def find(self, name: str, where: str) -> Path:
+        """The picture of a name; raises FileNotFoundError or ValueError that starts with ``where``."""
+        ...
+
+
+def find_image(frames: Path | Pictures, name: str, where: str) -> Path:
+    """Find a picture by name below the folder ``frames``: as given, or with one of the known suffixes.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: the name leads out of the folder.
     """
-    from the_mask.data.files import inside
-
-    path = inside(folder, name)
+    if not isinstance(frames, Path):
+        return frames.find(name, where)
+    try:
+        path = inside(frames, name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     candidates = [path, *(path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"{where} names the picture {name}, which is not in {folder} (give its folder by --frames)")
+    raise FileNotFoundError(f"{where} names the picture {name}, which is not in {frames} (give its folder by --frames)")
+
+
+def frame_number(name: str) -> int | None:
+    """The number at the end of a frame's name: 12 of ``frame_000012``."""
+    digits = name[len(name.rstrip("0123456789")) :]
+    return int(digits) if digits else None
 
 
 def split_name(name: str, video: str) -> tuple[str, str]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from the_mask.data.class_table import NO_CLASS, Color, read_class_table
+from the_mask.data.class_table import Color, is_no_class, read_class_table
 from the_mask.data.files import read_lines
-from the_mask.data.importers.common import NOTHING, ImportReport, LabelledFrame, Labels, check_names, find_image
+from the_mask.data.importers.common import (
+    NOTHING,
+    ImportReport,
+    LabelledFrame,
+    Labels,
+    Pictures,
+    check_names,
+    find_image,
+)
 from the_mask.data.io import IMAGE_SUFFIXES, read_image, read_label_raw, read_palette
 from the_mask.data.registry import natural_key
 
@@ -35,24 +43,24 @@ def color_labels(pixels: np.ndarray, table: Mapping[Color, int], path: Path, rep
     return np.array(indices, np.int32)[inverse].reshape(packed.shape)
 
 
-def read_color_masks(source: Path, frames: Path | None = None, table: Path | None = None) -> Labels:
-    """Read a folder of colour masks and a table ``class, r, g, b`` (CSV, with or without a header).
+def read_color_masks(source: Path, frames: Path | Pictures | None = None, table: Path | None = None) -> Labels:
+    """Read a folder of colour masks and a table of the classes' colours.
 
     Args:
         source: folder of masks (PNG), in sub-folders by video or flat.
         frames: folder of pictures under the same names; ``source/../frames`` by default.
-        table: CSV file; ``source/classes.csv`` by default. Colours of classes named "void", "ignore" or "unlabelled"
-            mean no class.
+        table: see :func:`the_mask.data.class_table.read_class_table`; ``source/classes.csv`` by default. Colours of
+            classes named "void", "ignore" or "unlabelled" mean no class.
 
     Raises:
         FileNotFoundError, ValueError: something is missing, damaged or not in the table; the message names it.
     """
     table = table or source / "classes.csv"
     colors = read_class_table(table)
-    return _color_tree(source, frames or source.parent / "frames", colors, str(table), NO_CLASS)
+    return _color_tree(source, frames or source.parent / "frames", colors, str(table), is_no_class)
 
 
-def read_cvat_masks(source: Path, frames: Path | None = None) -> Labels:
+def read_cvat_masks(source: Path, frames: Path | Pictures | None = None) -> Labels:
     """Read CVAT's "Segmentation mask 1.1": ``labelmap.txt``, ``SegmentationClass/`` and, if saved, ``JPEGImages/``.
 
     Args:
@@ -72,17 +80,21 @@ def read_cvat_masks(source: Path, frames: Path | None = None) -> Labels:
             raise ValueError(f"{path}: expected label:r,g,b:parts:actions, got {line!r}")
         colors.append((name.strip(), (int(parts[0]), int(parts[1]), int(parts[2]))))
     return _color_tree(
-        source / "SegmentationClass", frames or source / "JPEGImages", colors, str(path), frozenset({"background"})
+        source / "SegmentationClass",
+        frames or source / "JPEGImages",
+        colors,
+        str(path),
+        lambda name: name.lower() == "background",
     )
 
 
 def _color_tree(
-    masks: Path, frames: Path, colors: list[tuple[str, Color]], where: str, ignored: frozenset[str]
+    masks: Path, frames: Path | Pictures, colors: list[tuple[str, Color]], where: str, ignored: Callable[[str], bool]
 ) -> Labels:
-    names = check_names([name for name, _ in colors if name.lower() not in ignored], where)
+    names = check_names([name for name, _ in colors if not ignored(name)], where)
     table: dict[Color, int] = {}
     for name, color in colors:
-        index = NOTHING if name.lower() in ignored else names.index(name)
+        index = NOTHING if ignored(name) else names.index(name)
         if table.setdefault(color, index) != index:
             raise ValueError(f"{where}: colour {color} stands for two classes, {name} is one of them")
     report = ImportReport()
@@ -98,7 +110,86 @@ def _color_tree(
     return Labels(names, own, read(), report)
 
 
-def read_davis(source: Path, frames: Path | None = None, names: list[str] | None = None) -> Labels:
+def read_id_masks(source: Path, frames: Path | Pictures | None = None, names: list[str] | None = None) -> Labels:
+    """Read a folder of PNGs of class ids, such as ``the-mask segment`` writes: 0..K-1, and 255 or 65535 for no class.
+
+    Args:
+        source: folder of masks, in sub-folders by video or flat.
+        frames: folder of pictures under the same names; ``source/../frames`` by default.
+        names: K class names; by default those of ``source/classes.json``.
+
+    Raises: see :func:`read_color_masks`.
+    """
+    colors = None
+    if names is None:
+        table = read_class_table(source / "classes.json")
+        names, colors = [name for name, _ in table], [color for _, color in table]
+    classes = check_names(names, source)
+    return _index_tree(source, frames or source.parent / "frames", {i: i for i in range(len(classes))}, classes, colors)
+
+
+def read_mapillary(source: Path, frames: Path | Pictures | None = None, table: Path | None = None) -> Labels:
+    """Read Mapillary Vistas: ``labels/*.png`` of class indices, ``images/*.jpg``, and the release's config as table.
+
+    Args:
+        source: one split: a folder with ``labels`` (version 1.2) or ``v2.0/labels``, and ``images``.
+        frames: another folder of pictures.
+        table: ``config_v1.2.json`` or ``config_v2.0.json``; by default the one beside the split or above it.
+
+    Raises: see :func:`read_color_masks`.
+    """
+    masks = next((path for path in (source / "labels", *sorted(source.glob("v*/labels"))) if path.is_dir()), None)
+    if masks is None:
+        raise FileNotFoundError(f"{source} holds no labels/ and no v2.0/labels/ with masks of Mapillary Vistas")
+    version = f"config_{masks.parent.name if masks.parent != source else 'v1.2'}.json"
+    places = [source / version, source.parent / version]
+    table = table or next((place for place in places if place.is_file()), places[1])
+    rows = read_class_table(table)
+    kept = [i for i, (name, _) in enumerate(rows) if not is_no_class(name)]
+    classes = check_names([rows[i][0] for i in kept], table)
+    index = {i: kept.index(i) if i in kept else NOTHING for i in range(len(rows))}
+    return _index_tree(masks, frames or source / "images", index, classes, [rows[i][1] for i in kept])
+
+
+def _index_tree(
+    masks: Path, frames: Path | Pictures, index: Mapping[int, int], names: list[str], colors: list[Color] | None
+) -> Labels:
+    def read() -> Iterator[LabelledFrame]:
+        for path in _pictures(masks):
+            raw = read_label_raw(path)
+            values, inverse = np.unique(raw, return_inverse=True)
+            table = [index.get(int(value), NOTHING) for value in values]
+            unknown = [int(v) for v in values if int(v) not in index and int(v) not in (255, 65535)]
+            if unknown:
+                raise ValueError(
+                    f"{path}: values {unknown[:5]} are no class; there are {len(index)}: {', '.join(names)}"
+                )
+            labels = np.array(table, np.int32)[inverse]
+            relative = path.relative_to(masks)
+            video = relative.parent.as_posix() if relative.parent.parts else masks.resolve().name
+            image = find_image(frames, relative.as_posix(), str(path))
+            yield LabelledFrame(video, path.stem, image, labels.reshape(raw.shape))
+
+    return Labels(names, colors, read())
+
+
+def read_video(source: Path, frames: Pictures | None = None, names: list[str] | None = None) -> Labels:
+    """Read videos without annotation: all of their frames come from sampling.
+
+    Args:
+        source: a video, or a folder of videos.
+        frames: given by :func:`import_dataset`.
+        names: the classes that are meant to be labelled.
+
+    Raises:
+        ValueError: no class names.
+    """
+    if not names:
+        raise ValueError(f"{source}: name the classes (--classes), which a video does not do")
+    return Labels(check_names(names, source), None, iter(()))
+
+
+def read_davis(source: Path, frames: Path | Pictures | None = None, names: list[str] | None = None) -> Labels:
     """Read DAVIS: ``Annotations/<resolution>/<video>/*.png`` with a palette, ``JPEGImages/<resolution>/<video>/*.jpg``.
 
     Args:

@@ -1,17 +1,17 @@
-"""Annotation tools that store shapes: LabelMe, Label Studio, CVAT's video tasks."""
+"""Annotation tools that store shapes as JSON: LabelMe, Label Studio."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
-from xml.etree import ElementTree
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-from PIL import ImageColor
+from PIL import Image
 
 from the_mask.data.files import read_json, read_text
 from the_mask.data.importers.common import (
@@ -19,15 +19,17 @@ from the_mask.data.importers.common import (
     ImportReport,
     LabelledFrame,
     Labels,
+    Pictures,
+    canvas_on,
     check_names,
     class_index,
     find_image,
+    frame_number,
 )
-from the_mask.data.io import read_image
 from the_mask.data.registry import natural_key
 
 
-def read_labelme(source: Path, frames: Path | None = None, names: list[str] | None = None) -> Labels:
+def read_labelme(source: Path, frames: Path | Pictures | None = None, names: list[str] | None = None) -> Labels:
     """Read LabelMe: a JSON file per picture, with polygons, rectangles and circles.
 
     Args:
@@ -43,19 +45,22 @@ def read_labelme(source: Path, frames: Path | None = None, names: list[str] | No
     if not paths:
         raise FileNotFoundError(f"{source} holds no .json files of LabelMe")
     files = {path: _labelme_file(path) for path in paths}
-    found = {str(shape["label"]) for content in files.values() for shape in content["shapes"]}
+    found = {shape["label"] for content in files.values() for shape in content["shapes"]}
     classes, report = check_names(names or sorted(found), source), ImportReport()
 
     def read() -> Iterator[LabelledFrame]:
         for path, content in files.items():
-            canvas = Canvas(int(content["imageHeight"]), int(content["imageWidth"]), report)
-            for shape in content["shapes"]:
-                label = class_index(classes, str(shape["label"]), str(path))
-                canvas.polygons([_labelme_outline(shape, path)], label)
             relative = path.parent.relative_to(source)
             # Windows writes paths with "\".
-            picture = str(content["imagePath"]).replace("\\", "/").rpartition("/")[2]
-            image = find_image((frames or source) / relative, picture, str(path))
+            picture = content["imagePath"].replace("\\", "/").rpartition("/")[2]
+            image = find_image(frames or source, (relative / picture).as_posix(), str(path))
+            canvas = canvas_on(image, (content["imageHeight"], content["imageWidth"]), str(path), report)
+            for shape in content["shapes"]:
+                label = class_index(classes, shape["label"], str(path))
+                if shape.get("shape_type") == "mask":
+                    canvas.mask(_labelme_mask(shape, canvas.labels.shape, path), label)
+                else:
+                    canvas.polygons([_labelme_outline(shape, path)], label, str(path))
             video = relative.as_posix() if relative.parts else source.name
             yield LabelledFrame(video, path.stem, image, canvas.labels)
 
@@ -66,26 +71,63 @@ def _labelme_file(path: Path) -> dict[str, Any]:
     content = read_json(path, "LabelMe file")
     absent = [key for key in ("shapes", "imagePath", "imageHeight", "imageWidth") if content.get(key) is None]
     shapes = content.get("shapes")
-    if absent or not isinstance(shapes, list) or not all({"label", "points"} <= set(shape) for shape in shapes):
-        raise ValueError(f"{path} is not a file of LabelMe: it lacks {', '.join(absent) or 'labels and points'}")
+    good = isinstance(shapes, list) and isinstance(content.get("imagePath"), str)
+    if absent or not good:
+        raise ValueError(f"{path} is not a file of LabelMe: it lacks {', '.join(absent) or 'a list of shapes'}")
+    for number, shape in enumerate(shapes or []):
+        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or "points" not in shape:
+            raise ValueError(f"{path} is not a file of LabelMe: shape {number} lacks a label or points")
     return content
 
 
+def _labelme_points(shape: dict[str, Any], path: Path) -> np.ndarray:
+    try:
+        points = np.asarray(shape["points"], float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: points of a shape are no pairs of numbers: {shape['points']!r:.80}") from error
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{path}: points of a shape are no pairs of numbers: {shape['points']!r:.80}")
+    return points
+
+
 def _labelme_outline(shape: dict[str, Any], path: Path) -> list[float]:
-    points, kind = np.asarray(shape["points"], float), shape.get("shape_type") or "polygon"
-    if kind == "rectangle" and points.shape == (2, 2):
+    points, kind = _labelme_points(shape, path), shape.get("shape_type") or "polygon"
+    if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
         points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-    elif kind == "circle" and points.shape == (2, 2):
+    elif kind == "circle" and len(points) == 2:
         radius = float(np.hypot(*(points[1] - points[0])))
         angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    elif kind != "polygon" or points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{path}: shape {kind!r} of {len(points)} points; polygons, rectangles and circles are read")
+    elif kind != "polygon":
+        raise ValueError(
+            f"{path}: shape {kind!r} of {len(points)} points; polygons, rectangles, circles and masks are read"
+        )
     return [float(value) for value in points.reshape(-1)]
 
 
-def read_label_studio(source: Path, frames: Path | None = None, names: list[str] | None = None) -> Labels:
+def _labelme_mask(shape: dict[str, Any], size: tuple[int, ...], path: Path) -> np.ndarray:
+    """The mask of LabelMe's AI tools: a PNG of the box between two points, both of which belong to it."""
+    points = _labelme_points(shape, path)
+    if len(points) != 2 or not np.isfinite(points).all():
+        raise ValueError(f"{path}: a mask of {len(points)} points; expected its first and its last corner")
+    (left, top), (right, bottom) = points.round().astype(int).tolist()
+    try:
+        data = base64.b64decode(shape.get("mask") or "", validate=True)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.size != (right - left + 1, bottom - top + 1):
+                raise ValueError(f"{image.size[0]}x{image.size[1]} pixels in a box of another size")
+            inner = np.asarray(image.convert("L")) > 0
+    except (TypeError, ValueError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: a mask cannot be read: {error}") from error
+    mask = np.zeros(size, bool)
+    if min(left, top) < 0 or right >= size[1] or bottom >= size[0]:
+        raise ValueError(f"{path}: a mask from ({left}, {top}) to ({right}, {bottom}) leaves the picture")
+    mask[top : bottom + 1, left : right + 1] = inner
+    return mask
+
+
+def read_label_studio(source: Path, frames: Path | Pictures | None = None, names: list[str] | None = None) -> Labels:
     """Read Label Studio's JSON export: brush masks (in its run-length code) and polygons.
 
     Args:
@@ -98,66 +140,101 @@ def read_label_studio(source: Path, frames: Path | None = None, names: list[str]
     """
     try:
         tasks = json.loads(read_text(source, "Label Studio export"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{source} is not JSON: {error}") from error
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) and "annotations" in task for task in tasks):
-        raise ValueError(f"{source} is not a JSON export of Label Studio (a list of tasks with 'annotations')")
-    results = {number: _newest(task) for number, task in enumerate(tasks)}
-    found = {label for items in results.values() for item in items for label in _ls_labels(item)}
-    classes, report = check_names(names or sorted(found), source), ImportReport()
+    if not isinstance(tasks, list) or not all(
+        isinstance(task, dict) and isinstance(task.get("annotations"), list) and isinstance(task.get("data"), dict)
+        for task in tasks
+    ):
+        raise ValueError(f"{source} is not a JSON export of Label Studio (a list of tasks with 'data', 'annotations')")
+    report = ImportReport()
+    results = [_newest(task, f"{source}, task {task.get('id', n)}", report) for n, task in enumerate(tasks)]
+    found = {label for items in results for item in items for label in item["value"][item["type"]]}
+    classes = check_names(names or sorted(found), source)
 
     def read() -> Iterator[LabelledFrame]:
         for number, task in enumerate(tasks):
             where = f"{source}, task {task.get('id', number)}"
             image = _ls_image(task, frames or source.parent, where)
-            height, width = read_image(image).shape[:2]
-            canvas = Canvas(height, width, report)
-            for item in results[number]:
+            items = results[number]
+            size = (items[0].get("original_height"), items[0].get("original_width")) if items else (None, None)
+            canvas = canvas_on(image, None if size == (None, None) else size, where, report)
+            for item in items:
                 _ls_draw(canvas, item, classes, where)
-            yield LabelledFrame(source.stem, image.stem, image, canvas.labels if results[number] else None)
+            yield LabelledFrame(source.stem, image.stem, image, canvas.labels if items else None)
 
     return Labels(classes, None, read(), report)
 
 
-def _newest(task: dict[str, Any]) -> list[dict[str, Any]]:
+def _newest(task: dict[str, Any], where: str, report: ImportReport) -> list[dict[str, Any]]:
+    """The regions of the newest annotation that say which pixels they cover."""
     done = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
     done.sort(key=lambda annotation: str(annotation.get("updated_at", "")))
     items = done[-1].get("result", []) if done else []
-    return [item for item in items if item.get("type") in ("brushlabels", "polygonlabels")]
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{where}: an annotation's result is no list of regions")
+    kept = []
+    for item in items:
+        kind, value = item.get("type"), item.get("value")
+        if kind in ("brushlabels", "polygonlabels"):
+            labels = value.get(kind) if isinstance(value, dict) else None
+            if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
+                raise ValueError(f"{where}: a region has the labels {labels!r:.80}; expected one")
+            kept.append(item)
+        elif str(kind).endswith("labels"):
+            report.noticed[f"regions of kind {kind}, left out"] += 1
+    return kept
 
 
-def _ls_labels(item: dict[str, Any]) -> list[str]:
-    labels = item.get("value", {}).get(item["type"], [])
-    return [str(label) for label in labels]
-
-
-def _ls_image(task: dict[str, Any], folder: Path, where: str) -> Path:
-    values = [value for value in task.get("data", {}).values() if isinstance(value, str)]
+def _ls_image(task: dict[str, Any], frames: Path | Pictures, where: str) -> Path:
+    data = task.get("data", {})
+    if not isinstance(frames, Path):
+        # As the-mask annotations writes tasks; or else by the picture's name.
+        texts = [data.get("frame"), *data.values()]
+        names = [Path(_ls_name(text)).stem for text in texts if isinstance(text, str) and text]
+        name = next((name for name in names if frame_number(name) is not None), str(names))
+        return frames.find(f"{data.get('video') or ''}/{name}".lstrip("/"), where)
+    values = [value for value in data.values() if isinstance(value, str)]
     for value in values:
-        name = unquote(value.split("?")[-1].split("d=")[-1] if "d=" in value else value).rpartition("/")[2]
+        path = _ls_name(value)
+        name = path.rpartition("/")[2]
         prefix, _, rest = name.partition("-")
-        for candidate in (name, rest if len(prefix) == 8 else ""):
-            if candidate and (folder / candidate).is_file():
-                return find_image(folder, candidate, where)
-    raise FileNotFoundError(f"{where}: no picture of {values} is in {folder} (give its folder by --frames)")
+        # A picture's folder counts if it is there: frames of two videos may have one name.
+        for candidate in (path, *(path.split("/", n)[-1] for n in range(1, path.count("/"))), name):
+            if candidate.strip("/") and (frames / candidate.strip("/")).is_file():
+                return find_image(frames, candidate.strip("/"), where)
+        if len(prefix) == 8 and (frames / rest).is_file():
+            return find_image(frames, rest, where)
+    raise FileNotFoundError(f"{where}: no picture of {values} is in {frames} (give its folder by --frames)")
+
+
+def _ls_name(url: str) -> str:
+    """The path in a task's address: of a query ``?d=``, or of the address itself."""
+    parts = urlsplit(url)
+    local = parse_qs(parts.query).get("d")
+    return local[0] if local else unquote(parts.path)
 
 
 def _ls_draw(canvas: Canvas, item: dict[str, Any], classes: list[str], where: str) -> None:
-    labels = _ls_labels(item)
-    if len(labels) != 1:
-        raise ValueError(f"{where}: a region has {len(labels)} labels; expected one")
-    label, value = class_index(classes, labels[0], where), item["value"]
+    value = item["value"]
+    label = class_index(classes, value[item["type"]][0], where)
     height, width = canvas.labels.shape
     if item["type"] == "polygonlabels":
-        points = np.asarray(value["points"], float) / 100 * [width, height]
-        canvas.polygons([[float(v) for v in points.reshape(-1)]], label)
+        try:
+            points = np.asarray(value.get("points"), float).reshape(-1, 2) / 100 * [width, height]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: a polygon has the points {value.get('points')!r:.80}") from error
+        canvas.polygons([points.reshape(-1).tolist()], label, where)
         return
-    size = (int(item.get("original_height", height)), int(item.get("original_width", width)))
+    size = (item.get("original_height", height), item.get("original_width", width))
     if size != (height, width):
         raise ValueError(f"{where}: a brush mask of {size[0]}x{size[1]} on a picture of {height}x{width}")
+    code = value.get("rle")
+    if not isinstance(code, list) or not all(type(byte) is int and 0 <= byte < 256 for byte in code):
+        raise ValueError(f"{where}: a brush mask cannot be read: its code is no list of numbers 0..255")
     try:
-        alpha = decode_brush(value["rle"], 4 * height * width).reshape(height, width, 4)[..., 3]
-    except (ValueError, TypeError, KeyError) as error:
+        alpha = decode_brush(code, 4 * height * width).reshape(height, width, 4)[..., 3]
+    except ValueError as error:
         raise ValueError(f"{where}: a brush mask cannot be read: {error}") from error
     canvas.mask(alpha > 0, label)
 
@@ -205,81 +282,3 @@ def decode_brush(code: list[int], expected: int) -> np.ndarray:
                 values[done + i] = take(size)
         done += length
     return values
-
-
-def read_cvat_video(source: Path, frames: Path | None = None) -> Labels:
-    """Read CVAT's XML 1.1 of a video task: tracks of polygons and masks. A polygon stays until its track changes it.
-
-    Args:
-        source: ``annotations.xml``.
-        frames: folder of the frames, whose names end with their number in the task (``frame_000000.jpg``).
-
-    Raises: see :func:`read_labelme`.
-    """
-    text = read_text(source, "CVAT file")
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # CVAT writes none, and entities can grow without bound
-        raise ValueError(f"{source} declares XML entities, which are not read")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{source} is not XML: {error}") from error
-    labels = root.findall("./meta//labels/label")
-    classes = check_names([label.findtext("name", "") for label in labels], source)
-    colors = [label.findtext("color", "") for label in labels]
-    folder = frames or source.parent / "images"
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    pictures = {number: path for path in paths if (number := _number(path)) is not None}
-    if not pictures:
-        raise FileNotFoundError(f"{folder} holds no numbered frames (give their folder by --frames)")
-    shapes: dict[int, list[tuple[int, Any, int]]] = defaultdict(list)
-    for track in root.findall("track"):
-        label = class_index(classes, track.get("label", ""), str(source))
-        keys = sorted((shape for shape in track if shape.tag in ("polygon", "mask")), key=_frame)
-        ends = [_frame(shape) for shape in keys[1:]] + [max(pictures) + 1]
-        for shape, end in zip(keys, ends, strict=True):
-            first = _frame(shape)
-            # A polygon is valid until the next one of its track; a mask only in its frame.
-            last = end if shape.tag == "polygon" else first + 1
-            if shape.get("outside") != "1":
-                for number in range(first, last):
-                    shapes[number].append((int(shape.get("z_order") or 0), shape, label))
-    report = ImportReport()
-    video = "".join(c if c.isalnum() else "_" for c in root.findtext("./meta/task/name") or source.stem)
-
-    def read() -> Iterator[LabelledFrame]:
-        for number in sorted(pictures):
-            height, width = read_image(pictures[number]).shape[:2]
-            canvas = Canvas(height, width, report)
-            for _, shape, label in sorted(shapes[number], key=lambda item: item[0]):
-                _cvat_draw(canvas, shape, label, f"{source}, frame {number}")
-            yield LabelledFrame(video, f"{number:06d}", pictures[number], canvas.labels)
-
-    shown = [ImageColor.getrgb(color)[:3] for color in colors] if all(colors) else None
-    return Labels(classes, shown, read(), report)
-
-
-def _frame(shape: ElementTree.Element) -> int:
-    return int(shape.get("frame", ""))
-
-
-def _cvat_draw(canvas: Canvas, shape: Any, label: int, where: str) -> None:
-    height, width = canvas.labels.shape
-    try:
-        if shape.tag == "polygon":
-            canvas.polygons([[float(v) for point in shape.get("points").split(";") for v in point.split(",")]], label)
-            return
-        runs = [int(run) for run in shape.get("rle").split(",")]
-        left, top, w, h = (int(float(shape.get(name))) for name in ("left", "top", "width", "height"))
-        if sum(runs) != w * h or left < 0 or top < 0 or left + w > width or top + h > height:
-            raise ValueError(f"a mask of {w}x{h} at ({left}, {top}) with {sum(runs)} pixels")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}: a shape cannot be read: {error}") from error
-    inner = np.repeat(np.arange(len(runs)) % 2, runs).reshape(h, w).astype(bool)
-    mask = np.zeros((height, width), bool)
-    mask[top : top + h, left : left + w] = inner
-    canvas.mask(mask, label)
-
-
-def _number(path: Path) -> int | None:
-    digits = path.stem[len(path.stem.rstrip("0123456789")) :]
-    return int(digits) if digits.isdecimal() else None

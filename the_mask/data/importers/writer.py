@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import glob
 import inspect
-import io
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from the_mask.data.classes import distinct_colors
-from the_mask.data.files import atomic_write, inside, relative_name, write_json
-from the_mask.data.importers.coco import read_coco, read_panoptic, read_vipseg, read_ytvis
+from the_mask.data.files import atomic_write, inside, relative_name, whole_folder, write_json
+from the_mask.data.importers.ade import read_ade
+from the_mask.data.importers.coco import read_cityscapes_vps, read_coco, read_panoptic, read_vipseg, read_ytvis
 from the_mask.data.importers.common import NOTHING, ImportReport, LabelledFrame, Labels
-from the_mask.data.importers.pictures import read_color_masks, read_cvat_masks, read_davis
-from the_mask.data.importers.shapes import read_cvat_video, read_label_studio, read_labelme
-from the_mask.data.io import check_same_size, read_image
+from the_mask.data.importers.cvat import read_cvat_images, read_cvat_video
+from the_mask.data.importers.pictures import (
+    read_color_masks,
+    read_cvat_masks,
+    read_davis,
+    read_id_masks,
+    read_mapillary,
+    read_video,
+)
+from the_mask.data.importers.shapes import read_label_studio, read_labelme
+from the_mask.data.importers.video import OpenVideo, Sampling, VideoPictures
+from the_mask.data.io import check_same_size, read_image, write_picture
+from the_mask.data.registry import natural_key
 
 FORMATS: dict[str, Callable[..., Labels]] = {
+    "ids": read_id_masks,
     "colors": read_color_masks,
     "cvat-masks": read_cvat_masks,
+    "cvat-images": read_cvat_images,
     "cvat-video": read_cvat_video,
     "davis": read_davis,
+    "mapillary": read_mapillary,
+    "ade": read_ade,
     "coco": read_coco,
     "panoptic": read_panoptic,
+    "cityscapes-vps": read_cityscapes_vps,
     "vipseg": read_vipseg,
     "ytvis": read_ytvis,
     "labelme": read_labelme,
     "label-studio": read_label_studio,
+    "video": read_video,
 }
+# Formats of pictures that are no frames.
+STILLS = ("ade", "mapillary")
 # Limit of what an archive may unpack to, as a multiple of its own size.
 MOST_EXPANSION = 200
 ALWAYS_ALLOWED = 1 << 26
@@ -70,11 +88,15 @@ def import_dataset(
     name: str = "",
     val_videos: float = 0.2,
     options: Mapping[str, Any] | None = None,
+    video: str | Path | None = None,
+    sampling: Sampling | None = None,
+    open_video: OpenVideo | None = None,
+    stills: bool | None = None,
 ) -> ImportReport:
     """Read a data set of another tool and write it as a tree, a list per split, and a module that registers it.
 
-    Frames are copied byte for byte. Masks hold class indices and 255 (65535 with more than 255 classes) where there is
-    no class.
+    Frames are copied byte for byte, or decoded from videos. Masks hold class indices and 255 (65535 with more than 255
+    classes) where there is no class. The tree appears when it is complete.
 
     Args:
         source: folder, file, or a .zip of them.
@@ -82,8 +104,12 @@ def import_dataset(
         output: a new or empty folder.
         name: of the data set; that of the output folder by default.
         val_videos: share of the videos for validation, at least one if there are two; the last ones in order. A data
-            set of one video is cut in time: its last frames are for validation.
+            set of one video is cut in time: its last labelled frames, and what lies between them, are for validation.
         options: further arguments of the format's function (``frames``, ``masks``, ``table``, ``names``).
+        video: a video, or a folder of videos, that the frames are taken from; their names end with their number.
+        sampling: which frames are taken besides the labelled ones.
+        open_video: how to read a video.
+        stills: the pictures do not follow each other: every one is a video of its own. Default: for Mapillary and ADE.
 
     Returns:
         Counts, and what was noticed.
@@ -106,80 +132,130 @@ def import_dataset(
         raise FileNotFoundError(f"{source} does not exist")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is there already and not empty: name a new folder")
-    name = name or output.name
+    if format == "video":
+        video = source
+    if video is None and sampling is not None:
+        raise ValueError("frames are sampled from a video, and none is given (--video)")
+    if video is not None and "frames" in given:
+        raise ValueError(f"frames come from the folder {given['frames']} or from the video {video}, not from both")
+    name = name or output.resolve().name
     with ExitStack() as stack:
+        tree = stack.enter_context(whole_folder(output))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=tree)))
         root = source
-        if source.suffix.lower() == ".zip":
+        if source.suffix.lower() == ".zip" and format != "video":
             # Under the archive's name, which may become that of a video.
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / source.stem
-            unpack(source, folder)
-            root = _content_of(folder, format)
+            unpack(source, scratch / "source" / source.stem)
+            root = _content_of(scratch / "source" / source.stem, format)
+        pictures = None
+        if video is not None:
+            if open_video is None:
+                raise ValueError(f"video {video}: nothing is given that can read it (open_video)")
+            pictures = given["frames"] = VideoPictures(
+                Path(video), scratch / "frames", open_video, sampling or Sampling()
+            )
         labels = reader(root, **given)
-        ignore = 255 if len(labels.names) <= 255 else 65535
-        report, written = labels.report, _Written()
-        for frame in labels.frames:
-            _write_frame(output, frame, ignore, written)
+        report, written = labels.report, _Written(tree, 255 if len(labels.names) <= 255 else 65535, scratch)
+        alone = format in STILLS if stills is None else stills
+        for frame in labels.frames if pictures is None else _with_video(labels, pictures):
+            written.add(replace(frame, video=f"{frame.video}/{frame.name}") if alone else frame)
             report.frames += 1
             report.labelled += frame.labels is not None
-    if not report.frames:
-        raise ValueError(f"{source} holds no frames")
-    report.videos = len(written.videos)
-    _write_lists(output, written, val_videos)
-    colors = labels.colors or distinct_colors(len(labels.names))
-    write_json(output / "classes.json", {"names": labels.names, "colors": [list(c) for c in colors], "ignore": ignore})
-    module = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
-    atomic_write(output / "dataset.py", _DATASET.format(name=module, source=format).encode())
+        if not report.frames:
+            raise ValueError(f"{source} holds no frames")
+        report.videos = len(written.videos)
+        mixed = sum(len(sizes) > 1 for sizes in written.sizes.values())
+        if mixed:
+            report.noticed["videos whose labelled frames differ in size"] = mixed
+        _write_lists(written, val_videos)
+        colors = labels.colors or distinct_colors(len(labels.names))
+        content = {"names": labels.names, "colors": [list(color) for color in colors], "ignore": written.ignore}
+        write_json(tree / "classes.json", content)
+        module = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+        atomic_write(tree / "dataset.py", _DATASET.format(name=module, source=format).encode())
+        shutil.rmtree(scratch)
     return report
 
 
+def _with_video(labels: Labels, pictures: VideoPictures) -> Iterator[LabelledFrame]:
+    """Labelled frames under the numbers that they have in their videos, and the frames between them."""
+    seen: dict[str, set[int]] = {}
+    for frame in labels.frames:
+        number = int(frame.image.stem)
+        if frame.video not in seen and seen and pictures.videos.is_file():
+            raise ValueError(
+                f"the labels are of several videos ({next(iter(seen))}, {frame.video}), and {pictures.videos} is one: "
+                "give the folder of the videos"
+            )
+        numbers = seen.setdefault(frame.video, set())
+        if frame.labels is not None:
+            numbers.add(number)
+            yield replace(frame, name=f"{number:08d}")
+    names = pictures.names()
+    for name in seen or names:
+        for number, path in pictures.rest(name):
+            if number not in seen.get(name, ()):
+                yield LabelledFrame(name, f"{number:08d}", path, None)
+    if pictures.videos.is_dir() and seen:
+        without = len(set(names) - set(seen))
+        if without:
+            labels.report.noticed["videos without a label, left out"] = without
+
+
 class _Written:
-    """Videos and the names of their frames, in order."""
+    """Writes frames of a tree, and keeps the names of videos and frames."""
 
-    def __init__(self) -> None:
-        self.videos: dict[str, list[str]] = {}
+    def __init__(self, tree: Path, ignore: int, scratch: Path) -> None:
+        self.tree, self.ignore, self.scratch = tree, ignore, scratch
+        # Of each video its frames, and whether they are labelled.
+        self.videos: dict[str, dict[str, bool]] = {}
+        self.sizes: dict[str, set[tuple[int, ...]]] = {}
+
+    def add(self, frame: LabelledFrame) -> None:
+        video = relative_name(frame.video, "video")
+        frames = self.videos.setdefault(video, {})
+        if frame.name in frames:
+            raise ValueError(f"{frame.image}: video {video} has two frames named {frame.name}")
+        frames[frame.name] = frame.labels is not None
+        origin = inside(self.tree, f"data/{video}/origin/{frame.name}{frame.image.suffix.lower()}")
+        origin.parent.mkdir(parents=True, exist_ok=True)
+        if frame.labels is not None:
+            check_same_size(read_image(frame.image), frame.labels, frame.image, f"annotation of {frame.image.name}")
+            self.sizes.setdefault(video, set()).add(frame.labels.shape)
+            values = np.where(frame.labels == NOTHING, self.ignore, frame.labels)
+            target = inside(self.tree, f"data/{video}/mask/{frame.name}.png")
+            write_picture(target, values.astype(np.uint8 if self.ignore == 255 else np.uint16), durable=False)
+        if frame.image.is_relative_to(self.scratch):
+            frame.image.replace(origin)
+        else:
+            shutil.copyfile(frame.image, origin)
 
 
-def _write_frame(output: Path, frame: LabelledFrame, ignore: int, written: _Written) -> None:
-    video = relative_name(frame.video, "video")
-    names = written.videos.setdefault(video, [])
-    if frame.name in names:
-        raise ValueError(f"{frame.image}: video {video} has two frames named {frame.name}")
-    names.append(frame.name)
-    origin = inside(output, f"data/{video}/origin/{frame.name}{frame.image.suffix.lower()}")
-    origin.parent.mkdir(parents=True, exist_ok=True)
-    if frame.labels is not None:
-        check_same_size(read_image(frame.image), frame.labels, frame.image, f"annotation of {frame.image.name}")
-        kind = np.uint8 if ignore == 255 else np.uint16
-        values = np.where(frame.labels == NOTHING, ignore, frame.labels).astype(kind)
-        target = inside(output, f"data/{video}/mask/{frame.name}.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray(values).save(buffer, format="PNG")
-        atomic_write(target, buffer.getvalue())
-    shutil.copyfile(frame.image, origin)
-
-
-def _write_lists(output: Path, written: _Written, share: float) -> None:
+def _write_lists(written: _Written, share: float) -> None:
     videos = list(written.videos)
-    if share and len(videos) == 1 and len(written.videos[videos[0]]) > 1:
-        videos.append(_cut_off_end(output, videos[0], written.videos[videos[0]], share))
+    if share and len(videos) == 1:
+        videos += _cut_off_end(written, videos[0], share)
     count = min(max(1, round(share * len(videos))), len(videos) - 1) if share else 0
     for split, names in {"train": videos[: len(videos) - count], "val": videos[len(videos) - count :]}.items():
         if names:
-            atomic_write(output / f"{split}.txt", "".join(f"{video}\n" for video in names).encode())
+            atomic_write(written.tree / f"{split}.txt", "".join(f"{video}\n" for video in names).encode())
 
 
-def _cut_off_end(output: Path, video: str, names: list[str], share: float) -> str:
-    """Move the last frames of the only video into a new video."""
-    end = f"{video}_end"
-    folder = output / "data" / video
-    for name in names[-max(1, round(share * len(names))) :]:
+def _cut_off_end(written: _Written, video: str, share: float) -> list[str]:
+    """Move the last frames of the only video into a new one; returns its name, or nothing with too few labels."""
+    names = sorted(written.videos[video], key=natural_key)
+    labelled = [name for name in names if written.videos[video][name]] or names
+    if len(labelled) < 2:
+        return []
+    first = labelled[-max(1, round(share * len(labelled)))]
+    end, folder = f"{video}_end", written.tree / "data" / video
+    for name in names[names.index(first) :]:
         for path in [*(folder / "origin").glob(f"{glob.escape(name)}.*"), folder / "mask" / f"{name}.png"]:
             if path.is_file():
-                target = output / "data" / end / path.parent.name / path.name
+                target = written.tree / "data" / end / path.parent.name / path.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.rename(target)
-    return end
+    return [end]
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -210,9 +286,9 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _content_of(folder: Path, format: str) -> Path:
     """What a format's reader expects of an unpacked archive: the folder, or the only JSON or XML file in it."""
-    if format in ("colors", "cvat-masks", "davis", "labelme"):
+    if format in ("ade", "colors", "cvat-masks", "davis", "ids", "labelme", "mapillary"):
         return folder
-    suffix = ".xml" if format == "cvat-video" else ".json"
+    suffix = ".xml" if format in ("cvat-images", "cvat-video") else ".json"
     found = sorted(path for path in folder.rglob(f"*{suffix}"))
     if len(found) != 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in found[:5])

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames", type=Path, metavar="DIR", help="pictures, whose names and sizes count")
     parser.add_argument("--suffix", default=".jpg", help="of the pictures' names without --frames (default: .jpg)")
-    parser.add_argument("--video-task", action="store_true", help="cvat-masks: name frames as CVAT names those of videos")
+    parser.add_argument(
+        "--video-task", action="store_true", help="cvat-masks: name frames as CVAT names those of videos"
+    )
     parser.add_argument("--url", metavar="PREFIX", help="label-studio: stands before pictures' names")
     parser.add_argument("--model", default="", metavar="TEXT", help="what predicted, for formats that say so")
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from the_mask.data import exporters, import_dataset_modules
-    from the_mask.data.exporters.cvat import frame_number
+    from the_mask.data.importers.common import frame_number
 
     if not args.source.is_dir():
         raise FileNotFoundError(f"folder of predictions {args.source} does not exist")
@@ -65,7 +67,9 @@ def run(args: argparse.Namespace) -> None:
         if args.video_task:
             number = frame_number(frame.name)
             if number is None:
-                raise ValueError(f"video {frame.video}, frame {frame.name}: --video-task needs names that end in digits")
+                raise ValueError(
+                    f"video {frame.video}, frame {frame.name}: --video-task needs names that end in digits"
+                )
             frame = replace(frame, name=exporter.frame_name.format(number))
         exporter.write(frame)
     exporter.close()
