@@ -1,12 +1,14 @@
 """the-mask segment: every kind of output holds what the model says, and what is wrong is said before it runs."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from the_mask import models
 from the_mask.cli import main
@@ -125,3 +127,45 @@ def test_what_is_wrong_is_said_in_one_line(cfg, folder, tmp_path, monkeypatch, c
     assert message in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_annotations_while_segmenting(cfg, folder, expected, tmp_path, capsys):
+    """What annotation tools get holds what the model says; frames of a folder keep their pictures' names."""
+    words = ["segment", str(folder), "--config", CONFIG, "--weights", cfg.MODEL.WEIGHTS, *SIZES]
+    for form in ("coco", "cvat-masks", "label-studio"):
+        words += ["--annotations", form, str(tmp_path / form)]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    video = folder.name
+    assert str(tmp_path / "coco" / f"{video}.json") in text
+    coco = COCO(str(tmp_path / "coco" / f"{video}.json"))
+    assert [coco.imgs[i + 1]["file_name"] for i in range(FRAMES)] == [f"{video}/{i}.png" for i in range(FRAMES)]
+    for number, labels in enumerate(expected):
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[number + 1])):
+            assert np.array_equal(coco.annToMask(annotation) > 0, labels == annotation["category_id"] - 1)
+        assert len(coco.getAnnIds(imgIds=[number + 1])) == len(np.unique(labels))
+    with zipfile.ZipFile(tmp_path / "cvat-masks" / f"{video}.zip") as archive:
+        assert f"SegmentationClass/{FRAMES - 1}.png" in archive.namelist()
+    tasks = json.loads((tmp_path / "label-studio/tasks.json").read_text())
+    assert len(tasks) == FRAMES
+    assert tasks[0]["predictions"][0]["model_version"] == CONFIG
+
+    for change, message in [
+        (["--annotations", "voc", str(tmp_path / "x")], "--annotations voc: expected one of coco"),
+        (["--annotations", "coco", str(tmp_path / "coco")], "coco is there already and not empty"),
+        ([], "no output: give -o, --annotations, or both"),
+    ]:
+        assert main(["segment", str(folder), "--config", CONFIG, *SIZES, *change]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_annotations_of_a_video_are_numbered(cfg, folder, tmp_path):
+    words = ["segment", "--config", CONFIG, "--weights", cfg.MODEL.WEIGHTS]
+    assert main([*words, str(folder), "-o", str(tmp_path / "my drive.mp4"), *SIZES]) == 0
+    source = str(tmp_path / "my drive.mp4")
+    given = ["--annotations", "cvat-masks", str(tmp_path / "a"), "--annotations", "coco", str(tmp_path / "b")]
+    assert main([*words, source, *given, "--max-frames", "2", *SIZES]) == 0
+    with zipfile.ZipFile(tmp_path / "a/my_drive.zip") as archive:
+        assert archive.read("ImageSets/Segmentation/default.txt") == b"frame_000000\nframe_000001\n"
+    images = json.loads((tmp_path / "b/my_drive.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["my_drive/00000000.png", "my_drive/00000001.png"]

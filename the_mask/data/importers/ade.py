@@ -24,7 +24,7 @@ SEGMENTATION = "_seg.png"
 
 
 def read_ade(source: Path, frames: Path | Pictures | None = None, names: list[str] | None = None) -> Labels:
-    """Read ADE20K as released in 2021: ``X.jpg``, ``X.json`` and ``X_seg.png``, whose class number is 256 (r // 10) + g.
+    """Read ADE20K as of 2021: ``X.jpg``, ``X.json`` and ``X_seg.png``, whose class number is 256 (r // 10) + g.
 
     Args:
         source: folder; all of its sub-folders are looked through.
