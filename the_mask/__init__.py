@@ -3,9 +3,9 @@
 Importing this package makes ``import detectron2`` work: an installed Detectron2 is used when there is one, the
 embedded runtime in ``the_mask/runtime`` otherwise. ``THE_MASK_D2=auto|real|embedded`` forces the choice.
 
-``the_mask.load(name)`` gives a trained model that is ready for video; see :func:`the_mask.inference.load.load`.
-``the_mask.save_pretrained`` writes one as a folder, ``the_mask.push_to_hub`` sends that to the Hugging Face hub; see
-:mod:`the_mask.weights.pretrained`.
+``the_mask.load(name)`` loads a trained model, ready for video; see :func:`the_mask.inference.load.load`.
+``the_mask.save_pretrained`` writes a model as a folder, ``the_mask.push_to_hub`` uploads it to the Hugging Face hub;
+see :mod:`the_mask.weights.pretrained`.
 """
 
 import importlib
@@ -23,7 +23,7 @@ __version__ = "0.1.0.dev0"
 select_detectron2()
 
 
-# Only when they are asked for: torch and the models take a second to import.
+# Imported on demand, because torch and the models take a second to import.
 _HOMES = {
     "load": "the_mask.inference.load",
     "push_to_hub": "the_mask.weights.pretrained",

@@ -1,4 +1,4 @@
-"""Choice between an installed Detectron2 and the embedded runtime, made once when ``the_mask`` is imported."""
+"""Chooses between an installed Detectron2 and the embedded runtime, once, when ``the_mask`` is imported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MODES = ("auto", "real", "embedded")
 def select_detectron2(mode: str | None = None) -> None:
     """Put the embedded runtime on ``sys.path``: last for ``auto``, first for ``embedded``, not at all for ``real``.
 
-    Appending is enough for ``auto``: an installed package comes earlier on the path and wins, in worker processes too,
-    because multiprocessing hands the path on.
+    Appending is enough for ``auto``: an installed package comes earlier on the path and wins; also in worker processes,
+    because multiprocessing passes the path on.
 
     Args:
         mode: one of :data:`MODES`; ``None`` reads the environment variable ``THE_MASK_D2``.

@@ -1,4 +1,4 @@
-"""What this process runs on: ``python -m the_mask.env`` prints it, training writes it into the log."""
+"""Report on the environment: ``python -m the_mask.env`` prints it, training writes it to the log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PACKAGES = (
 
 
 def detectron2_flavour() -> str:
-    """Return ``"embedded"`` or ``"real"``: whose ``detectron2`` this process imports.
+    """Whether this process imports the ``"embedded"`` or a ``"real"`` ``detectron2``.
 
     Raises:
         ImportError: there is none (only with ``THE_MASK_D2=real``), or a file ``detectron2.py`` hides it.
@@ -50,7 +50,7 @@ def detectron2_flavour() -> str:
 def environment_report() -> str:
     """Return one line per fact, ``name: value``: versions, device, which Detectron2, which kernels, data root.
 
-    A part that is missing or broken is reported as such and never raises, because this is the text for bug reports.
+    Missing or broken parts are reported and never raise, because this is the text for bug reports.
     """
     facts: list[tuple[str, Callable[[], str]]] = [
         ("the_mask", lambda: f"{the_mask.__version__} ({Path(the_mask.__file__).resolve().parent})"),
@@ -77,14 +77,14 @@ def environment_report() -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is missing or slow, and what to do about it. ``broken``: something does not work; else it works slowly."""
+    """A problem and what to do about it. ``broken``: something does not work; otherwise it is only slow."""
 
     text: str
     broken: bool = False
 
 
 def findings() -> list[Finding]:
-    """What ``the-mask doctor`` has to say about this installation; empty when there is nothing to mend."""
+    """The findings of ``the-mask doctor`` about this installation; empty if there are none."""
     found = [Finding(text, broken=True) for text in _requirement_problems()]
     if (os.environ.get("THE_MASK_D2") or "auto") == "real" and importlib.util.find_spec("detectron2") is None:
         found.append(Finding("THE_MASK_D2=real, but no Detectron2 is installed: unset it, or install one", broken=True))
@@ -107,7 +107,7 @@ def findings() -> list[Finding]:
 
 
 def _requirement_problems() -> list[str]:
-    """Required packages that are absent or too old, by the metadata of the installed the_mask."""
+    """Required packages that are missing or too old, according to the metadata of the installed the_mask."""
     try:
         lines = requires("the_mask") or []
     except PackageNotFoundError:
@@ -131,7 +131,7 @@ def _has_amx() -> bool:
 
 
 def _detectron2() -> ModuleType:
-    # Here and not at the top: with THE_MASK_D2=real there may be none, and the report has to say so.
+    # Imported here, because with THE_MASK_D2=real there may be none, which the report must say.
     module = importlib.import_module("detectron2")
     if not hasattr(module, "__path__"):
         raise ImportError(f"{getattr(module, '__file__', 'a module')} hides the package detectron2: rename or move it")

@@ -1,10 +1,10 @@
-"""The command ``the-mask``. Every module of this folder is a subcommand of the same name ("_" at the end dropped).
+"""The command ``the-mask``. Every module in this folder is a subcommand of the same name (without "_" at the end).
 
-A subcommand has a docstring (its first line stands in ``the-mask --help``), ``add_arguments(parser)`` and
-``run(args)``, which raises errors and returns an exit code or nothing. Optional: ``EXPECTED``, names of further errors
-that are shown without a traceback. At the top it imports the standard library only, so that ``--help`` is there at
-once; a test holds it to that. Modules whose names begin with "_" are no subcommands.
-``tools/*.py`` are doors to the same functions: ``main = door("train")``.
+A subcommand has a docstring (its first line is shown by ``the-mask --help``), ``add_arguments(parser)`` and
+``run(args)``, which raises errors and returns an exit code or None. Optional: ``EXPECTED``, names of further errors
+that are shown without a traceback. At the top it imports only the standard library, so that ``--help`` is fast; a test
+checks this. Modules whose names begin with "_" are not subcommands.
+The scripts ``tools/*.py`` call the same functions: ``main = door("train")``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def command_names() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """What ``the-mask`` does; returns the exit code."""
+    """Main function of ``the-mask``; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def door(name: str, **variant: bool) -> Callable[..., int]:
-    """The main function of a script that does what a subcommand does.
+    """The main function of a script that runs a subcommand.
 
     Args:
-        name: of the subcommand.
-        variant: further arguments of its ``add_arguments``, for a script whose command line is another.
+        name: name of the subcommand.
+        variant: further arguments of its ``add_arguments``, for a script with a different command line.
     """
 
     def run(argv: Sequence[str] | None = None) -> int:
@@ -72,10 +72,10 @@ def door(name: str, **variant: bool) -> Callable[..., int]:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None, **variant: bool) -> int:
-    """Parse a subcommand's arguments and run it; returns the exit code: 1 with a plain message after a user's error."""
+    """Parse a subcommand's arguments and run it; returns the exit code: 1 with a plain message after a user error."""
     command = load_command(name)
     args = parse(command, argv, prog, **variant)
-    # Here and not at the top: it imports torch.
+    # Imported here, because it imports torch.
     from the_mask.engine import exit_code
 
     returned: list[int] = []
@@ -93,20 +93,20 @@ def load_command(name: str) -> ModuleType:
 def parse(
     command: ModuleType, argv: Sequence[str] | None, prog: str | None = None, **variant: bool
 ) -> argparse.Namespace:
-    """Parse arguments; config overrides may stand before, between and after options unless they take the whole rest."""
+    """Parse arguments. Config overrides may be mixed with options, unless they take all remaining arguments."""
     assert command.__doc__ is not None
     parser = argparse.ArgumentParser(
         prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.add_arguments(parser, **variant)
-    # argparse cannot mix what stands on both sides of "--".
+    # argparse cannot mix arguments on both sides of "--".
     words = sys.argv[1:] if argv is None else argv
     rest = "--" in words or any(action.nargs == argparse.REMAINDER for action in parser._actions)
     return parser.parse_args(argv) if rest else parser.parse_intermixed_args(argv)
 
 
 def usage() -> str:
-    """The text of ``the-mask --help``: first lines of the subcommands' docstrings, read without importing them."""
+    """The text of ``the-mask --help``, from the first lines of the subcommands' docstrings, without importing them."""
     lines = []
     for name in command_names():
         path = FOLDER / f"{name.replace('-', '_')}.py"

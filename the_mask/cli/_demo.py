@@ -35,7 +35,7 @@ class StepTimer:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
+        """Time the block."""
         print(f"\n=== {name} ===", flush=True)
         start = time.perf_counter()
         yield
@@ -43,7 +43,7 @@ class StepTimer:
 
 
 def run_demo(args: argparse.Namespace) -> dict[str, Any]:
-    """All steps; returns the summary that is written to ``summary.json``."""
+    """Run all steps; returns the summary for ``summary.json``."""
     timer = StepTimer()
     register_all()
     with timer.step("data"):
@@ -83,10 +83,10 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_data(tree: Path, train_videos: int, val_videos: int) -> bool:
-    """Make moving_shapes unless it is there with the same settings; True when it was made.
+    """Make moving_shapes unless it exists with the same settings; returns whether it was made.
 
     Raises:
-        ValueError: there is one with other settings.
+        ValueError: it exists with other settings.
     """
     try:
         return make_moving_shapes(tree, train_videos=train_videos, val_videos=val_videos)

@@ -1,23 +1,23 @@
-"""Options that several subcommands share."""
+"""Options shared by several subcommands."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-# Those of the_mask.inference.runtimes, which imports torch; a test compares them.
+# Copied from the_mask.inference.runtimes, which imports torch; a test compares them.
 BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16")
 CONFIG_HELP = "a YAML file, or the name of a config that comes with the library (see `the-mask models --configs`)"
 
 
 def config_option(parser: argparse._ActionsContainer, required: bool = True, help: str = CONFIG_HELP) -> None:
-    """``--config NAME``, or ``--config-file`` as Detectron2 says."""
+    """``--config NAME``, or ``--config-file`` as in Detectron2."""
     parser.add_argument("--config-file", "--config", required=required, metavar="YAML", help=help)
 
 
 def weights_option(parser: argparse._ActionsContainer) -> None:
-    """``--weights FILE``: MODEL.WEIGHTS by a shorter name."""
+    """``--weights FILE``: short for MODEL.WEIGHTS."""
     parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
 
 
@@ -27,13 +27,13 @@ def trust_option(parser: argparse._ActionsContainer) -> None:
 
 
 def process_options(parser: argparse._ActionsContainer) -> None:
-    """``--num-gpus`` and ``--num-processes``, as Detectron2 counts them."""
+    """``--num-gpus`` and ``--num-processes``, counted as in Detectron2."""
     parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="processes per machine, one per GPU")
     parser.add_argument("--num-processes", type=int, default=0, metavar="N", help="processes per machine, on the CPU")
 
 
 def runtime_options(parser: argparse._ActionsContainer) -> None:
-    """``--backend`` and ``--precision``: what runs the networks."""
+    """``--backend`` and ``--precision`` of the networks."""
     parser.add_argument(
         "--backend",
         default="eager",
@@ -44,7 +44,7 @@ def runtime_options(parser: argparse._ActionsContainer) -> None:
 
 
 def use_backend(args: argparse.Namespace, model: Any) -> Any:
-    """Let a model's networks run in what the command line names; the report, or None for PyTorch as it is."""
+    """Run a model's networks in the chosen runtime; returns its report, or None for plain PyTorch."""
     if (args.backend, args.precision) == ("eager", "float32"):
         return None
     from the_mask.inference.runtimes import use_runtime
@@ -53,7 +53,7 @@ def use_backend(args: argparse.Namespace, model: Any) -> Any:
 
 
 def overrides(parser: argparse.ArgumentParser) -> None:
-    """``KEY VALUE ...`` at the end: everything after the first word that is no option."""
+    """``KEY VALUE ...`` at the end: everything after the first word that is not an option."""
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
 
 
@@ -63,7 +63,7 @@ def loose_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def with_weights(args: argparse.Namespace) -> list[str]:
-    """The overrides of a command line, ``--weights`` among them."""
+    """The overrides of a command line, including ``--weights``."""
     return [*(["MODEL.WEIGHTS", args.weights] if args.weights else []), *args.opts]
 
 

@@ -2,8 +2,8 @@
 
   the-mask average output/run/model_0011999.pth output/run/model_final.pth --output output/run/averaged.pth
 
-Batch norms keep the mean of their running figures, which are not those of the averaged weights: evaluate the result
-before using it.
+The running statistics of batch norms are averaged too, but they do not match the averaged weights exactly: evaluate the
+result before using it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Measure latencies and rates of a model's stream.
+"""Measure latency and frame rate of a model's stream.
 
-Measured are the model alone, and the way from a file to label maps. See docs/streaming.md.
+Measures the model alone, and the whole path from a file to label maps. See docs/streaming.md.
 
   the-mask benchmark --config camvid/gsvnet_swiftnet_r18 --weights output/model_best.pth \\
       --input drive.mp4 --frames 1000 --output stream.json
@@ -14,20 +14,22 @@ from pathlib import Path
 
 from the_mask.cli import _options
 
-OUTPUT_STRIDES = (1, 4, 8)  # those of the_mask.inference.views, which imports torch
+OUTPUT_STRIDES = (1, 4, 8)  # copied from the_mask.inference.views, which imports torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     _options.config_option(parser)
     _options.weights_option(parser)
-    parser.add_argument("--random-weights", action="store_true", help="no checkpoint: speed hardly depends on it")
-    parser.add_argument("--input", metavar="PATH", help="video file or folder; default: a moving picture of --size")
-    parser.add_argument("--size", default="480x853", metavar="HxW", help="of the moving picture (default: 480x853)")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="needs no checkpoint; speed hardly depends on the weights"
+    )
+    parser.add_argument("--input", metavar="PATH", help="video file or folder; default: a synthetic video of --size")
+    parser.add_argument("--size", default="480x853", metavar="HxW", help="of the synthetic video (default: 480x853)")
     parser.add_argument("--frames", type=int, default=1000, metavar="N", help="frames measured (default: 1000)")
     parser.add_argument("--warm-up", type=int, default=50, metavar="N", help="frames before them (default: 50)")
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="streams at once, end to end")
-    parser.add_argument("--asynchronous", action="store_true", help="keyframes in the background, end to end")
+    parser.add_argument("--asynchronous", action="store_true", help="keyframes in a background thread, end to end")
     parser.add_argument("--output-stride", type=int, default=1, choices=OUTPUT_STRIDES)
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; default: its own choice")
     parser.add_argument("--output", type=Path, metavar="JSON", help="write the report with its whole protocol")

@@ -1,7 +1,7 @@
-"""Verify a data set: every defect is listed with its file.
+"""Check a data set and list every defect with its file.
 
-The exit code is 1 if there is any defect, and 2 if nothing could be checked: unknown name, or the data set is not
-there.
+The exit code is 1 if there is any defect, and 2 if nothing could be checked because the name is unknown or the data set
+does not exist.
 
   the-mask check camvid_train
 """

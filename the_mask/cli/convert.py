@@ -1,8 +1,8 @@
 """Convert published weights to this project's names.
 
-The family is recognised by the names in the file; --from only checks it. Nothing in the file is executed unless
---trust is given. What was used, ignored and missing is printed; if anything expected is missing nothing is written
-and the exit status is 1. Converting a converted file changes nothing. See docs/weights.md.
+The family is recognised by the names in the file; --from only checks it. No code in the file is executed unless --trust
+is given. Used, ignored and missing tensors are printed; if an expected tensor is missing, nothing is written and the
+exit status is 1. Converting a converted file changes nothing. See docs/weights.md.
 
   the-mask convert model_final_500878.pkl m2f_r50.safetensors
   the-mask convert mit_b2.pth mit_b2.safetensors --from segformer
@@ -33,23 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write-config",
         type=Path,
         metavar="YAML",
-        help="write a config, based on --config-file, with the result and the keys under which it computes as released",
+        help="write a config, based on --config-file, with these weights and the keys to compute as the release does",
     )
     parser.add_argument(
         "--base",
         type=Path,
         metavar="FILE",
-        help="original weights of the encoder, for a file that holds what training added to them (EoMT on DINOv3)",
+        help="original weights of the encoder, for a file with changes to them (EoMT on DINOv3)",
     )
     parser.add_argument(
         "--to-huggingface",
         action="store_true",
-        help="write OUT as a folder that transformers opens (EoMT, VidEoMT, EoMT-DINOv3); needs --config-file",
+        help="write OUT as a folder for transformers (EoMT, VidEoMT, EoMT-DINOv3); needs --config-file",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert and print what became of each tensor."""
+    """Convert and print a report."""
     from the_mask.weights.converters.files import convert_file, write_huggingface
 
     if args.to_huggingface:

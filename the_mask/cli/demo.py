@@ -1,12 +1,12 @@
 """Try the whole library on synthetic video: what ``make demo`` runs.
 
-1. makes moving_shapes, unless it is there;
-2. trains the one-frame model, then the temporal one that starts from it;
-3. evaluates both on the validation videos, beside the best constant prediction;
+1. makes moving_shapes, unless it exists;
+2. trains the one-frame model, then the temporal model that starts from it;
+3. evaluates both on the validation videos, next to the best constant prediction;
 4. renders input, ground truth and both predictions side by side;
 5. prints a table and writes OUTPUT/{summary.json,demo.mp4,contact_sheet.png}.
 
-Run it again with --resume to continue after an interruption; without it everything is trained anew, and the same seed
+Run it again with --resume to continue after an interruption; without --resume everything is trained anew. The same seed
 on the same machine gives the same numbers.
 """
 

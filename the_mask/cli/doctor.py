@@ -1,6 +1,6 @@
-"""What this installation runs on, and what to do about what is missing or slow.
+"""Show what this installation runs on, and advise what to fix or speed up.
 
-The facts are those of `python -m the_mask.env`, the text for bug reports. The exit code is 1 if something is broken.
+The facts are those of `python -m the_mask.env`, for bug reports. The exit code is 1 if something is broken.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
   the-mask evaluate --config camvid/mask2former_r18_cpu MODEL.WEIGHTS output/camvid/model_final.pth
   the-mask evaluate --pred predictions --dataset camvid_val
 
-Predictions: DIR/<video>/<frame>.png, one per frame, one channel, original frame size. Nothing is skipped: missing or
-bad files are listed and the exit status is 1. See docs/metrics.md.
+Predictions are DIR/<video>/<frame>.png, one per frame, one channel, original frame size. Nothing is skipped: missing or
+bad files are listed, and the exit status is 1. See docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Accuracy of a propagated model by distance from the keyframe.
+"""Evaluate a propagated model by distance from the keyframe.
 
-And its operations per frame.
+Also counts its operations per frame.
 
   the-mask evaluate-keyframes --config moving_shapes/gsvnet_swiftnet_r18 --distances 5 \\
       MODEL.WEIGHTS output/gsvnet/model_final.pth

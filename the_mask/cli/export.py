@@ -13,7 +13,7 @@ from pathlib import Path
 from the_mask.cli import _options
 
 EXPECTED = ("ModuleNotFoundError", "RuntimeError")
-# Those of the_mask.export.package, which imports torch.
+# Copied from the_mask.export.package, which imports torch.
 KINDS, FORMATS = ("image", "stream"), ("torch", "onnx")
 
 
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--labels", action="store_true", help="write label maps at network size instead of scores")
-    parser.add_argument("--dynamic", action="store_true", help="let the size of the image program vary")
+    parser.add_argument("--dynamic", action="store_true", help="allow dynamic sizes in the image program")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest relative difference (default: 1e-3)")
     _options.trust_option(parser)
     _options.loose_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, compare with PyTorch, and say where the files are."""
+    """Export, compare with PyTorch, and print the files."""
     import the_mask.modeling  # noqa: F401  fills the registries
     from the_mask.config import load_config
     from the_mask.engine.logs import setup_logging

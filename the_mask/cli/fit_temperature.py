@@ -1,10 +1,11 @@
 """Fit the temperature of a model's scores.
 
-It is for TEST.ENSEMBLE.NORMALIZE temperature, or TEST.VIEWS.NORMALIZE.
+For TEST.ENSEMBLE.NORMALIZE or TEST.VIEWS.NORMALIZE "temperature".
 
   the-mask fit-temperature --config camvid/mask2former_r18_cpu --dataset camvid_train MODEL.WEIGHTS model_final.pth
 
-Fit it on frames that the ensemble is not judged on; frames the model was trained on give too low a temperature.
+Fit it on frames on which the ensemble is not evaluated. Frames that the model was trained on give a temperature that is
+too low.
 """
 
 from __future__ import annotations

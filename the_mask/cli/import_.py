@@ -1,7 +1,7 @@
-"""Make a data set of another tool or benchmark ready for training.
+"""Import a data set of another tool or benchmark for training.
 
 Writes OUTPUT/data/<video>/{origin,mask}, train.txt, val.txt, classes.json and dataset.py, which registers
-NAME_train and NAME_val. docs/import.md has the formats.
+NAME_train and NAME_val. See docs/import.md for the formats.
 
   the-mask import task.zip --format cvat-masks --output mine
   the-mask import annotations.xml --format cvat-video --video drive.mp4 --every 5 --output mine
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 EXPECTED = ("FileExistsError",)
-# Those of the_mask.data.importers, which imports numpy; a test compares them.
+# Copied from the_mask.data.importers, which imports numpy; a test compares them.
 FORMATS = (
     *("ids", "colors", "cvat-masks", "cvat-images", "cvat-video", "davis", "mapillary", "ade", "coco"),
     *("panoptic", "cityscapes-vps", "vipseg", "ytvis", "labelme", "label-studio", "video"),
@@ -34,18 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder")
     parser.add_argument("--name", default="", help="of the data set; default: the folder's")
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="pictures, if not beside the annotations")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="pictures, if not next to the annotations")
     parser.add_argument(
         "--video", type=Path, metavar="FILE", help="take the frames from this video, or a folder of them"
     )
     parser.add_argument(
-        "--every", type=int, metavar="N", help="of a video: every Nth frame, and the labelled (default: 1)"
+        "--every", type=int, metavar="N", help="of a video: every Nth frame, and all labelled ones (default: 1)"
     )
     parser.add_argument(
-        "--fps", type=float, metavar="RATE", help="of a video: so many frames a second, and the labelled"
+        "--fps", type=float, metavar="RATE", help="of a video: frames per second, and all labelled ones"
     )
     parser.add_argument("--first-frame", type=int, metavar="N", help="number of a video's first frame (default: 0)")
-    parser.add_argument("--stills", action="store_true", default=None, help="every picture is a video of its own")
+    parser.add_argument("--stills", action="store_true", default=None, help="make every picture a separate video")
     parser.add_argument(
         "--masks", type=Path, metavar="DIR", help="panoptic, cityscapes-vps, vipseg: PNGs of the segments"
     )
@@ -57,11 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help="ids, davis, ade, labelme, label-studio, video: class names in their order",
     )
-    parser.add_argument("--val", type=float, default=0.2, metavar="SHARE", help="for validation (default: 0.2)")
+    parser.add_argument(
+        "--val", type=float, default=0.2, metavar="SHARE", help="share of videos for validation (default: 0.2)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Import, then say what was found and how to go on."""
+    """Import, then print what was found and the next command."""
     import json
 
     from the_mask.data.importers import Sampling, import_dataset

@@ -5,8 +5,8 @@ One job, one process per GPU, on any number of machines. Needs the extra "slurm"
   the-mask launch-slurm --nodes 2 --gpus-per-node 8 --partition gpu --hours 24 -- \\
       --config-file vspw/the_mask_internimage_h_video MODEL.PARALLEL fsdp2 OUTPUT_DIR output/h
 
-What follows ``--`` are the arguments of ``the-mask train``. A job that runs out of time or is preempted is queued again
-with --resume, and goes on from its last checkpoint.
+The arguments after ``--`` are those of ``the-mask train``. A job that runs out of time or is preempted is queued again
+with --resume, and continues from its last checkpoint.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser.add_argument("name", nargs="?", default="", help="whose card to show; with --configs, a part of the names")
-    parser.add_argument("--configs", action="store_true", help="names that --config takes")
+    parser.add_argument(
+        "name", nargs="?", default="", help="show the card of this model; with --configs, list names that contain this"
+    )
+    parser.add_argument("--configs", action="store_true", help="list the names for --config")
 
 
 def run(args: argparse.Namespace) -> None:

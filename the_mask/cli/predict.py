@@ -1,6 +1,6 @@
 """Write a model's label maps of a whole data set as PNGs.
 
-They are DIR/<video>/<frame>.png. Resumable: run it again.
+The files are DIR/<video>/<frame>.png. An interrupted run is resumed by running it again.
 
   the-mask predict --config vspw/the_mask_r50_video --weights model_final.pth \\
       --dataset vspw_test --output submission TEST.VIEWS.FLIP True
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="train-ids",
         help="0..K-1 (default), or the data set's raw values (VSPW: 1..124)",
     )
-    parser.add_argument("--save-scores", metavar="DIR", help="also keep class scores (TEST.SAVE_SCORES), for ensembles")
+    parser.add_argument("--save-scores", metavar="DIR", help="also save class scores (TEST.SAVE_SCORES), for ensembles")
     _options.process_options(parser)
     _options.trust_option(parser)
     _options.overrides(parser)

@@ -1,10 +1,10 @@
-"""Write a trained model as a folder with its card, or send it to a hub.
+"""Write a trained model as a folder with a card, or upload it to the hub.
 
   the-mask publish --config camvid/mask2former_r18_cpu --weights output/camvid/model_final.pth my-model
   # edit my-model/README.md: what it is for, what it was trained on, what it fails at, licence
   the-mask publish my-model --push owner/my-model
 
-The folder, or owner/my-model, is then what the_mask.load and `the-mask segment --model` take. Pushing needs
+the_mask.load and `the-mask segment --model` take the folder or owner/my-model. Uploading needs
 `pip install "the_mask[hub]"` and `hf auth login`.
 """
 
@@ -20,19 +20,21 @@ EXPECTED = ("ModuleNotFoundError",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser.add_argument("folder", type=Path, help="of the model; its last part is the model's name")
+    parser.add_argument("folder", type=Path, help="folder of the model; its last part is the model's name")
     _options.config_option(parser, required=False, help="write the folder from this config, by path or name")
     _options.weights_option(parser)
     parser.add_argument("--half", action="store_true", help="store matrices and kernels in float16")
-    parser.add_argument("--license", metavar="ID", help="for the card, e.g. apache-2.0; mind the data's")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="send the folder to the hub")
-    parser.add_argument("--public", action="store_true", help="a new repository is public (default: private)")
+    parser.add_argument(
+        "--license", metavar="ID", help="licence for the card, e.g. apache-2.0; consider that of the data"
+    )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the hub")
+    parser.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
     _options.trust_option(parser)
     _options.loose_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write, push, or both."""
+    """Write, upload, or both."""
     from the_mask.config import load_config
     from the_mask.weights.pretrained import CARD, push_to_hub, save_pretrained
 

@@ -1,6 +1,6 @@
 """Write a report: one HTML file with figures, curves and the worst frames.
 
-Of one folder of predicted label PNGs or of several, which are compared; no network is needed to read it.
+Takes one folder of predicted label PNGs, or several to compare. The file can be read without network access.
 
   the-mask predict --config camvid/street_live_frame --dataset camvid_val --output predictions/a ...
   the-mask report --dataset camvid_val --pred predictions/a --pred predictions/b --output report.html
@@ -21,11 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         metavar="DIR",
-        help="predictions <video>/<frame>.png; repeated: further runs, compared with the first",
+        help="predictions <video>/<frame>.png; repeat to compare further runs with the first",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="HTML")
     parser.add_argument("--raw", action="store_true", help="PNGs hold raw values, VSPW: 1..124; default: train ids")
-    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="worst frames shown (default: 12)")
+    parser.add_argument(
+        "--pictures", type=int, default=12, metavar="N", help="number of worst frames to show (default: 12)"
+    )
     parser.add_argument(
         "--import",
         dest="modules",

@@ -6,8 +6,8 @@
   the-mask segment 0 -o camera.mp4 --config camvid/mask2former_r18_cpu --weights output/model_best.pth
 
 An output that ends in .mp4, .mkv, .mov or .avi is the annotated video, one that ends in .json the share of each class
-in each frame, and a folder gets one PNG of class ids per frame. --annotations writes what annotation tools read, see
-docs/import.md. Ctrl-C ends a camera.
+in each frame, and a folder gets one PNG of class ids per frame. --annotations writes files for annotation tools, see
+docs/import.md. Stop a camera with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXPECTED = ("FileExistsError",)
 
 
 def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> None:
-    """The command line; ``as_tool``: that of ``tools/demo.py``, which names its input and has one output."""
+    """The command line; ``as_tool``: that of ``tools/demo.py``, with ``--input`` and a single output."""
     model = parser.add_mutually_exclusive_group(required=as_tool)
     model.add_argument(
         "--model", metavar="NAME", help="of `the-mask models`, a folder, or owner/name of the Hugging Face hub"
@@ -56,25 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
             metavar=("FORMAT", "DIR"),
             help=f"{', '.join(annotations_.FORMATS)}; a new folder; may be repeated",
         )
-        parser.add_argument("--palette", action="store_true", help="label PNGs hold colours beside the ids")
+        parser.add_argument("--palette", action="store_true", help="also store class colours in the label PNGs")
         parser.add_argument("--refresh", action="store_true", help="look for a newer state of a hub model")
     parser.set_defaults(as_tool=as_tool)
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="a picture of about a dozen frames")
     parser.add_argument("--alpha", type=float, default=0.55, help="0: frame only, 1: colours only (default: 0.55)")
     parser.add_argument("--no-legend", action="store_true")
-    parser.add_argument("--show-input", action="store_true", help="the untouched frame beside the segmentation")
+    parser.add_argument("--show-input", action="store_true", help="show the original frame next to the segmentation")
     parser.add_argument("--dataset", default="", metavar="NAME", help="class names and colours; default: the model's")
     parser.add_argument("--fps", type=float, help="frames per second; default: those of the input, 15 for a folder")
     parser.add_argument("--audio", choices=("copy", "drop"), default="copy", help="sound of the input (default: copy)")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (0: all)")
-    parser.add_argument("--asynchronous", action="store_true", help="compute keyframes in the background")
+    parser.add_argument("--asynchronous", action="store_true", help="compute keyframes in a background thread")
     _options.runtime_options(parser)
     _options.trust_option(parser)
     _options.loose_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Segment and say what was written."""
+    """Segment, and print what was written."""
     import logging
 
     from the_mask.engine.logs import setup_logging
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= style.alpha <= 1:
         raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
     cfg, palette = model_and_palette(args)
-    # Outputs are looked at before the model is built.
+    # Check the outputs before building the model.
     video, sinks = sort_outputs(args, palette)
     exporters = annotation_exporters(args, palette)
     if video is None and not sinks and not exporters:
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def model_and_palette(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The config of a trained model, and names and colours of its classes.
+    """The config of a trained model, and the names and colours of its classes.
 
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: see :func:`the_mask.inference.load.find_model`.
@@ -145,7 +145,7 @@ def model_and_palette(args: argparse.Namespace) -> tuple[Any, Any]:
         cfg, card = find_model(args.model or default_model(), overrides, getattr(args, "refresh", False))
     if args.dataset:
         palette = palette_from_config(cfg, args.dataset)
-        cfg.DATASETS.TEST = (args.dataset,)  # whose classes the weights are checked against
+        cfg.DATASETS.TEST = (args.dataset,)  # the weights are checked against its classes
         return cfg, palette
     facts = card.facts if card is not None else {}
     names, colors = facts.get("classes"), facts.get("colors")
@@ -155,10 +155,10 @@ def model_and_palette(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def default_model() -> str:
-    """The model for those who name none.
+    """The default model.
 
     Raises:
-        ValueError: none comes with this installation.
+        ValueError: this installation has no model.
     """
     from the_mask.models import model_names
 
@@ -169,7 +169,7 @@ def default_model() -> str:
 
 
 def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, list[LabelSink]]:
-    """The annotated video and the other outputs that a command line names.
+    """The annotated video, and the other outputs on the command line.
 
     Raises:
         ValueError: two videos, or a folder that is not empty.

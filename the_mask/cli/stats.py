@@ -1,6 +1,6 @@
-"""Parameters, multiply-adds and training memory of configs.
+"""Count parameters, multiply-adds and training memory of configs.
 
-Beside them stand the papers' numbers. No weights are needed; the training memory is an estimate.
+They are shown next to the published numbers. No weights are needed; the training memory is an estimate.
 
 the-mask stats                                  # every config, as a Markdown table
 the-mask stats vspw/mask2former_r50
@@ -85,7 +85,7 @@ def short_name(config: str) -> str:
 
 
 def update(path: Path, text: str) -> None:
-    """Replace what stands between the markers.
+    """Replace the text between the markers.
 
     Raises:
         ValueError: the file has no markers.

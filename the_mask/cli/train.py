@@ -12,7 +12,7 @@ from the_mask.cli import _options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line; numbers of processes as in Detectron2."""
+    """The command line; processes are counted as in Detectron2."""
     _options.config_option(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of OUTPUT_DIR")
     parser.add_argument(

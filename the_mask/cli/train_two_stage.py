@@ -2,8 +2,8 @@
 
   the-mask train-two-stage --stage1 vspw/the_mask_mit_b1_1f --stage2 vspw/the_mask_mit_b1_video --output output/mit_b1
 
-Stage 1 writes to OUTPUT/one_frame, stage 2 starts from its weights and writes to OUTPUT/temporal; the figures of both
-go to OUTPUT/summary.json. In one process; for several GPUs run `the-mask train` twice, the second time with
+Stage 1 writes to OUTPUT/one_frame; stage 2 starts from its weights and writes to OUTPUT/temporal; the figures of both
+are in OUTPUT/summary.json. Runs in one process; for several GPUs run `the-mask train` twice, the second time with
 MODEL.WEIGHTS OUTPUT/one_frame/model_final.pth.
 """
 
@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage1", required=True, metavar="YAML", help="the one-frame model")
     parser.add_argument("--stage2", required=True, metavar="YAML", help="the temporal model")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--weights", default="", metavar="FILE", help="where stage 1 starts from")
+    parser.add_argument("--weights", default="", metavar="FILE", help="initial weights of stage 1")
     parser.add_argument("--resume", action="store_true", help="continue; finished trainings are kept")
-    parser.add_argument("--branches", action="store_true", help="evaluate the clip and the frame branch alone, too")
+    parser.add_argument(
+        "--branches", action="store_true", help="also evaluate the clip and the frame branch separately"
+    )
     _options.overrides(parser)
 
 

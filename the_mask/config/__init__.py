@@ -35,7 +35,7 @@ def add_the_mask_config(cfg: CfgNode) -> None:
 
 @lru_cache(maxsize=1)
 def allowed_values() -> Mapping[str, Allowed]:
-    """Allowed values of the keys that do not take any, by full key."""
+    """Allowed values of the keys that do not accept every value, by full key."""
     return MappingProxyType(_add(get_cfg()))
 
 
@@ -52,11 +52,11 @@ def load_config(
     """Read a YAML config on top of all defaults, apply ``KEY VALUE`` overrides, resolve ``MODEL.DEVICE: auto``.
 
     Args:
-        config_file: path or name of a config, see :func:`find_config`; what its ``_BASE_`` names is read first.
+        config_file: path or name of a config, see :func:`find_config`; the configs in its ``_BASE_`` are read first.
             ``None`` gives the defaults.
         overrides: flat list ``[KEY, VALUE, ...]``.
-        allow_unsafe: let YAML construct arbitrary Python objects. Off: such a file is an error.
-        allow_remote: let the config and its ``_BASE_`` be URLs.
+        allow_unsafe: allow YAML that constructs arbitrary Python objects; otherwise it is an error.
+        allow_remote: allow URLs as the config and in ``_BASE_``.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -78,15 +78,15 @@ def load_config(
 
 
 def _merge_tree(cfg: CfgNode, tree: dict[str, Any], label: str) -> None:
-    """Merge keys as Detectron2 merges those of a file, conversion from older versions included."""
-    # The instance's attribute wins over the class's method, which would read the file in its own way. The name must be
-    # that of a file that exists.
+    """Merge keys as Detectron2 does for a file, including conversion from older versions."""
+    # The instance's attribute overrides the class's method, which would read the file differently. The file name must
+    # exist.
     cfg.__dict__["load_yaml_with_base"] = lambda filename, allow_unsafe=False: tree
     tree.setdefault("VERSION", cfg.VERSION)
     try:
         cfg.merge_from_file(__file__)
     except AssertionError as error:
-        # Detectron2 compares VERSION with its own by an assertion.
+        # Detectron2 compares VERSION with its own in an assertion.
         raise ValueError(f"{label}: its config version does not fit this program's, {cfg.VERSION}: {error}") from error
     except KeyError as error:
         raise ValueError(f"{label}: {_explain_key(cfg, error)}") from error
@@ -109,7 +109,7 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
 
 
 def _refuse_empty(cfg: CfgNode, config_file: str | Path | None) -> None:
-    """``MAX_ITER:`` without a value is None to YAML, which yacs lets pass for every key."""
+    """Refuse keys without a value: ``MAX_ITER:`` is None in YAML, and yacs accepts None for every key."""
     defaults = get_cfg()
     add_the_mask_config(defaults)
     wanted = dict(flat_keys(defaults))
@@ -122,13 +122,13 @@ def _refuse_empty(cfg: CfgNode, config_file: str | Path | None) -> None:
 
 
 def _without_node(error: ValueError) -> str:
-    """Cut the whole config out of yacs' message about a value where a group of keys belongs."""
+    """Remove the whole config from yacs' message about a value in place of a group of keys."""
     text = str(error)
     return re.sub(r" with values \(.*\) for", " for", text, flags=re.DOTALL) if "\n" in text else text
 
 
 def _explain_key(cfg: CfgNode, error: Exception, key: str | None = None) -> str:
-    """Say which config key is unknown and which known ones look like it."""
+    """Message about an unknown config key, with similar known keys."""
     key = key or str(error).strip("'\"").removeprefix("Non-existent config key: ")
     close = difflib.get_close_matches(key, [known for known, _ in flat_keys(cfg)], n=3)
     return f"unknown config key {key}" + (f"; did you mean {', '.join(close)}?" if close else "")

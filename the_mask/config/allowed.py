@@ -1,7 +1,7 @@
-"""What a config key may be, declared with its default: ``cfg.SOLVER.AMP.PRECISION = one_of("bf16", "fp16")``.
+"""Allowed values of config keys, declared with the default: ``cfg.SOLVER.AMP.PRECISION = one_of("bf16", "fp16")``.
 
-The files of ``keys/`` assign defaults; what is assigned through :func:`one_of` and :func:`within` is also that key's
-validation, and is shown in the table of keys (:mod:`the_mask.config.table`).
+The files in ``keys/`` assign defaults. Values from :func:`one_of` and :func:`within` also define the validation of the
+key, and are shown in the table of keys (:mod:`the_mask.config.table`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Allowed:
     """Default and allowed values of a key.
 
     Attributes:
-        default: its value when no file names it.
-        choices: all values it can have; () for any.
-        least, most: closed range of a number; None is no limit.
+        default: default value.
+        choices: all allowed values; () for any.
+        least, most: closed range of a number; None for no limit.
     """
 
     default: Any
@@ -43,7 +43,7 @@ class Allowed:
 
 
 def one_of(default: Any, *others: Any) -> Any:
-    """A key with few possible values, its default first."""
+    """A key with a fixed set of values; the default comes first."""
     return Allowed(default, choices=(default, *others))
 
 
@@ -53,12 +53,12 @@ def within(default: float, least: float | None = None, most: float | None = None
 
 
 class Recorder:
-    """A view of a config that takes :class:`Allowed` for a default, assigns the default and remembers the rest.
+    """A view of a config: assigning :class:`Allowed` sets the default and records the allowed values.
 
     Args:
-        node: the config, or a group of it.
-        found: filled with full key -> what is allowed.
-        prefix: name of the group with a point, "" for the whole config.
+        node: the config, or a group in it.
+        found: filled with the allowed values by full key.
+        prefix: name of the group with a dot, "" for the whole config.
     """
 
     def __init__(self, node: CfgNode, found: dict[str, Allowed], prefix: str = "") -> None:
@@ -76,7 +76,7 @@ class Recorder:
 
 
 def add_and_record(cfg: CfgNode, subjects: Iterator[Callable[[Any], None]]) -> dict[str, Allowed]:
-    """Let functions add their keys to a config, in place; returns what is allowed, by key."""
+    """Call functions that add their keys to a config, in place; returns the allowed values by key."""
     found: dict[str, Allowed] = {}
     for add_keys in subjects:
         add_keys(Recorder(cfg, found))
@@ -84,7 +84,7 @@ def add_and_record(cfg: CfgNode, subjects: Iterator[Callable[[Any], None]]) -> d
 
 
 def value_problems(cfg: CfgNode, allowed: Mapping[str, Allowed]) -> Iterator[str]:
-    """What is wrong with the values of a config, one line each."""
+    """Problems with the values of a config, one line each."""
     for key, what in allowed.items():
         value: Any = cfg
         for part in key.split("."):

@@ -1,9 +1,9 @@
-"""Where configs are, and how one is put together from the files it names.
+"""Finds configs and composes them from their files.
 
-A config is a YAML file. Small ones may share a file: ``models.yaml`` in a folder holds ``name: body`` pairs, and
-``vspw/the_mask_mit_b0_1f.yaml`` is the row ``the_mask_mit_b0_1f`` of ``vspw/models.yaml`` when there is no such file.
-In rows, keys may be written in full (``SOLVER.BASE_LR: 0.1``). ``_BASE_`` names one config or a list, relative to the
-folder; they are merged from left to right, and what the body says comes last.
+A config is a YAML file. Small ones may share a file: ``models.yaml`` in a folder has ``name: body`` pairs, and
+``vspw/the_mask_mit_b0_1f.yaml`` is the row ``the_mask_mit_b0_1f`` of ``vspw/models.yaml`` if there is no such file.
+In rows, keys may be written in full (``SOLVER.BASE_LR: 0.1``). ``_BASE_`` is a config or a list, relative to the
+folder; the bases are merged from left to right, and the keys in the body come last.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """Where a config is: a YAML file, or a row of a table.
+    """The location of a config: a YAML file, or a row of a table.
 
     Attributes:
         path: the file.
-        row: name of the row, or None when the whole file is the config.
+        row: name of the row, or None if the whole file is the config.
     """
 
     path: Path
@@ -57,7 +57,7 @@ def find_config(name: str | Path) -> ConfigFile:
             ``vspw/the_mask_r50_1f``.
 
     Raises:
-        FileNotFoundError: there is none; similar names are shown.
+        FileNotFoundError: it does not exist; the message has similar names.
     """
     given = Path(name).expanduser()
     found = _at(given)
@@ -73,7 +73,7 @@ def find_config(name: str | Path) -> ConfigFile:
 
 
 def config_names() -> list[str]:
-    """Names of the library's own configs, ``<folder>/<name>``: files and rows, without parts that others build on."""
+    """Names of the library's configs, ``<folder>/<name>``: files and rows, without those that are only bases."""
     root, names = config_root(), []
     for path in root.rglob("*.yaml"):
         folder = path.parent.relative_to(root).as_posix()
@@ -85,23 +85,23 @@ def config_names() -> list[str]:
 
 
 def read_config(config: ConfigFile | str, allow_unsafe: bool = False, allow_remote: bool = False) -> Tree:
-    """The keys of a config and of everything it is based on.
+    """Read the keys of a config and of its bases.
 
     Args:
-        config: from :func:`find_config`; or a URL.
-        allow_unsafe: let YAML construct arbitrary Python objects.
-        allow_remote: let configs be fetched from URLs.
+        config: result of :func:`find_config`, or a URL.
+        allow_unsafe: allow YAML that constructs arbitrary Python objects.
+        allow_remote: allow configs from URLs.
 
     Raises:
         FileNotFoundError: a base does not exist.
-        ValueError: see :func:`parse_yaml`; a body that is no mapping, bases that lead back, a URL without permission,
-            a group of keys in one place and a value in another.
+        ValueError: see :func:`parse_yaml`; a body that is not a mapping, circular bases, a URL without permission, or a
+            key that is a group in one file and a value in another.
     """
     return _read(config, allow_unsafe, allow_remote, ())
 
 
 def config_bases(config: ConfigFile) -> list[ConfigFile]:
-    """The configs that a config names as its bases, in order; those on other machines are an error."""
+    """The bases of a config, in order; URLs are an error."""
     body = _table(config.path)[config.row] if config.row else parse_yaml(config.path.read_bytes(), str(config.path))
     found = [_base(base, config, allow_remote=False) for base in _bases((body or {}).get(BASE), str(config))]
     return [base for base in found if isinstance(base, ConfigFile)]
@@ -130,7 +130,7 @@ def _read(config: ConfigFile | str, allow_unsafe: bool, allow_remote: bool, abov
 
 
 def _at(path: Path) -> ConfigFile | None:
-    """What stands at a path: a file, or a row of the table in its folder."""
+    """The config at a path: a file, or a row of the table in its folder; None if there is none."""
     if path.is_file():
         return ConfigFile(path)
     table = path.with_name(TABLE)
@@ -140,7 +140,7 @@ def _at(path: Path) -> ConfigFile | None:
 
 
 def _table(path: Path, allow_unsafe: bool = False) -> Tree:
-    """Rows of a table; not to be changed."""
+    """The rows of a table; cached, do not change them."""
     now = path.stat()
     return _parsed_table(path, now.st_mtime_ns, now.st_size, allow_unsafe)
 
@@ -181,7 +181,7 @@ def _base(name: str, config: ConfigFile | str, allow_remote: bool) -> ConfigFile
 
 
 def _fetch(address: str) -> str:
-    # Here, not above: most runs fetch nothing.
+    # Imported here, because most runs fetch nothing.
     from detectron2.utils.file_io import PathManager
 
     logger.info("fetching config %s", address)

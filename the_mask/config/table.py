@@ -1,6 +1,6 @@
 """Every key of the_mask as a Markdown table: ``python -m the_mask.config.table > docs/config.md``.
 
-Meanings are the comments above the keys in ``keys/``, defaults and allowed values what is assigned there.
+Meanings are the comments above the keys in ``keys/``; defaults and allowed values are those assigned there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def config_table() -> str:
         parts.append(f"## {title}\n\n| key | default | meaning |\n|---|---|---|")
         for key, meaning in meanings(subject).items():
             values = {key: defaults[key]} if key in defaults else {}
-            # A group assigned in one piece stands for its keys.
+            # A group assigned as a whole gives one row per key.
             values = values or {name: value for name, value in defaults.items() if name.startswith(f"{key}.")}
             for name, value in values.items():
                 words = [meaning] if meaning else []
@@ -43,7 +43,7 @@ def config_table() -> str:
 
 
 def meanings(subject: ModuleType) -> dict[str, str]:
-    """Key -> the comment above it, or "" where it shares that of the key before; in order."""
+    """The comment above each key, in order; "" if it shares the comment of the previous key."""
     source = inspect.getsource(subject)
     lines = source.splitlines()
     function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "add_keys")
@@ -64,7 +64,7 @@ def meanings(subject: ModuleType) -> dict[str, str]:
         first, _, rest = target.partition(".")
         key, text = f"{names[first]}.{rest}".lstrip("."), " ".join(comment)
         if value in ("CfgNode()", "CfgNode(new_allowed=True)"):
-            # What a group is belongs to its first key.
+            # The comment of a group belongs to its first key.
             group = text
             continue
         found[key], group = " ".join(part for part in (group, text) if part), ""

@@ -1,4 +1,4 @@
-"""The engine: trainer, hooks, parameter groups, schedule, processes."""
+"""Training: trainer, hooks, parameter groups, schedule, processes."""
 
 from the_mask.engine.launch import launch
 from the_mask.engine.optimizer import build_optimizer, parameter_groups

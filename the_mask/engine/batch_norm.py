@@ -1,4 +1,4 @@
-"""Batch norms that see a single value per channel, as those behind global pooling do in a batch of one clip."""
+"""Batch norms that get a single value per channel, such as those after global pooling in a batch of one clip."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def name_single_values(cfg: CfgNode, model: nn.Module) -> None:
-    """Let a batch norm that gets one value per channel say what to change; torch names neither norm nor batch.
+    """Make a batch norm that gets one value per channel raise a helpful error; torch's names neither norm nor batch.
 
-    Does nothing where every process has more than one clip per step, or norms are computed over all processes.
+    Does nothing if every process has more than one clip per step, or if norms are computed over all processes.
     """
     solver, processes = cfg.SOLVER, comm.get_world_size()
     if processes * solver.ACCUM_STEPS < solver.IMS_PER_BATCH:

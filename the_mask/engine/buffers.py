@@ -1,4 +1,4 @@
-"""A model's buffers as they were before an iteration, for a checkpoint of the last one that was finished."""
+"""Copies of a model's buffers from before an iteration, for a checkpoint of the last finished iteration."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class BufferCopies:
-    """Copies of every buffer of a model, renewed where a buffer has changed or may have.
+    """Keeps a copy of every buffer of a model, updated if the buffer has changed or may have changed.
 
-    Torch counts changes of tensors, but not those that batch norm makes to its statistics.
+    Torch counts the changes of tensors, except those that batch norm makes to its statistics.
     """
 
     def __init__(self) -> None:
-        # By name: the buffer, its count of changes, and the copy.
+        # By name: the buffer, its version counter, and the copy.
         self._copies: dict[str, tuple[Tensor, int, Tensor]] = {}
 
     @torch.no_grad()
     def take(self, model: nn.Module) -> None:
-        """Copy what has changed since the last call."""
+        """Copy the buffers that have changed since the last call."""
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for name, buffer, uncounted in _buffers(model):
@@ -35,7 +35,7 @@ class BufferCopies:
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Put back what :meth:`take` has copied."""
+        """Restore the copies made by :meth:`take`."""
         for name, buffer, uncounted in _buffers(model):
             kept = self._copies.get(name)
             if kept is None or (kept[0] is buffer and kept[1] == buffer._version and not uncounted):
@@ -48,7 +48,7 @@ class BufferCopies:
 
 
 def _buffers(model: nn.Module) -> list[tuple[str, Tensor, bool]]:
-    """Name, buffer, and whether it may change uncounted."""
+    """Name, buffer, and whether it may change without its version counter."""
     return [
         (f"{path}.{leaf}" if path else leaf, buffer, isinstance(module, _NormBase) and module.training)
         for path, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Small helpers for several processes, on CPU (gloo) and GPU (nccl) alike."""
+"""Small helpers for several processes, on CPU (gloo) and GPU (nccl)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from the_mask.weights.checkpoint import CheckpointWriteError
 
-# Newer torch gave the option another name.
+# The option was renamed in newer torch.
 _PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
 _BUFFER_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
 
 
 def wrap_distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model in DistributedDataParallel when there are several processes, else the model itself.
+    """Wrap the model in DistributedDataParallel if there are several processes, else return it.
 
-    Buffers are not broadcast (frozen norms and constants are equal anyway, batch norm uses its own statistics), and
-    every trainable parameter must take part in every step (no search for unused ones).
+    Buffers are not broadcast (frozen norms and constants are equal anyway, batch norm uses its own statistics). Every
+    trainable parameter must be used in every step, because unused parameters are not searched for.
     """
     if comm.get_world_size() == 1:
         return model
-    # Detectron2 passes device_ids on the CPU too, which DistributedDataParallel refuses.
+    # Detectron2 passes device_ids also on the CPU, which DistributedDataParallel refuses.
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
     options: dict[str, Any] = {_BUFFER_OPTION: False, "device_ids": device_ids, "gradient_as_bucket_view": True}
     return DistributedDataParallel(model, find_unused_parameters=False, **options)

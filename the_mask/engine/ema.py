@@ -14,7 +14,7 @@ from the_mask.weights.sharding import like
 class ExponentialMovingAverage:
     """Keeps ``average <- d * average + (1 - d) * weights`` for every floating tensor of a model's state dict.
 
-    ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that the random start does not dominate a
+    ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that the random initialisation does not dominate a
     short run. Other tensors (counters) are copied. Averages are kept in at least float32.
     """
 
@@ -34,25 +34,25 @@ class ExponentialMovingAverage:
         self.average = {name: _shadow(value) for name, value in model.state_dict().items()}
 
     def current_decay(self) -> float:
-        """Decay that the next update uses."""
+        """Decay of the next update."""
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
+        """Update the average with the model's current weights."""
         weight = 1.0 - self.current_decay()
         self.updates += 1
         for name, value in model.state_dict().items():
             average = self.average[name]
             if average.is_floating_point():
-                # lerp leaves constants (frozen layers) exactly as they are.
+                # lerp keeps constants (frozen layers) exactly.
                 average.lerp_(value.to(average.dtype), weight)
             else:
                 average.copy_(value)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the averaged weights inside the block, and its own again afterwards."""
+        """Use the averaged weights in the model inside the block, and restore its own weights afterwards."""
         self._swap(model)
         try:
             yield
@@ -71,7 +71,7 @@ class ExponentialMovingAverage:
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state: dict) -> None:
-        """Put back what :meth:`state_dict` gave, on the devices of the present average."""
+        """Load the result of :meth:`state_dict`, onto the devices of the current average."""
         self.updates = int(state["updates"])
         for name, value in self.average.items():
             value.copy_(like(state["average"][name], value))

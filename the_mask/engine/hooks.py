@@ -1,4 +1,4 @@
-"""What happens around each training iteration: checkpoints, stopping, evaluation, progress."""
+"""Hooks around training iterations: checkpoints, stopping, evaluation, progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """A numbered checkpoint every ``period`` iterations and the final one at the end."""
+    """Writes a numbered checkpoint every ``period`` iterations, and the final one at the end."""
 
     trainer: Trainer
 
@@ -43,7 +43,7 @@ class CheckpointHook(HookBase):
 
 
 class StopHook(HookBase):
-    """Leaves a checkpoint and ends the training once a signal asked for it (on any rank)."""
+    """Writes a checkpoint and ends the training after a stop signal (on any rank)."""
 
     trainer: Trainer
 
@@ -56,7 +56,7 @@ class StopHook(HookBase):
 
 
 def flatten_results(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested evaluation results as ``{"sem_seg/mIoU": 41.2}``; what is not a number is left out."""
+    """Flatten nested evaluation results to ``{"sem_seg/mIoU": 41.2}``; values that are not numbers are left out."""
     flat: dict[str, float] = {}
     for name, value in results.items():
         if isinstance(value, dict):
@@ -67,9 +67,9 @@ def flatten_results(results: dict[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def find_metric(flat: dict[str, float], metric: str) -> tuple[str, float] | None:
-    """Full name and value of a metric given by its full name or by its end after a slash; the first match wins.
+    """Find a metric by its full name, or by the part after a slash; returns full name and value of the first match.
 
-    Names of classes may have slashes themselves: "IoU-road/lane".
+    Class names may contain slashes: "IoU-road/lane".
     """
     for name, value in flat.items():
         if name == metric or name.endswith(f"/{metric}"):
@@ -78,10 +78,10 @@ def find_metric(flat: dict[str, float], metric: str) -> tuple[str, float] | None
 
 
 class EvalHook(HookBase):
-    """Evaluates every ``period`` iterations and at the end, and keeps the best weights.
+    """Evaluates every ``period`` iterations and at the end, and saves the best weights.
 
-    Runs after :class:`CheckpointHook`, so an evaluation that is killed costs no training; it is repeated when the run
-    is resumed.
+    Runs after :class:`CheckpointHook`, so that no training is lost if an evaluation is killed; it is repeated when the
+    run is resumed.
     """
 
     trainer: Trainer
@@ -90,13 +90,13 @@ class EvalHook(HookBase):
         """
         Args:
             period: iterations between evaluations; 0 or less never evaluates.
-            metric: chooses the best checkpoint (larger is better); ``""`` keeps none.
+            metric: metric for the best checkpoint (larger is better); ``""`` saves none.
         """
         self.period = period
         self.metric = metric
         self.best: float | None = None
         self.best_iteration: int | None = None
-        # Names of the results of the last evaluation.
+        # Names of the last evaluation's results.
         self._names: list[str] = []
         self._warned = False
 
@@ -122,22 +122,22 @@ class EvalHook(HookBase):
         return self.period > 0 and (done % self.period == 0 or done >= self.trainer.max_iter)
 
     def run(self, done: int) -> None:
-        """Evaluate now, put the numbers into the storage, and save the weights if they are the best so far.
+        """Evaluate now, store the results, and save the weights if they are the best so far.
 
         Args:
-            done: finished iterations.
+            done: number of finished iterations.
         """
         flat = flatten_results(self.trainer.evaluate())
         self._names = sorted(flat)
         for name, value in flat.items():
-            # Not a number is a figure that was not computed, and no JSON either.
+            # NaN means that a figure was not computed, and is not valid JSON.
             if math.isfinite(value):
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         self.trainer.save_best_if(self._is_new_best(flat, done), flat)
 
     def _is_new_best(self, flat: dict[str, float], done: int) -> bool:
         if not self.metric or not flat:
-            # Ranks other than the first have no results.
+            # Only the first rank has results.
             return False
         found = find_metric(flat, self.metric)
         if found is None:
@@ -158,7 +158,7 @@ class EvalHook(HookBase):
         return True
 
     def take_best(self, metrics: dict[str, float], iteration: int) -> None:
-        """Count an earlier best checkpoint of the same run, with all its results."""
+        """Take over an earlier best checkpoint of the same run, with its results."""
         found = find_metric(metrics, self.metric)
         if found is not None and (self.best is None or found[1] > self.best):
             self.best, self.best_iteration = found[1], iteration
@@ -178,14 +178,14 @@ class EvalHook(HookBase):
 
 
 class ProgressHook(HookBase):
-    """Live bar on a terminal, and writers every ``period`` iterations and at the end."""
+    """Shows a progress bar on a terminal, and calls writers every ``period`` iterations and at the end."""
 
     trainer: Trainer
 
     def __init__(self, build_writers: Callable[[], list[EventWriter]], period: int) -> None:
         """
         Args:
-            build_writers: called when training starts, so that nothing is created by an evaluation.
+            build_writers: called when training starts, so that an evaluation creates no files.
             period: iterations between writes.
         """
         self._build_writers = build_writers
@@ -197,7 +197,7 @@ class ProgressHook(HookBase):
         self._writers = self._build_writers()
         if has_screen(sys.stderr):
             self._bar = ProgressBar(self.trainer.start_iter, self.trainer.max_iter)
-        # What an evaluation that was repeated has added to the last iteration of the earlier run.
+        # Results that a repeated evaluation has added to the last iteration of the earlier run.
         if self.trainer.start_iter and self._is_due(self.trainer.start_iter):
             self._write()
 
@@ -216,7 +216,7 @@ class ProgressHook(HookBase):
             writer.write()
 
     def after_train(self) -> None:
-        # Whatever one of them does (the disk may be full), the others are closed too.
+        # If one of them fails (the disk may be full), the others are still closed.
         with ExitStack() as stack:
             if self._bar is not None:
                 stack.callback(self._bar.close)

@@ -1,4 +1,4 @@
-"""The run behind ``tools/evaluate_keyframes.py``."""
+"""Keyframe evaluation, as run by ``the-mask evaluate-keyframes``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run_keyframe_evaluation(options: RunOptions, distances: int, json_file: Path
     """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST`` at every distance, count operations, print a table.
 
     Args:
-        options: of a config with META_ARCHITECTURE PropagatedSegmentor.
+        options: options with a config of META_ARCHITECTURE PropagatedSegmentor.
         distances: L; intervals 1 ... L are tabulated: interval l averages the distances below l.
-        json_file: figures by data set.
+        json_file: output file for the figures by data set.
 
     Returns:
         By data set: the figures of :func:`evaluate_keyframes`, ``intervals`` (one row each), ``size`` (H, W).

@@ -1,4 +1,4 @@
-"""Starting one or many processes: in place, by Detectron2's launcher, or inside torchrun's."""
+"""Start one or many processes: in place, with Detectron2's launcher, or under torchrun."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch.multiprocessing import ProcessExitedException
 
 from the_mask.engine.signals import SIGNALS, TrainingInterrupted
 
-# Errors that a user can mend; they are shown without a traceback.
+# Errors that a user can fix; shown without a traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def plain_message(error: BaseException) -> str:
-    """The message of an error; of one that a data worker has sent with its whole traceback, the last line."""
+    """The message of an error; for an error of a data worker, which has its whole traceback, the last line."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         return text.strip().splitlines()[-1].partition(": ")[2]
@@ -34,7 +34,7 @@ def plain_message(error: BaseException) -> str:
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun (or a scheduler that sets its variables) has started this process.
+    """Whether this process was started by torchrun (or a scheduler that sets its variables).
 
     Raises:
         ValueError: only some of its variables are set.
@@ -50,16 +50,16 @@ def under_torchrun() -> bool:
 
 
 def threads_per_process(processes: int) -> int:
-    """Threads for each of some processes on this machine: its cores shared out, at least one."""
+    """Number of threads for each process on this machine: its cores divided by the processes, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
 
 
 def count_processes(num_gpus: int = 0, num_processes: int = 0, num_machines: int = 1, dist_url: str = "auto") -> int:
-    """Processes of the whole job, from the numbers that :func:`launch` takes or from torchrun.
+    """Number of processes of the whole job, from the arguments of :func:`launch` or from torchrun.
 
     Raises:
-        ValueError: numbers that do not go together, or more GPUs than there are.
+        ValueError: numbers that contradict each other, or more GPUs than available.
     """
     if under_torchrun():
         if num_machines > 1 or num_gpus > 1 or num_processes > 1:
@@ -87,7 +87,7 @@ def launch(
     dist_url: str = "auto",
     device: str = "",
 ) -> None:
-    """Run ``main(*args)`` in as many processes as asked for; under torchrun, in this process as one of its group.
+    """Run ``main(*args)`` in the requested number of processes; under torchrun, in this process of its group.
 
     Args:
         main: importable function.
@@ -95,7 +95,7 @@ def launch(
         num_gpus: processes per machine, one per GPU (nccl).
         num_processes: processes per machine on the CPU (gloo); excludes ``num_gpus``.
         num_machines, machine_rank, dist_url: as in Detectron2; ``"auto"`` finds a free port on one machine.
-        device: of the models, ``"cpu"`` or ``"cuda"``; it chooses gloo or nccl under torchrun. ``""``: what there is.
+        device: device of the models, ``"cpu"`` or ``"cuda"``; chooses gloo or nccl under torchrun. ``""``: automatic.
 
     Raises:
         ValueError: see :func:`count_processes`.
@@ -128,7 +128,7 @@ def _worker(main: Callable[..., Any], args: tuple[Any, ...], local_processes: in
     try:
         main(*args)
     except TrainingInterrupted as interruption:
-        # An exit code survives where Detectron2's launcher would print a traceback.
+        # An exit code is passed on, where Detectron2's launcher would print a traceback.
         sys.exit(interruption.exit_code)
     except USER_ERRORS as error:
         print(f"error (process {comm.get_rank()}): {plain_message(error)}", file=sys.stderr, flush=True)
@@ -160,7 +160,7 @@ def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...], device: st
 
 @contextmanager
 def _hidden_gpus(hidden: bool) -> Iterator[None]:
-    """Children started inside the block see no GPU: Detectron2 takes nccl wherever one is seen."""
+    """Hide GPUs from child processes started inside the block, because Detectron2 uses nccl if it sees one."""
     if not hidden:
         yield
         return
@@ -177,7 +177,7 @@ def _hidden_gpus(hidden: bool) -> Iterator[None]:
 
 @contextmanager
 def _forwarded_signals() -> Iterator[list[int]]:
-    """Hand Ctrl-C and SIGTERM on to the child processes and wait for them, instead of dying before they have saved."""
+    """Forward Ctrl-C and SIGTERM to the child processes and wait for them, so that they can save a checkpoint."""
     received: list[int] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:

@@ -1,18 +1,18 @@
 """Layer-wise and stage-wise decay of the learning rate, as a pure function of parameter names.
 
-Each parameter gets an id; its factor is ``rate ** (top - id)``, so the head (id ``top``) learns at full rate and the
-stem (id 0) the slowest.
+Each parameter gets an id, and its factor is ``rate ** (top - id)``. So the head (id ``top``) learns at the full rate
+and the stem (id 0) at the lowest.
 
-* ``layer``: the stem (patch embedding, class token) is 0, block b of stage s is 1 + blocks of the stages before + b.
-  What leads from one stage to the next, and a norm at the end of a stage, takes the id of the next stage's first block
-  (the last stage's norm: its own first). ``top`` is 1 + the number of blocks. InternImage and BEiT are published so.
-* ``stage``: stem and downsampling 0, stage s gets s + 1 (the norm at its end too). ``top`` is 1 + ``num_layers``.
-  ConvNeXt is published so, with ``num_layers`` 12, which keeps all stages far from the head.
+* ``layer``: the stem (patch embedding, class token) is 0, block b of stage s is 1 + blocks of earlier stages + b.
+  Downsampling between stages, and a norm at the end of a stage, has the id of the next stage's first block (the last
+  stage's norm: that of its own first block). ``top`` is 1 + the number of blocks. Used by InternImage and BEiT.
+* ``stage``: stem and downsampling are 0, stage s is s + 1 (including the norm at its end). ``top`` is 1 +
+  ``num_layers``. Used by ConvNeXt, with ``num_layers`` 12, which keeps all stages far from the head.
 
 * ``vit``: block b of n has the factor rate^(n - 1 - b), the stem (patch embedding, prefix tokens, positions) that of
-  block 0; the backbone's norm and all heads learn at full rate. EoMT and VidEoMT are published so.
+  block 0; the backbone's norm and all heads learn at the full rate. Used by EoMT and VidEoMT.
 
-What is no trained part of the backbone (heads, and the pyramids and norms added for segmentation) has ``top``.
+Everything outside the pretrained backbone (heads, and the pyramids and norms added for segmentation) has ``top``.
 Sources: InternImage's released optimiser constructor, the BEiT and ConvNeXt segmentation code.
 """
 
@@ -27,22 +27,22 @@ from the_mask.config.keys.solver import DECAY_MODES
 NUM_STAGES = 4
 # InternImage-H, -G: one more norm inside the third level after every sixth block.
 EXTRA_NORM_PERIOD = 6
-# Parts of the mask decoder that the InternImage release takes for the stem's, since no rule of its names them.
+# Parts of the mask decoder that the InternImage release treats as stem, because none of its rules matches them.
 QUERY_PARTS = r"sem_seg_head\.predictor\.(query_embed|query_feat|level_embed|class_embed|mask_embed)\."
 
 
 @dataclass(frozen=True)
 class Family:
-    """Patterns of the names of one family of backbones, after ``backbone.``; "" matches nothing.
+    """Patterns for the parameter names of one family of backbones, after ``backbone.``; "" matches nothing.
 
     Attributes:
-        block: of a block's parameters; groups ``s`` (stage; without it there is one) and ``b`` (block).
-        stem: what comes before the first stage.
-        downsample: what leads to stage ``s``.
+        block: parameters of a block; groups ``s`` (stage; without it there is one) and ``b`` (block).
+        stem: parameters before the first stage.
+        downsample: downsampling before stage ``s``.
         stage_norm: norm at the end of stage ``s``.
         extra_norm: the ``b``-th further norm inside stage ``s``.
-        first: number that the names give the first stage.
-        downsample_first: the same for ``downsample``, when it is counted otherwise.
+        first: number of the first stage in the names.
+        downsample_first: the same for ``downsample``, if it differs.
     """
 
     block: str
@@ -68,7 +68,7 @@ FAMILIES = {
         block=r"levels\.(?P<s>\d)\.blocks\.(?P<b>\d+)\.",
         stem=r"patch_embed\.",
         downsample=r"levels\.(?P<s>\d)\.downsample\.",
-        downsample_first=-1,  # it stands at the end of the stage before
+        downsample_first=-1,  # it is at the end of the previous stage
         stage_norm=r"levels\.(?P<s>\d)\.norm\.",
         extra_norm=r"levels\.(?P<s>\d)\.post_norms\.(?P<b>\d+)\.",
     ),
@@ -94,16 +94,16 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class LayerDecay:
-    """How learning rates fall from the head to the stem.
+    """Decay of learning rates from the head to the stem.
 
     Attributes:
         mode: one of :data:`DECAY_MODES`.
-        rate: factor from one id to the one below, above 0, at most 1.
-        num_layers: of ``stage``; 0 means 4, the number of stages. ``layer`` counts the blocks itself.
+        rate: factor from one id to the next lower one, above 0, at most 1.
+        num_layers: for ``stage``; 0 means 4, the number of stages. ``layer`` counts the blocks itself.
         quirk_extra_norms: the k-th extra norm of InternImage's third level gets the id of that level's k-th block, as
-            in the release, instead of the block that it follows.
+            in the release, instead of the preceding block.
         quirk_queries: query, level, class and mask embeddings of the mask decoder get id 0, as in the release, although
-            they start untrained.
+            they are not pretrained.
     """
 
     mode: str = "none"
@@ -129,10 +129,10 @@ def layer_decay_factors(names: Iterable[str], decay: LayerDecay) -> dict[str, fl
 
     Args:
         names: full names of all parameters of a model, ``backbone.model.stages.0.blocks.1.gamma``, ...
-        decay: how.
+        decay: the decay.
 
     Raises:
-        ValueError: decay is asked for, and no name is that of a block of a known backbone.
+        ValueError: decay is configured, but no name belongs to a block of a known backbone.
     """
     names = list(names)
     if decay.mode == "none":
@@ -142,11 +142,11 @@ def layer_decay_factors(names: Iterable[str], decay: LayerDecay) -> dict[str, fl
 
 
 def layer_ids(names: Iterable[str], decay: LayerDecay) -> tuple[dict[str, int], int]:
-    """Id of each parameter, 0..top, and ``top``; see the module.
+    """Id of each parameter, 0..top, and ``top``; see the module's docstring.
 
     Raises:
-        ValueError: no name is that of a block of a known backbone, or stages are asked for and there are not four, or
-            a plain transformer is and the backbone has stages.
+        ValueError: no name belongs to a block of a known backbone, mode ``stage`` without four stages, or mode ``vit``
+            for a backbone with stages.
     """
     names = list(names)
     family, depths = _family_and_depths(names)
@@ -160,7 +160,7 @@ def layer_ids(names: Iterable[str], decay: LayerDecay) -> tuple[dict[str, int], 
     if decay.mode == "vit":
         if len(depths) != 1:
             raise ValueError(f"SOLVER.LR_DECAY.MODE vit needs a plain transformer, not one of {len(depths)} stages")
-        # Block b has id b, the stem that of block 0, and what comes after the blocks that of the last one.
+        # Block b has id b, the stem that of block 0, and everything after the blocks that of the last block.
         last = depths[0] - 1
         return {name: max(_layer_id(name, family, decay, starts, last + 1) - 1, 0) for name in names}, last
     if decay.mode == "stage":
@@ -186,7 +186,7 @@ def _family_and_depths(names: list[str]) -> tuple[Family | None, list[int]]:
 
 
 def _layer_id(name: str, family: Family, decay: LayerDecay, starts: list[int], top: int) -> int:
-    """``starts``: id of each stage's first block under ``layer``, and one past the last block."""
+    """Id of one parameter. ``starts``: for ``layer``, the id of each stage's first block, and one past the last."""
     by_stage = decay.mode == "stage"
     if decay.quirk_queries and re.match(QUERY_PARTS, name):
         return 0

@@ -1,4 +1,4 @@
-"""Logging of a run: coloured lines on the first process's terminal, a plain file per process."""
+"""Logging: coloured lines on the terminal of the first process, and a plain file per process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DATE = "%m/%d %H:%M:%S"
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """Time and message; level and logger name only where something is wrong."""
+    """Formats time and message; adds level and logger name only for warnings and errors."""
 
     def __init__(self, color: bool) -> None:
         super().__init__(datefmt=_DATE)
@@ -38,7 +38,7 @@ class _ConsoleFormatter(logging.Formatter):
 
 @contextmanager
 def without_traceback(*errors: type[BaseException]) -> Iterator[None]:
-    """Keep Detectron2's loop from logging the traceback of errors that are said in one line afterwards."""
+    """Stop Detectron2's loop from logging tracebacks of errors that are reported in one line afterwards."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], errors))
@@ -57,8 +57,8 @@ def setup_logging(folder: str | Path | None, rank: int = 0) -> None:
     A second call replaces the first.
 
     Args:
-        folder: where the files go; ``None`` writes none.
-        rank: of this process.
+        folder: folder of the files; ``None`` writes none.
+        rank: rank of this process.
     """
     handlers: list[logging.Handler] = []
     if rank == 0:

@@ -1,6 +1,6 @@
-"""The share of queries that receive a target, per video and overall: the quantity that a second round is about.
+"""The share of queries that get a target, per video and overall, which a second round of matching increases.
 
-THE-Mask argues that with one round of matching fewer than 10 % of the queries ever learn a mask; this keeps count.
+THE-Mask argues that with one round of matching fewer than 10 % of the queries learn a mask; this measures it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class PositiveShares:
     """Sums over training clips, by video.
 
     Attributes:
-        sums: video -> [clips, sum of shares after round one, sum of shares after all rounds]; shares are 0..1.
+        sums: [clips, sum of shares after round one, sum of shares after all rounds] by video; shares are 0..1.
     """
 
     sums: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, clips: Iterable[Mapping[str, Any]]) -> None:
-        """Count clips as ``MaskCriterion.last_stats["videos"]`` lists them: ``dataset/video frames 1, 2``."""
+        """Add clips as listed in ``MaskCriterion.last_stats["videos"]``: ``dataset/video frames 1, 2``."""
         for clip in clips:
             video = clip["name"].split(" frames ")[0]
             self._add(video, [1, clip["positive_round1"], clip["positive_all"]])
@@ -102,7 +102,7 @@ def plot_shares(shares: PositiveShares, width: int = 640, height: int = 360) -> 
 
 
 class MatchingHook(HookBase):
-    """Logs the matching mode when it changes, and keeps ``positive_queries.json`` and ``.png`` in ``OUTPUT_DIR``.
+    """Logs the matching mode when it changes, and writes ``positive_queries.json`` and ``.png`` to ``OUTPUT_DIR``.
 
     Does nothing for models without ``criterion.last_stats``.
     """
@@ -153,7 +153,7 @@ class MatchingHook(HookBase):
         self.trainer.storage.put_image(FILE_STEM, np.moveaxis(picture, -1, 0))
 
     def state_dict(self) -> dict[str, Any]:
-        # Of the first process: those of the others start anew, which only makes the means a little noisier.
+        # Only of the first process. The others start from zero, which makes the means a little noisier.
         return {"sums": self.shares.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

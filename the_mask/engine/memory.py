@@ -1,4 +1,4 @@
-"""Memory of large tensors on a CPU: kept by the process instead of being fetched page by page for every layer."""
+"""Keeps freed memory in the process, because allocating large tensors anew is slow on a CPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse what was freed; by default it gives large blocks back at once.
+    """Make glibc reuse freed memory; by default it returns large blocks to the system at once.
 
-    A layer of a large image writes to megabytes of fresh memory, and each of their pages costs a fault: half of the
-    time of a training step of a mobile network. The price is that the process stays as large as it ever was.
+    Each layer on a large image writes to megabytes of newly mapped memory, and every page costs a page fault: half of
+    the time of a mobile network's training step. The price is that the process keeps its peak size.
 
     Returns:
-        Whether it was done: not without glibc, and not where ``MALLOC_*`` or ``GLIBC_TUNABLES`` already say something.
+        Whether it was done: not without glibc, and not if ``MALLOC_*`` or ``GLIBC_TUNABLES`` are set.
     """
     decided = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     if decided or platform.libc_ver()[0] != "glibc":

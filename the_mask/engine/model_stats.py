@@ -23,21 +23,21 @@ from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 
 # AdamW in float32: weight, gradient and two moments; a frozen parameter is only a weight.
 BYTES_TRAINED, BYTES_FROZEN = 16, 4
-# Four products of the bilinear sample and one with the weight: InternImage's own count for DCNv3, taken for both.
+# Four products for the bilinear sample and one for the weight: InternImage's count for DCNv3, used for both operators.
 MACS_PER_SAMPLE = 5
 
 
 @dataclass(frozen=True)
 class ModelStats:
-    """What :func:`model_stats` finds.
+    """The result of :func:`model_stats`.
 
     Attributes:
-        parameters: of the whole model, auxiliary heads included.
-        backbone: parameters of its backbone; 0 if it has none of its own.
-        frames: frames of a training clip.
+        parameters: parameters of the whole model, including auxiliary heads.
+        backbone: parameters of its backbone; 0 if it has no separate one.
+        frames: number of frames of a training clip.
         size: (height, width) of a training crop, pixels.
-        macs: multiply-adds of one clip of that size; None where the model decides by what it sees.
-        activations: bytes kept for the backward pass of one such clip, float32; None likewise.
+        macs: multiply-adds of one clip of that size; None if they depend on the input.
+        activations: bytes kept for the backward pass of one such clip, float32; None in the same case.
         state: bytes of weights, gradients and AdamW's moments, float32.
     """
 
@@ -51,27 +51,27 @@ class ModelStats:
 
     @property
     def training_memory(self) -> int | None:
-        """Bytes that training with one clip per process needs at least."""
+        """Minimum number of bytes for training with one clip per process."""
         return None if self.activations is None else self.state + self.activations
 
 
 def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:
     """Count the model of a config at its training size, one clip whose every frame is predicted.
 
-    Not counted: losses, matching, temporary buffers, the data loader, what the allocator wastes.
+    Not counted: losses, matching, temporary buffers, the data loader, and fragmentation.
 
     Args:
         cfg: a full config.
-        forward: False counts parameters only.
+        forward: False counts only parameters.
     """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    # Nothing to count in them, and they may come from an optional package.
+    # Weights do not matter here, and may come from an optional package.
     cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.BEIT.WEIGHTS = ""
     with torch.device("meta"):
         model: Any = build_model(cfg)
-    # Eval mode: stochastic depth leaves whole branches out, and batch statistics need several images.
+    # Eval mode, because stochastic depth skips whole branches and batch statistics need several images.
     model.eval()
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -85,10 +85,10 @@ def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:
     padded = [-(-side // divisor) * divisor for side in (height, width)]
     images = torch.empty(frames, 3, *padded, device="meta")
     if not forward or isinstance(model, PropagatedSegmentor):
-        # What a PropagatedSegmentor runs depends on its keyframes.
+        # The work of a PropagatedSegmentor depends on its keyframes.
         return ModelStats(total, own, frames, (height, width), None, None, state)
     activations = _run(lambda: _activations(model, images, frames))
-    # The counter's book-keeping of modules needs parameters that want no gradient.
+    # The counter's tracking of modules requires parameters without gradients.
     macs = _run(lambda: _macs(model.requires_grad_(False), images, frames))
     return ModelStats(
         parameters=total,
@@ -102,7 +102,7 @@ def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:
 
 
 class YesMode(TorchDispatchMode):
-    """Answers yes where a model asks a tensor without numbers: all scores are finite, all memory frames are valid."""
+    """On the meta device, answers a model's checks with yes: all scores are finite, all memory frames are valid."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool and args[0].is_meta:
@@ -111,11 +111,11 @@ class YesMode(TorchDispatchMode):
 
 
 def _run(measure: Callable[[], int]) -> int | None:
-    """The measure, or None for a model that needs numbers to go on."""
+    """Run a measurement; None for a model whose computation depends on values."""
     try:
         return measure()
     except (RuntimeError, NotImplementedError) as error:
-        # The second is what torch.autocast says to the meta device.
+        # The second is the error of torch.autocast on the meta device.
         if "meta" in str(error).lower() or "unsupported scalarType" in str(error):
             return None
         raise
@@ -129,14 +129,14 @@ def _macs(model: Any, images: Tensor, frames: int) -> int:
 
 
 def _activations(model: Any, images: Tensor, frames: int) -> int:
-    """Bytes of the tensors that autograd keeps, each storage once, parameters and buffers left out."""
+    """Bytes of the tensors that autograd keeps, each storage once, without parameters and buffers."""
     own = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[int, Tensor]] = {}
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if storage._cdata not in own:
-            # Holding the tensor keeps its storage's address from being used again.
+            # Keep the tensor, so that the address of its storage is not reused.
             kept[storage._cdata] = (storage.nbytes(), x.detach())
         return x
 
@@ -148,7 +148,7 @@ def _activations(model: Any, images: Tensor, frames: int) -> int:
 
 
 def _forward(model: Any, images: Tensor, frames: int, training: bool) -> Any:
-    """The network's outputs for one clip; in training also what the intermediate layers predict."""
+    """The network's outputs for one clip; in training, also the predictions of intermediate layers."""
     if isinstance(model, MaskClassifier):
         return model.sem_seg_head(model.backbone(images), frames, training)
     with YesMode():
@@ -156,7 +156,7 @@ def _forward(model: Any, images: Tensor, frames: int, training: bool) -> Any:
 
 
 def custom_flops() -> dict[Any, Callable[..., int]]:
-    """Counts (two per multiply-add) of the project's operators, for ``FlopCounterMode``."""
+    """FLOP counts (two per multiply-add) of the project's operators, for ``FlopCounterMode``."""
 
     def ms_deform_attn(value: Any, sizes: Any, locations: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
         # [N, Q, M, L, P, 2] samples of D channels each.
@@ -176,14 +176,14 @@ def custom_flops() -> dict[Any, Callable[..., int]]:
 
 @dataclass(frozen=True)
 class Published:
-    """A number of parameters from a paper or its released code.
+    """A published number of parameters, from a paper or its released code.
 
     Attributes:
-        pattern: of the names of the configs it is for, e.g. ``vspw/mask2former_r50``.
+        pattern: pattern of config names that it applies to, e.g. ``vspw/mask2former_r50``.
         part: "model" or "backbone".
-        millions: parameters.
-        source: where it stands.
-        note: why ours differs by more than 1 %.
+        millions: number of parameters in millions.
+        source: where it was published.
+        note: why ours differs, if by more than 1 %.
     """
 
     pattern: str
@@ -197,7 +197,7 @@ class Published:
         return (stats.parameters if self.part == "model" else stats.backbone) / 1e6
 
     def difference(self, stats: ModelStats) -> float:
-        """Ours relative to theirs, minus 1."""
+        """Relative difference: our number / published number - 1."""
         return self.found(stats) / self.millions - 1
 
 
@@ -244,5 +244,5 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def published(name: str) -> list[Published]:
-    """What papers say about the size of a config's model, e.g. of ``vspw/mask2former_r50``."""
+    """Published sizes of a config's model, e.g. ``vspw/mask2former_r50``."""
     return [entry for entry in PUBLISHED if re.fullmatch(entry.pattern, name)]

@@ -1,9 +1,9 @@
 """Parameter groups, optimisers and gradient clipping.
 
 The grouping rules are those of Mask2Former's training script: the backbone at a fraction of the learning rate, no decay
-for norms and embeddings. Two differences to it, both on purpose: free parameters that are embedding or position tables
-(``level_embed``, ``pos_embed``, ...) count as embeddings, and backbone norms are not decayed (THE-Mask's released
-configuration decays them by an accident of its name matching).
+for norms and embeddings. There are two intentional differences: parameters that are embedding or position tables
+(``level_embed``, ``pos_embed``, ...) are treated as embeddings, and backbone norms are not decayed (THE-Mask's released
+configuration decays them because of its name matching).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
 )
 # Tables of relative positions and absolute position embeddings of windowed and plain transformers: never decayed.
 UNDECAYED_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "rel_pos_h", "rel_pos_w")
-# Parameters that are embeddings although no nn.Embedding holds them.
+# Parameters that are embeddings outside an nn.Embedding.
 EMBEDDING_PARAMETERS = (
     "level_embed",
     "pos_embed",
@@ -49,10 +49,10 @@ UNIFORM = LayerDecay()
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """What decides the group of a parameter.
+    """Rules for the group of a parameter.
 
     Attributes:
-        weight_decay: for everything without a rule of its own.
+        weight_decay: for everything without another rule.
         weight_decay_norm: scale and shift of normalisation layers.
         weight_decay_embed: embeddings and position tables.
         weight_decay_bias: biases outside norms and embeddings; ``None`` treats them like other vectors.
@@ -60,7 +60,7 @@ class ParameterRule:
         no_decay: substrings of the full names of parameters that are not decayed at all.
         backbone_multiplier: factor on the learning rate of the backbone.
         layer_decay: further factors on the learning rate, per layer or stage.
-        two_stages: the backbone has a learning rate of its own, see :class:`the_mask.engine.schedule.WarmupPoly`.
+        two_stages: the backbone has its own learning rate, see :class:`the_mask.engine.schedule.WarmupPoly`.
     """
 
     weight_decay: float
@@ -105,7 +105,7 @@ class ParameterSetting:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer: a known type, or a leaf whose class name says so (``RMSNorm``)."""
+    """Whether a module is a normalisation layer: a known type, or a leaf with a matching class name (``RMSNorm``)."""
     if isinstance(module, NORM_TYPES):
         return True
     return "Norm" in type(module).__name__ and next(module.children(), None) is None
@@ -194,7 +194,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, backbone_lr: float | None = None) -> None:
-    """Give every group ``lr`` (those of the second stage ``backbone_lr``) times its own multiplier."""
+    """Set every group's rate to ``lr`` (``backbone_lr`` in the second stage) times its multiplier."""
     for group in optimizer.param_groups:
         own = lr if backbone_lr is None or not group["second_stage"] else backbone_lr
         group["lr"] = own * group["lr_multiplier"]
@@ -203,7 +203,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, backbone_lr: 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """State of an optimiser by parameter **name**, without its hyper-parameters.
 
-    Names survive a change of grouping, and hyper-parameters are left out so that a resumed run obeys its config.
+    Names are independent of the grouping. Hyper-parameters are left out, so that a resumed run follows its config.
     """
     state = {}
     for group in optimizer.param_groups:
@@ -214,7 +214,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Put back what :func:`optimizer_state` gave.
+    """Load the result of :func:`optimizer_state`.
 
     Raises:
         ValueError: another kind of optimiser, or state of parameters that are not trained here.
@@ -233,7 +233,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
         )
     absent = sorted(set(names) - set(saved["state"]))
     if absent and saved["state"]:
-        # They had no gradient so far, or were frozen.
+        # They had no gradient yet, or were frozen.
         logger.warning("%d parameters start with a fresh optimiser state: %s", len(absent), absent[:3])
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -246,7 +246,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 
 
 def _as_parameter(value: Any, parameter: nn.Parameter) -> Any:
-    """State of the parameter's shape, sharded as the parameter is; anything else as it is."""
+    """Shard state of the parameter's shape like the parameter; return anything else unchanged."""
     return like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
 
 
@@ -256,9 +256,9 @@ def clip_gradients(
     """Clip gradients in place.
 
     Args:
-        parameters: those with a gradient are clipped.
+        parameters: parameters; those with a gradient are clipped.
         clip_type: ``"full_model"``, one norm over all parameters (Mask2Former); ``"norm"``, one per
-            parameter; ``"value"``, each entry for itself.
+            parameter; ``"value"``, each entry separately.
         value: largest norm or absolute value.
         norm_type: order of the norm.
 

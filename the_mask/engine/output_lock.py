@@ -1,4 +1,4 @@
-"""One training at a time in an output folder."""
+"""Allows only one training at a time in an output folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _held: dict[str, int] = {}
 
 
 class OutputInUseError(ValueError):
-    """Another training writes into the folder."""
+    """Another training is writing to the folder."""
 
 
 @contextmanager
 def claimed(folder: str | Path) -> Iterator[None]:
-    """Keep other trainings out of a folder inside the block; a collective call when there are several processes.
+    """Lock a folder against other trainings inside the block; a collective call if there are several processes.
 
-    The lock belongs to the process: the kernel releases it when the process ends, however it ends, and children do not
-    inherit it. A process that holds it may claim it again.
+    The lock belongs to the process: the kernel releases it when the process ends for any reason, and child processes do
+    not inherit it. A process that holds it may lock again.
 
     Args:
-        folder: made when it is missing.
+        folder: created if needed.
 
     Raises:
         OutputInUseError: another process holds it.
@@ -55,7 +55,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> tuple[int | None, str]:
-    """The open file of the lock, or why there is none."""
+    """The open lock file, or an error message."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     stream = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

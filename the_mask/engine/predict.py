@@ -1,4 +1,4 @@
-"""Running a trained model over a data set without scoring it: predictions as PNGs, and the fit of a temperature."""
+"""Runs a trained model on a data set without scoring: predictions as PNGs, and fitting a temperature."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def run_prediction(options: RunOptions, dataset_name: str, folder: str | Path, values: str = "train-ids") -> int:
-    """Build the model of the options and write its predictions; see :func:`predict_dataset`.
+    """Build the options' model and write its predictions; see :func:`predict_dataset`.
 
     Returns:
-        Frames predicted by this process.
+        Number of frames predicted by this process.
     """
     cfg = options.load()
     setup(cfg)
@@ -37,10 +37,10 @@ def run_calibration(options: RunOptions, dataset_name: str, per_frame: int = 500
     """Fit the temperature of the options' model, with its windows and views, on a labelled data set.
 
     Args:
-        options: what to run.
-        dataset_name: registered data set; not the one that the ensemble is judged on.
-        per_frame: pixels drawn from a frame.
-        max_videos: the first this many videos; 0 takes all.
+        options: config and overrides.
+        dataset_name: registered data set; not the one on which the ensemble is evaluated.
+        per_frame: number of pixels drawn from a frame.
+        max_videos: use only the first N videos; 0 takes all.
     """
     cfg = options.load()
     setup(cfg)

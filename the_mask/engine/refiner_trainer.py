@@ -1,4 +1,4 @@
-"""Training of a refiner on perturbed masks of any labelled data set.
+"""Trains a refiner on perturbed masks of any labelled data set.
 
 Axes: B crops, H W crop size.
 """
@@ -25,18 +25,18 @@ from the_mask.weights.checkpoint import read_checkpoint, save_checkpoint
 logger = logging.getLogger(__name__)
 CHECKPOINT = "refiner_final.pth"
 MAX_TRIES = 50
-# A class must have this share of the crop, and leave as much to others.
+# A class must cover at least this share of the crop, and leave at least this share to others.
 LEAST_SHARE = 0.02
 Sample = tuple[Tensor, Tensor, Tensor]
 
 
 class RefinerSamples:
-    """Random crops of one class each: picture, perturbed mask, true mask. Sample ``n`` depends on (seed, n) only.
+    """Random crops of one class each: picture, perturbed mask, true mask. Sample ``n`` depends only on (seed, n).
 
     Args:
         frames: (image file, mask file, label table) per labelled frame.
         size: side of the crops, pixels.
-        ignore_label: pixels of this label belong to no class.
+        ignore_label: label of pixels without a class.
         seed: of all randomness.
 
     Raises:
@@ -55,7 +55,7 @@ class RefinerSamples:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> RefinerSamples:
-        """Labelled frames of ``DATASETS.TRAIN``."""
+        """Build from the labelled frames of ``DATASETS.TRAIN``."""
         frames = [
             (frame["file_name"], frame["sem_seg_file_name"], tuple(MetadataCatalog.get(name).label_table))
             for name in cfg.DATASETS.TRAIN
@@ -66,10 +66,10 @@ class RefinerSamples:
         return cls(frames, cfg.MODEL.REFINER.CROP, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE, max(cfg.SEED, 0))
 
     def __call__(self, number: int) -> Sample:
-        """Picture normalised [3, S, S], coarse mask in {-1, 1} and true mask in {0, 1}, float [1, S, S] each.
+        """Normalised picture [3, S, S], coarse mask in {-1, 1} and true mask in {0, 1}, float [1, S, S] each.
 
         Raises:
-            ValueError: 50 random crops in a row had no class with a border in them.
+            ValueError: 50 random crops in a row had no class with a border.
         """
         rng = np.random.default_rng([self.seed, number])
         for _ in range(MAX_TRIES):
@@ -88,7 +88,7 @@ class RefinerSamples:
     def _crop(
         self, image: NDArray[np.uint8], labels: NDArray[np.integer], rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
-        """A square of random size and place, scaled to S, perhaps mirrored, and the mask of a random class in it."""
+        """A random square crop, scaled to S and randomly mirrored, and the mask of a random class in it."""
         height, width = labels.shape
         side = int(rng.integers(max(min(height, width) // 3, 1), min(height, width) + 1))
         top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
@@ -113,12 +113,13 @@ class RefinerSamples:
 def train_refiner(
     cfg: CfgNode, output: str | Path, resume: bool = False, log_period: int = 20, save_period: int = 1000
 ) -> dict[str, float]:
-    """Train the refiner of ``MODEL.REFINER`` with Adam; write ``refiner_final.pth`` into ``output``.
+    """Train the refiner of ``MODEL.REFINER`` with Adam; write ``refiner_final.pth`` to ``output``.
 
-    Resuming continues where the file stopped, with the same samples as an uninterrupted run.
+    Resuming continues from the file, with the same samples as an uninterrupted run.
 
     Returns:
-        Means over the last ``log_period`` iterations: ``loss``, and ``iou_coarse`` and ``iou_refined`` with the truth.
+        Means over the last ``log_period`` iterations: ``loss``, and IoU with the truth, ``iou_coarse`` and
+        ``iou_refined``.
 
     Raises:
         ValueError: no labelled frames. FloatingPointError: a loss that is not finite.

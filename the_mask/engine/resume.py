@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and putting it back so that a resumed run equals an uninterrupted one."""
+"""Content of checkpoints, and loading them so that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Each:
-    """A list or dictionary of at least so many items, each of one schema."""
+    """Schema of a list or dictionary: a minimum number of items, each with the same schema."""
 
     kind: type
     item: Any
@@ -44,12 +44,12 @@ class Each:
 
 @dataclass(frozen=True)
 class Maybe:
-    """May be absent or None."""
+    """Schema of a value that may be absent or None."""
 
     value: Any
 
 
-# What a checkpoint must hold to be resumed from: a type, a dictionary of keys, :class:`Each` or :class:`Maybe`.
+# Schema of a checkpoint for resuming: a type, a dictionary of keys, :class:`Each` or :class:`Maybe`.
 TRAINING: dict[str, Any] = {
     "model": Each(dict, Tensor),
     "iteration": int,
@@ -78,7 +78,7 @@ BEST_RESULT: dict[str, Any] = {"run": str, "iteration": int, "metrics": Each(dic
 
 
 def check_schema(value: Any, schema: Any, path: Path, key: str = "") -> None:
-    """Raise a ValueError with the file and the key unless a value is what a schema says."""
+    """Raise a ValueError that names file and key unless a value matches a schema."""
     if isinstance(schema, Maybe):
         if value is not None:
             check_schema(value, schema.value, path, key)
@@ -100,7 +100,7 @@ def check_schema(value: Any, schema: Any, path: Path, key: str = "") -> None:
 
 
 def weights_state(trainer: Trainer) -> dict[str, Any]:
-    """Weights (and their average), the index of the last finished iteration, the config."""
+    """Weights (and their average), index of the last finished iteration, and config."""
     state: dict[str, Any] = {
         "format": FORMAT,
         "run": trainer.run_id,
@@ -117,11 +117,11 @@ def weights_state(trainer: Trainer) -> dict[str, Any]:
 
 
 def training_state(trainer: Trainer, rng: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Everything a run needs to continue bit for bit. All processes take part; only tensors and builtins come out.
+    """Everything a run needs to continue bit for bit, as tensors and builtins. A collective call.
 
     Args:
-        trainer: between two iterations.
-        rng: generator states per rank, when not the present ones.
+        trainer: trainer between two iterations.
+        rng: generator states per rank, if not the current ones.
     """
     return {
         **weights_state(trainer),
@@ -137,7 +137,7 @@ def training_state(trainer: Trainer, rng: list[dict[str, Any]] | None = None) ->
 
 
 def scalars_state(storage: EventStorage | None) -> dict[str, Any]:
-    """The last values of every scalar, by name, of which curves show the median: ``[[value, iteration], ...]``."""
+    """The last values of every scalar by name, whose median is shown in curves: ``[[value, iteration], ...]``."""
     if storage is None:
         return {}
     hints = storage.smoothing_hints()
@@ -148,7 +148,7 @@ def scalars_state(storage: EventStorage | None) -> dict[str, Any]:
 
 
 def restore_scalars(storage: EventStorage, scalars: dict[str, Any], start_iter: int) -> None:
-    """Put back :func:`scalars_state`, so that medians go on as if there had been no break."""
+    """Restore :func:`scalars_state`, so that medians continue without a break."""
     for name, known in scalars.items():
         for value, iteration in known["values"]:
             storage.iter = iteration
@@ -159,10 +159,10 @@ def restore_scalars(storage: EventStorage, scalars: dict[str, Any], start_iter: 
 def load(trainer: Trainer, path: Path) -> None:
     """Continue a run from one of its checkpoints.
 
-    Learning rates, decays and the length of the training come from the present config, and so may differ.
+    Learning rates, decays and the length of the training come from the current config and may differ.
 
     Raises:
-        FileNotFoundError, ValueError: no, corrupt or foreign checkpoint.
+        FileNotFoundError, ValueError: no checkpoint, a damaged one, or one of another training.
     """
     state = read_checkpoint(path)
     if "trainer" not in state:
@@ -219,7 +219,7 @@ def _load_ema(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def _load_best(trainer: Trainer) -> None:
-    """The best checkpoint may be newer than the one resumed from; what it reached is not to be overwritten by less."""
+    """Load the best result so far: the best checkpoint may be newer than the resumed one; do not overwrite it."""
     path = trainer.checkpoints.folder / BEST
     if not path.is_file():
         return
@@ -236,14 +236,14 @@ def _load_best(trainer: Trainer) -> None:
 
 def _load_seed(trainer: Trainer, state: dict[str, Any]) -> None:
     if trainer.seed_was_drawn:
-        # The order of the data follows from the seed.
+        # The order of the data is determined by the seed.
         trainer.cfg.defrost()
         trainer.cfg.SEED = state["trainer"]["seed"]
         trainer.cfg.freeze()
 
 
 def restore_rng(state: dict[str, Any], seed: int) -> None:
-    """Put back this rank's generators; ranks that the checkpoint did not have are seeded anew."""
+    """Restore this rank's generators; ranks that are not in the checkpoint are seeded anew."""
     states, rank = state["rng"], comm.get_rank()
     if len(states) != comm.get_world_size():
         logger.warning(
@@ -258,7 +258,7 @@ def restore_rng(state: dict[str, Any], seed: int) -> None:
 
 
 def config_differences(old: str, new: str) -> list[str]:
-    """``KEY: old -> new`` for each key of two dumped configs that differs."""
+    """``KEY: old -> new`` for each key that differs between two dumped configs."""
     before = dict(flat_keys(parse_yaml(old, "config of the checkpoint")))
     after = dict(flat_keys(parse_yaml(new)))
     absent = "(absent)"

@@ -1,4 +1,4 @@
-"""The state of every random number generator of a process, as tensors and builtins."""
+"""States of all random number generators of a process, as tensors and builtins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def rng_state() -> dict[str, Any]:
-    """Python, NumPy, torch and (if initialised) the current CUDA device's generator."""
+    """State of the generators of Python, NumPy, torch and (if initialised) the current CUDA device."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  the global generator is what we save
     state: dict[str, Any] = {
@@ -32,7 +32,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`rng_state` gave; a CUDA state is skipped on a machine without CUDA."""
+    """Restore the result of :func:`rng_state`; a CUDA state is skipped on a machine without CUDA."""
     python = state["python"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
     saved = state["numpy"]
@@ -45,7 +45,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Whatever is drawn inside the block leaves no trace outside it."""
+    """Restore all generators after the block."""
     state = rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The whole of a training or evaluation run, as the command line starts it in every process."""
+"""Training and evaluation runs, as started by the command line in every process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RunOptions:
-    """What a command line asks for.
+    """Options of a run.
 
     Attributes:
         config_file: YAML file.
@@ -56,7 +56,7 @@ class RunOptions:
 
 
 def check(options: RunOptions, world_size: int) -> CfgNode:
-    """Load the config and find what is wrong with it and the options before anything starts.
+    """Load the config and check it and the options before anything starts.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`the_mask.engine.validate`; or an evaluation without weights.
@@ -81,7 +81,7 @@ def run_processes(
     """:func:`check` once, then :func:`run_training` in the processes that :func:`the_mask.engine.launch` starts.
 
     Args:
-        options: what to run.
+        options: options of the run.
         num_gpus, num_processes, num_machines, machine_rank, dist_url: see :func:`the_mask.engine.launch`.
     """
     cfg = check(options, count_processes(num_gpus, num_processes, num_machines, dist_url))
@@ -101,7 +101,7 @@ def run_processes(
 
 
 def run_training(options: RunOptions) -> dict[str, Any]:
-    """Train or evaluate in this process, as one of however many there are.
+    """Train or evaluate in this process, which may be one of several.
 
     Returns:
         Evaluation results.
@@ -122,7 +122,7 @@ def run_training(options: RunOptions) -> dict[str, Any]:
 
 
 def evaluate_only(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
+    """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR``.
 
     Raises:
         ValueError: no weights are given, or they do not fill the whole model.
@@ -140,10 +140,10 @@ def _weights_to_evaluate(cfg: CfgNode, resume: bool) -> Path:
 
 
 def exit_code(command: Callable[[], object], also: tuple[type[Exception], ...] = ()) -> int:
-    """Run a command and translate its outcome for the shell: 0, 1 with a plain message, or 130 after Ctrl-C.
+    """Run a command and return its exit code: 0, 1 with a plain message, or 130 after Ctrl-C.
 
-    Errors that a user can mend, and those in ``also``, are printed without a traceback; anything else is a defect and
-    propagates.
+    Errors that a user can fix, and those in ``also``, are printed without a traceback; all others are defects and
+    propagate.
     """
     mendable: tuple[type[Exception], ...] = (*USER_ERRORS, *also)
     try:
@@ -155,7 +155,7 @@ def exit_code(command: Callable[[], object], also: tuple[type[Exception], ...] =
         print("interrupted before there was anything to save", file=sys.stderr)
         return 130
     except ProcessExitedException as error:
-        # The process has said why.
+        # The child process has printed the reason.
         return error.exit_code if error.exit_code and error.exit_code > 0 else 1
     except mendable as error:
         print(f"error: {plain_message(error)}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The learning-rate schedule as a pure function of the iteration.
 
-Nothing of the schedule is stored in a checkpoint, so resuming with another ``MAX_ITER`` or ``BASE_LR`` simply works.
+The schedule is not stored in checkpoints, so a run can be resumed with another ``MAX_ITER`` or ``BASE_LR``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def poly_factor(iteration: int, max_iter: int, power: float = 0.9, end: float = 
 
 
 def floored_poly_factor(iteration: int, max_iter: int, power: float = 0.9, floor: float = 0.0) -> float:
-    """``(1 - floor) * (1 - iteration/max_iter)^power + floor``: falls all the way, unlike :func:`poly_factor`."""
+    """``(1 - floor) * (1 - iteration/max_iter)^power + floor``: unlike :func:`poly_factor`, falls until the end."""
     return (1.0 - floor) * poly_factor(iteration, max_iter, power) + floor
 
 
@@ -37,16 +37,16 @@ def floored_poly_factor(iteration: int, max_iter: int, power: float = 0.9, floor
 class WarmupPoly:
     """Warm-up, then polynomial decay (spec of both THE-Mask and Mask2Former: power 0.9, no warm-up).
 
-    With ``backbone_warmup_iters`` it has two stages, as EoMT's: heads warm up while the backbone stands still, then the
-    backbone does; each decays from the end of its own warm-up to ``max_iter``.
+    With ``backbone_warmup_iters`` it has two stages, as in EoMT: the heads warm up while the backbone has rate 0, then
+    the backbone warms up; each decays from the end of its own warm-up to ``max_iter``.
 
     Attributes:
         base_lr: rate at factor 1.
         max_iter: iterations of the whole training.
         power, end: of :func:`poly_factor` or :func:`floored_poly_factor`; ``end`` is a share of ``base_lr``.
         warmup_iters, warmup_start, warmup_method: of :func:`warmup_factor`.
-        name: one of :data:`SCHEDULES`; what ``end`` means.
-        backbone_warmup_iters: of the backbone, after the others' warm-up; 0: all parameters have one rate.
+        name: one of :data:`SCHEDULES`; decides the meaning of ``end``.
+        backbone_warmup_iters: warm-up of the backbone, after that of the heads; 0: all parameters have the same rate.
     """
 
     base_lr: float
@@ -85,13 +85,13 @@ class WarmupPoly:
         return self.base_lr * self._warmup(iteration, self.warmup_iters) * self._decay(iteration, self.max_iter)
 
     def backbone(self, iteration: int) -> float:
-        """The same of the backbone; 0 while it stands still."""
+        """Learning rate of the backbone; 0 while the heads warm up."""
         if not self.backbone_warmup_iters:
             return self(iteration)
         return self._stage(iteration, self.warmup_iters, self.backbone_warmup_iters)
 
     def _stage(self, iteration: int, first: int, warmup_iters: int) -> float:
-        """A warm-up from iteration ``first`` on, and the decay after it."""
+        """A warm-up starting at iteration ``first``, and the decay after it."""
         since = iteration - first
         if since < 0:
             return 0.0

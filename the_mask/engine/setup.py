@@ -1,4 +1,4 @@
-"""What comes before the first iteration: seed, library flags, logging, the record of config and environment."""
+"""Set-up before the first iteration: seed, library flags, logging, record of config and environment."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CONFIG_FILE = "config.yaml"
 
 
 def with_seed(cfg: CfgNode) -> CfgNode:
-    """A frozen copy of a config whose ``SEED`` is set: a negative one is replaced by one drawn for all processes."""
+    """A frozen copy of a config with its ``SEED`` set; a negative seed is replaced by a random one."""
     cfg = cfg.clone()
     if cfg.SEED < 0:
         cfg.defrost()
-        # Drawn apart from the global generators, which others may have seeded alike on purpose.
+        # Not from the global generators, which may have been seeded on purpose.
         cfg.SEED = comm.all_gather(random.SystemRandom().randrange(2**31))[0]
         logger.info("SEED %d was drawn; it is recorded in the checkpoints", cfg.SEED)
     cfg.freeze()
@@ -34,13 +34,13 @@ def with_seed(cfg: CfgNode) -> CfgNode:
 
 
 def set_library_flags(cfg: CfgNode) -> None:
-    """Deterministic algorithms, cuDNN benchmark and TF32 as the config says.
+    """Set deterministic algorithms, cuDNN benchmark and TF32 as configured.
 
-    ``SOLVER.DETERMINISTIC`` warns where torch has no deterministic algorithm (some CUDA backward passes) and goes on.
+    With ``SOLVER.DETERMINISTIC``, torch only warns if it has no deterministic algorithm (some CUDA backward passes).
     """
     deterministic = cfg.SOLVER.DETERMINISTIC
     if deterministic:
-        # cuBLAS reads it when its first handle is created.
+        # Read by cuBLAS when its first handle is created.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not deterministic

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the present iteration, so that a complete checkpoint can be left."""
+"""Treats Ctrl-C and SIGTERM as a request to stop after the current iteration, so that a checkpoint can be written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Launchers forward signals that the terminal has delivered already; such echoes are not a second Ctrl-C.
+# Launchers forward signals that the terminal has already delivered; such a copy is not a second Ctrl-C.
 _ECHO_SECONDS = 1.0
 
 
@@ -22,7 +22,7 @@ _ECHO_SECONDS = 1.0
 def interrupted_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt inside the block, so they end it as Ctrl-C does.
 
-    What is ignored (``nohup``) stays so; nothing changes outside the main thread, where Python has no handlers.
+    Ignored signals (``nohup``) stay ignored. Does nothing outside the main thread, where Python has no handlers.
     """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
@@ -42,7 +42,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by a signal; ``exit_code`` is the shell's convention, 128 + signal (130 for Ctrl-C)."""
+    """Training was stopped by a signal; ``exit_code`` is 128 + signal, as usual in shells (130 for Ctrl-C)."""
 
     def __init__(self, signum: int, message: str = "") -> None:
         super().__init__(message or f"stopped by {signal.Signals(signum).name}")
@@ -57,10 +57,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Remembers that a signal asked to stop.
+    """Records that a signal requested to stop.
 
     The first SIGINT or SIGTERM only sets ``signum``; a second Ctrl-C, more than a second later, stops at once. Inside
-    :meth:`immediate` the first signal stops at once too.
+    :meth:`immediate`, the first signal stops at once, too.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class StopRequest:
 
     @contextmanager
     def immediate(self, enabled: bool = True) -> Iterator[None]:
-        """A signal inside the block raises :class:`TrainingInterrupted` there and then (for long, repeatable work)."""
+        """A signal inside the block raises :class:`TrainingInterrupted` immediately (for long, repeatable work)."""
         self._immediate = enabled
         try:
             yield
@@ -93,7 +93,7 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked data worker: it ends with its parent, which still wants the rest of the present batch.
+            # A forked data worker: it ends with its parent, which still needs the rest of the current batch.
             return
         now = time.monotonic()
         if not self.signum:

@@ -1,4 +1,4 @@
-"""Training as a SLURM job through submitit, which is optional."""
+"""Runs a training as a SLURM job with submitit, which is optional."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from the_mask.engine.run import RunOptions, check, exit_code, run_processes
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What to ask the cluster for.
+    """Resources of the job.
 
     Attributes:
-        nodes: machines.
-        gpus_per_node: also the processes per machine, unless ``processes_per_node`` says otherwise.
-        processes_per_node: 0: one per GPU.
-        cpus_per_process: cores.
+        nodes: number of machines.
+        gpus_per_node: GPUs, and also processes, per machine, unless ``processes_per_node`` is set.
+        processes_per_node: processes per machine; 0: one per GPU.
+        cpus_per_process: cores per process.
         memory_gb: per machine; 0 takes the cluster's default.
-        hours: time limit; the job is queued again when it is over, and goes on from its last checkpoint.
+        hours: time limit; when it is reached, the job is queued again and continues from its last checkpoint.
         partition: "" takes the cluster's default.
-        name: of the job.
-        folder: logs.
-        executor: "slurm"; "local" (processes on this machine) or "debug" (in this process) to try it out.
+        name: name of the job.
+        folder: folder of the logs.
+        executor: "slurm"; or "local" (processes on this machine) or "debug" (in this process) for trying it out.
     """
 
     nodes: int = 1
@@ -44,7 +44,7 @@ class SlurmOptions:
         """Processes per machine.
 
         Raises:
-            ValueError: none, or numbers below their least value.
+            ValueError: no process, or numbers below their minimum.
         """
         count = self.processes_per_node or self.gpus_per_node
         if count < 1 or self.nodes < 1 or self.hours <= 0 or self.cpus_per_process < 1:
@@ -73,7 +73,7 @@ class SlurmOptions:
 
 
 def parse_training(arguments: Sequence[str]) -> RunOptions:
-    """The arguments of ``tools/train_net.py`` that make sense in a job."""
+    """Parse the arguments of ``the-mask train`` that are supported in a job."""
     parser = argparse.ArgumentParser(prog="launch_slurm.py ... --", add_help=False)
     parser.add_argument("--config-file", required=True)
     for name in ("--resume", "--eval-only", "--trust-pickle", "--allow-unsafe-yaml", "--allow-remote-config"):
@@ -84,7 +84,7 @@ def parse_training(arguments: Sequence[str]) -> RunOptions:
 
 @dataclass
 class TrainingTask:
-    """What each process of the job runs."""
+    """The task of each process of the job."""
 
     options: RunOptions
 
@@ -97,7 +97,7 @@ class TrainingTask:
         return exit_code(lambda: run_processes(self.options))
 
     def checkpoint(self) -> Any:
-        """submitit asks for this when time is over or the job is preempted: the same again, with --resume."""
+        """Called by submitit at the time limit or on preemption: the same task again, with --resume."""
         from submitit.helpers import DelayedSubmission
 
         self.options.resume = True
@@ -108,7 +108,7 @@ def submit(training: Sequence[str], slurm: SlurmOptions) -> str:
     """Check the training's config, then queue it.
 
     Returns:
-        a line on the job.
+        One line of text about the job.
 
     Raises:
         ValueError, FileNotFoundError: bad options or config, found before anything is queued.

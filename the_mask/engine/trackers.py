@@ -1,8 +1,8 @@
-"""Experiment trackers beside TensorBoard: Weights & Biases, MLflow and Trackio, behind one interface.
+"""Experiment trackers in addition to TensorBoard: Weights & Biases, MLflow and Trackio, with one interface.
 
-``SOLVER.TRACKERS`` names them. Each is an optional package, imported when a training starts, and writes into
-``OUTPUT_DIR`` without a network unless its own environment variables say otherwise (``WANDB_MODE``,
-``MLFLOW_TRACKING_URI``, ``TRACKIO_SPACE_ID``). A resumed training goes on in the same run of the tracker.
+``SOLVER.TRACKERS`` lists them. Each is an optional package, imported when a training starts. It writes to
+``OUTPUT_DIR`` without network access, unless its own environment variables say otherwise (``WANDB_MODE``,
+``MLFLOW_TRACKING_URI``, ``TRACKIO_SPACE_ID``). A resumed training continues the same run of the tracker.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Tracker(Protocol):
     """An open run of a tracker."""
 
     def log(self, figures: Mapping[str, float], iteration: int) -> None:
-        """Figures of a finished iteration, counted from 0; iterations never fall."""
+        """Log the figures of a finished iteration, counted from 0; iterations never decrease."""
 
     def finish(self) -> None:
-        """Close the run; what was logged is on the disk."""
+        """Close the run and flush everything to disk."""
 
 
 class _Wandb:
@@ -61,7 +61,7 @@ class _MLflow:
         if run_id is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
             experiment = self._client.get_experiment_by_name(name)
-            # Without a place of its own the artifacts' folder appears where the training was started.
+            # Otherwise the folder of artifacts is created in the working directory.
             place = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlartifacts").resolve().as_uri()
             key = experiment.experiment_id if experiment else self._client.create_experiment(name, place)
             run_id = self._client.create_run(key, run_name=folder.name).info.run_id
@@ -95,7 +95,7 @@ class _Trackio:
         self._trackio.finish()
 
 
-# Name in SOLVER.TRACKERS, which is also that of the package and of the extra.
+# Name in SOLVER.TRACKERS, which is also the name of the package and of the extra.
 TRACKERS: dict[str, Callable[[Path, dict[str, Any], str | None], Any]] = {
     "mlflow": _MLflow,
     "trackio": _Trackio,
@@ -104,7 +104,7 @@ TRACKERS: dict[str, Callable[[Path, dict[str, Any], str | None], Any]] = {
 
 
 def tracker_problems(names: Iterable[str]) -> list[str]:
-    """What is wrong with the value of ``SOLVER.TRACKERS``: unknown names, packages that are not installed."""
+    """Problems with the value of ``SOLVER.TRACKERS``: unknown names, packages that are not installed."""
     problems = []
     for name in names:
         if name not in TRACKERS:
@@ -117,14 +117,14 @@ def tracker_problems(names: Iterable[str]) -> list[str]:
 def open_trackers(
     names: Iterable[str], folder: Path, config: Mapping[str, Any], resumed: bool, last: int = -1
 ) -> list[EventWriter]:
-    """Writers to trackers.
+    """Open writers to trackers.
 
     Args:
         names: keys of :data:`TRACKERS`.
         folder: ``OUTPUT_DIR``; its last part is the name of the run.
-        config: nested; stored flat, ``SOLVER.BASE_LR`` and so on.
-        resumed: go on in the runs that an earlier training in this folder has opened.
-        last: figures up to this iteration are in those runs already.
+        config: nested config; stored flat, as ``SOLVER.BASE_LR`` and so on.
+        resumed: continue the runs of an earlier training in this folder.
+        last: last iteration whose figures are already in those runs.
     """
     path = folder / RUNS
     runs: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else {}
@@ -139,7 +139,7 @@ def open_trackers(
 
 
 class TrackerWriter(EventWriter):
-    """Sends to a tracker what is new since the last time, smoothed as in ``metrics.json``."""
+    """Sends new scalars to a tracker, smoothed as in ``metrics.json``."""
 
     def __init__(self, tracker: Tracker, last: int = -1, window: int = 20) -> None:
         self._tracker, self._window, self._last = tracker, window, last

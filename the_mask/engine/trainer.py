@@ -1,4 +1,4 @@
-"""The training loop: one config in, checkpoints, curves and evaluation results out."""
+"""The training loop: trains a config and writes checkpoints, curves and evaluation results."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Trainer(TrainerBase):
     """Trains the model of a config.
 
-    One iteration is ``SOLVER.ACCUM_STEPS`` micro-batches, one optimiser step and one step of the schedule. Losses are
-    averaged over micro-batches and processes, so a term that a model normalises per micro-batch (the class-weighted
-    cross-entropy) is a mean of means; with equal normalisers it equals one large batch.
+    One iteration has ``SOLVER.ACCUM_STEPS`` micro-batches, one optimiser step and one step of the schedule. Losses are
+    averaged over micro-batches and processes. So a term that is normalised per micro-batch (the class-weighted
+    cross-entropy) is a mean of means; with equal normalisers it equals that of one large batch.
 
     Attributes:
-        model: the bare model, also under several processes.
-        completed: iterations done, those before a resume included.
+        model: the unwrapped model, also with several processes.
+        completed: number of finished iterations, including those before a resume.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -67,15 +67,15 @@ class Trainer(TrainerBase):
             cfg: a full config, see :func:`the_mask.config.load_config`.
 
         Raises:
-            ValueError: training and test sets with other classes than each other, or in another order; see also
-                :func:`the_mask.engine.validate`, which finds more.
+            ValueError: training and test sets have different classes, or another order; see also
+                :func:`the_mask.engine.validate`, which checks more.
         """
         super().__init__()
         config_classes(cfg)
         self.cfg = with_seed(cfg)
         self.seed_was_drawn = cfg.SEED < 0
         self.device = torch.device(cfg.MODEL.DEVICE)
-        # Ranks differ, so that dropout does; their models are made equal to the first one's.
+        # Different per rank, so that dropout differs; the weights are synchronised with the first rank's.
         seed_everything(self.cfg.SEED + comm.get_rank())
         self.model = self.build_model(self.cfg)
         if wants_sharding(cfg):
@@ -98,20 +98,20 @@ class Trainer(TrainerBase):
         self._batches: Iterator[list[dict[str, Any]]] | None = None
         self._resumed_rng: dict[str, Any] | None = None
         self._resumed_scalars: dict[str, Any] = {}
-        # First iteration that is written into the curves (anew, if it stands there); None: the first of the training.
+        # First iteration that is written to the curves (again, if it is there); None: the first of the training.
         self.metrics_from: int | None = None
-        # Generators before the present step; None between steps. And the buffers that belong to them.
+        # Generator states before the current step (None between steps), and copies of the buffers.
         self._rng_before_step: dict[str, Any] | None = None
         self._buffers = BufferCopies()
         self._updating = False
         self._saved = 0
         self.register_hooks(self.build_hooks())
 
-    # What a subclass may replace.
+    # Methods that subclasses may override.
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model on its device."""
+        """Build the model on its device."""
         model = build_segmentor(cfg)
         count = sum(parameter.numel() for parameter in model.parameters())
         logger.info("%s: %.2f M parameters", type(model).__name__, count / 1e6)
@@ -119,12 +119,12 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterable[list[dict[str, Any]]]:
-        """Endless micro-batches, beginning with those of iteration ``start_iter``."""
+        """Endless micro-batches, starting with those of iteration ``start_iter``."""
         return build_train_loader(cfg, start_iter=start_iter)
 
     @classmethod
     def evaluate_model(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Results on ``DATASETS.TEST``: those of one dataset as they are, of several under the datasets' names."""
+        """Results on ``DATASETS.TEST``; for several data sets, by name."""
         results = {name: evaluate_dataset(cfg, model, name) for name in cfg.DATASETS.TEST}
         return next(iter(results.values())) if len(results) == 1 else results
 
@@ -142,12 +142,12 @@ class Trainer(TrainerBase):
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
-        """Plain log lines, ``metrics.json`` (one JSON object per line), TensorBoard, and ``SOLVER.TRACKERS``."""
+        """Writers: log lines, ``metrics.json`` (one JSON object per line), TensorBoard, and ``SOLVER.TRACKERS``."""
         folder = Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
         metrics = MetricsWriter(prepare_metrics_file(folder, self.start_iter, self.metrics_from))
         curves = TensorboardXWriter(str(folder))
-        # What a resumed run knows of the iterations before it stands in its files already.
+        # For a resumed run, the results of earlier iterations are in its files already.
         curves._last_write = metrics.last
         trackers = open_trackers(self.cfg.SOLVER.TRACKERS, folder, self.cfg, self.start_iter > 0, metrics.last)
         return [LogWriter(self.max_iter, self.start_iter), metrics, curves, *trackers]
@@ -158,7 +158,7 @@ class Trainer(TrainerBase):
         """Start from the weights of a file; see :func:`the_mask.weights.load_weights`.
 
         Raises:
-            ValueError: also when layers that start anew, since the file has other classes, are frozen.
+            ValueError: also if the file has other classes, and the class layers that would start anew are frozen.
         """
         stage1 = self.cfg.MODEL.THE_MASK.INIT_FROM_STAGE1
         classes = ClassSets.from_config(self.cfg)
@@ -178,7 +178,8 @@ class Trainer(TrainerBase):
         """Continue from the last checkpoint of ``OUTPUT_DIR``, or else start from ``MODEL.WEIGHTS`` if it is set.
 
         Raises:
-            FileNotFoundError, ValueError: no, corrupt or foreign file; the message says what to use instead.
+            FileNotFoundError, ValueError: no such file, or a damaged or wrong one; the message says what to use
+                instead.
         """
         last = self.checkpoints.last()
         if resume_training and last is not None:
@@ -197,13 +198,13 @@ class Trainer(TrainerBase):
         """Train to ``SOLVER.MAX_ITER``.
 
         Returns:
-            Results of the last evaluation (empty when there was none).
+            Results of the last evaluation (empty if there was none).
 
         Raises:
-            TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was left.
+            TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
             FloatingPointError: a loss or the gradient is not finite.
             CheckpointWriteError: a checkpoint could not be written.
-            OutputInUseError: another process trains into ``OUTPUT_DIR``.
+            OutputInUseError: another training writes to ``OUTPUT_DIR``.
         """
         with claimed(self.checkpoints.folder):
             if comm.is_main_process():
@@ -224,7 +225,7 @@ class Trainer(TrainerBase):
                     if self._resumed_rng is not None:
                         resume.restore_rng(self._resumed_rng, self.cfg.SEED)
                         self._resumed_rng = None
-                    # Without iterations it runs what hooks have left to do: an evaluation.
+                    # Without iterations, run what hooks still have to do: an evaluation.
                     super().train(self.completed, max(self.completed, self.max_iter))
                 except BaseException as error:
                     self._rescue(error)
@@ -234,7 +235,7 @@ class Trainer(TrainerBase):
         return self.results
 
     def before_train(self) -> None:
-        """Put back the scalars of a resumed run, then call the hooks."""
+        """Restore the scalars of a resumed run, then call the hooks."""
         resume.restore_scalars(self.storage, self._resumed_scalars, self.start_iter)
         self._resumed_scalars = {}
         super().before_train()
@@ -245,7 +246,7 @@ class Trainer(TrainerBase):
             self._batches = iter(self._loader)
 
     def run_step(self) -> None:
-        """One iteration: micro-batches forward and backward, the guard, one optimiser step."""
+        """One iteration: forward and backward of the micro-batches, check for NaN, one optimiser step."""
         started = time.perf_counter()
         self._buffers.take(self.model)
         self._rng_before_step = rng_state()
@@ -272,7 +273,7 @@ class Trainer(TrainerBase):
         self._record(losses, norm, lr, data_time, time.perf_counter() - started)
 
     def _accumulate(self) -> tuple[dict[str, float], list[str], float]:
-        """Gradients of one iteration; returns losses (mean over micro-batches and ranks), files, seconds of waiting."""
+        """Compute one iteration's gradients; returns mean losses, files, and seconds spent waiting for data."""
         assert self._parallel is not None
         assert self._batches is not None
         steps = self.cfg.SOLVER.ACCUM_STEPS
@@ -281,7 +282,7 @@ class Trainer(TrainerBase):
         waited = 0.0
         for step in range(steps):
             before = time.perf_counter()
-            # Loading data leaves no trace in the generators, so it does not matter where a resumed loader begins.
+            # Data loading does not change the generators, so it does not matter where a resumed loader starts.
             with preserved_rng():
                 clips = next(self._batches)
             waited += time.perf_counter() - before
@@ -297,7 +298,7 @@ class Trainer(TrainerBase):
         return self._reduce(sums), files, waited
 
     def _without_sync(self, last_is_to_come: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between processes only after the last micro-batch."""
+        """Exchange gradients between processes only after the last micro-batch."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(not last_is_to_come)
             return nullcontext()
@@ -306,11 +307,11 @@ class Trainer(TrainerBase):
         return nullcontext()
 
     def _reduce(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Losses averaged over ranks; the same message carries whether any rank was asked to stop."""
+        """Average losses over ranks; the same message tells whether any rank was asked to stop."""
         names = sorted(losses)
         values = torch.stack([losses[name] for name in names] + [losses[names[0]].new_tensor(self.stop.signum)])
         reduced = sum_over_ranks(values).tolist()
-        # A sum of equal or different signal numbers: only whether it is zero counts on other ranks.
+        # The sum of the ranks' signal numbers; other ranks only check that it is not zero.
         if reduced[-1]:
             self.stop_signal = self.stop.signum or int(max(comm.all_gather(self.stop.signum)))
         world = comm.get_world_size()
@@ -326,11 +327,11 @@ class Trainer(TrainerBase):
         return None if norm is None else float(norm)
 
     def _guard(self, losses: dict[str, float], norm: float | None, files: list[str], lr: float) -> None:
-        """Stop before the optimiser spreads a NaN into the weights.
+        """Stop before a NaN reaches the weights.
 
-        Losses were averaged over the ranks, so all ranks come to the same verdict.
+        Losses were averaged over the ranks, so all ranks decide the same.
         """
-        # With fp16 an overflowing gradient is the scaler's business: it skips the step and lowers the scale.
+        # With fp16, the scaler handles an overflowing gradient: it skips the step and lowers the scale.
         gradient_fails = norm is not None and not math.isfinite(norm) and not self.scaler.is_enabled()
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if not bad and not gradient_fails:
@@ -366,10 +367,10 @@ class Trainer(TrainerBase):
     # Evaluation.
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate the present (with EMA: the averaged) weights, leaving no trace in the training."""
+        """Evaluate the current (with EMA: the averaged) weights, without affecting the training."""
         training = self.model.training
         averaged = self.ema.applied_to(self.model) if self.ema is not None else nullcontext()
-        # Other ranks would wait for ever for one that left at once.
+        # If one rank left immediately, the others would wait for ever.
         alone = comm.get_world_size() == 1
         with self.stop.immediate(alone), preserved_rng(), averaged:
             try:
@@ -384,7 +385,7 @@ class Trainer(TrainerBase):
     # Checkpoints.
 
     def save_numbered(self) -> None:
-        """Write ``model_<iteration>.pth``, unless this iteration is on the disk already."""
+        """Write ``model_<iteration>.pth``, unless it is on disk already."""
         name = self.checkpoints.numbered_name(self.completed - 1)
         self._save(name, lambda state: self.checkpoints.save_numbered(self.completed - 1, state))
 
@@ -401,7 +402,7 @@ class Trainer(TrainerBase):
         logger.info("checkpoint of iteration %d written to %s", self.completed, self.checkpoints.folder)
 
     def save_best_if(self, is_best: bool, metrics: dict[str, float]) -> None:
-        """Write ``model_best.pth`` if the first process says so."""
+        """Write ``model_best.pth`` if the first process decides so."""
         state = resume.weights_state(self)
         is_best = comm.all_gather(is_best)[0]
         if is_best:
@@ -409,16 +410,16 @@ class Trainer(TrainerBase):
         write_on_main(lambda: self.checkpoints.save_best({**state, "metrics": metrics}) if is_best else None)
 
     def _rescue(self, error: BaseException) -> None:
-        """Leave a checkpoint of the last finished iteration when a single process fails or is told to stop at once.
+        """Write a checkpoint of the last finished iteration when a single process fails or must stop immediately.
 
-        Several processes cannot: the others may be waiting inside a collective operation.
+        Not possible with several processes: the others may be waiting inside a collective operation.
         """
         unsaved = self.completed > max(self._saved, self.start_iter)
         if comm.get_world_size() > 1 or self._updating or not unsaved or isinstance(error, CheckpointWriteError):
             return
         rng = None
         if self._rng_before_step is not None:
-            # The step that failed has drawn random numbers and moved the statistics of batch norms.
+            # The failed step has drawn random numbers and changed the statistics of batch norms.
             rng = [self._rng_before_step]
             self._buffers.restore(self.model)
         if not all(torch.isfinite(value).all() for value in self.model.state_dict().values()):
@@ -429,5 +430,5 @@ class Trainer(TrainerBase):
         except CheckpointWriteError as problem:
             logger.error("the checkpoint that should have been left is missing: %s", problem)
         if self.stop.signum and not isinstance(error, TrainingInterrupted):
-            # For instance a data worker that the same Ctrl-C has killed.
+            # For instance a data worker killed by the same Ctrl-C.
             raise TrainingInterrupted(self.stop.signum) from error

@@ -1,4 +1,4 @@
-"""Both stages of a temporal model in one call: single frames, clips that start from them, evaluation of each."""
+"""Trains both stages of a temporal model, single frames and then clips, and evaluates each."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def train_two_stage(
     save_predictions: bool = False,
     step: Callable[[str], AbstractContextManager[None]] = _no_step,
 ) -> tuple[dict[str, dict[str, float]], list[CfgNode]]:
-    """Train stage 1, then stage 2 from its last weights, and evaluate each on its ``DATASETS.TEST[0]``.
+    """Train stage 1, then stage 2 starting from its final weights; evaluate each on its ``DATASETS.TEST[0]``.
 
     Args:
         configs: YAML of stage 1 and of stage 2.
         output: stage s writes to ``output/<STAGES[s]>``.
         overrides: ``KEY VALUE ...`` for both stages.
-        weights: where stage 1 starts from; "" as its config says.
+        weights: initial weights of stage 1; "" takes those of its config.
         resume: continue an interrupted run; finished trainings are kept.
         save_predictions: write each stage's label maps to ``predictions`` in its folder.
-        step: context manager entered around each part with its name ("train one_frame", "evaluate one_frame", ...).
+        step: context manager entered for each part with its name ("train one_frame", "evaluate one_frame", ...).
 
     Returns:
         Figures by stage, and the config of each stage's evaluation.
@@ -51,7 +51,7 @@ def train_two_stage(
         common = [*overrides, "OUTPUT_DIR", str(folder)]
         start = ["MODEL.WEIGHTS", weights] if weights else []
         with step(f"train {stage}"):
-            # Evaluated once, after the training.
+            # Evaluate only once, after the training.
             run_training(RunOptions(Path(config), [*common, *start, "TEST.EVAL_PERIOD", "0"], resume=resume))
         weights = str(folder / FINAL_WEIGHTS)
         final = ["MODEL.WEIGHTS", weights]
@@ -65,7 +65,7 @@ def train_two_stage(
 
 
 def evaluate_branches(cfg: CfgNode) -> dict[str, dict[str, float]]:
-    """Figures of the clip branch and of the frame branch alone, of a temporal model's evaluation config."""
+    """Evaluate the clip branch and the frame branch of a temporal model separately, from its evaluation config."""
     results = {}
     for name, weight in (("clip branch", 1.0), ("frame branch", 0.0)):
         alone = cfg.clone()

@@ -1,4 +1,4 @@
-"""Everything about a config that can be found wrong before the first iteration."""
+"""Checks of a config before the first iteration."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
     """Check a config against the data sets, the number of processes and the machine.
 
     Args:
-        cfg: not changed.
-        world_size: processes of the run.
-        training: an evaluation needs neither a training set nor a batch size.
-        resuming: a checkpoint is there, so ``MODEL.WEIGHTS`` will not be read.
+        cfg: the config; not changed.
+        world_size: number of processes of the run.
+        training: False for an evaluation, which needs neither a training set nor a batch size.
+        resuming: there is a checkpoint, so ``MODEL.WEIGHTS`` will not be read.
 
     Raises:
         ValueError: all problems, one per line; or defects of a data set's tree, or of a module of DATASETS.IMPORT.
@@ -58,7 +58,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
             locate_weights(weights)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"MODEL.WEIGHTS: {error}") from error
-    # The test sets too: a missing one should not be found by the first evaluation, hours later.
+    # Also the test sets: a missing one should not be noticed by the first evaluation, hours later.
     used = [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST]
     if training and cfg.TEST.EVAL_PERIOD <= 0:
         used = list(cfg.DATASETS.TRAIN)

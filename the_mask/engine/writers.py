@@ -1,4 +1,4 @@
-"""What a person sees of a training: a live bar on a terminal, plain lines in a log, curves on the disk."""
+"""Output of a training: a progress bar on a terminal, log lines, and curves on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from the_mask.data.files import atomic_write
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
-# Iterations over which scalars are smoothed.
+# Number of iterations over which scalars are smoothed.
 WINDOW = 20
 # Losses of the auxiliary prediction sets end in their number: loss_ce_0 ... loss_ce_8.
 _AUXILIARY = re.compile(r"_\d+$")
@@ -37,7 +37,7 @@ def peak_memory_mib() -> float:
 
 
 def summarise_losses(losses: dict[str, float]) -> dict[str, float]:
-    """Losses short enough for one line: those of the final prediction set, and the sum of all auxiliary ones.
+    """Losses for a single line: those of the final prediction set, and the sum of all auxiliary ones.
 
     Args:
         losses: loss terms by name (without their total).
@@ -48,13 +48,13 @@ def summarise_losses(losses: dict[str, float]) -> dict[str, float]:
 
 
 def progress_line(storage: EventStorage, iteration: int, max_iter: int, window: int = WINDOW) -> str:
-    """One plain line on a finished iteration, scalars smoothed by the median of a window.
+    """One line of text about a finished iteration; scalars are smoothed by the median of a window.
 
     Args:
-        storage: of the training.
+        storage: storage of the training.
         iteration: index of the iteration, from 0.
-        max_iter: iterations of the whole training.
-        window: iterations of the median.
+        max_iter: number of iterations of the whole training.
+        window: number of iterations for the median.
     """
     histories = storage.histories()
     smooth = {name: history.median(window) for name, history in histories.items()}
@@ -81,7 +81,7 @@ def progress_line(storage: EventStorage, iteration: int, max_iter: int, window: 
 
 
 class LogWriter(EventWriter):
-    """Writes :func:`progress_line` to the log. Records carry ``progress=True``, so that a live bar can replace them."""
+    """Writes :func:`progress_line` to the log, with ``progress=True``, so that a progress bar can replace it."""
 
     def __init__(self, max_iter: int, start_iter: int = 0) -> None:
         self._max_iter = max_iter
@@ -98,13 +98,13 @@ class LogWriter(EventWriter):
 class MetricsWriter(EventWriter):
     """Appends the latest scalars to ``metrics.json``, one JSON object per line and iteration, smoothed by medians.
 
-    As Detectron2's writer, but it goes on where the file ends, and opens the file anew when it was deleted.
+    As Detectron2's writer, but it appends to an existing file, and opens a new one if the file was deleted.
     """
 
     def __init__(self, path: Path, window: int = WINDOW) -> None:
         self._path = path
         self._window = window
-        #: the last iteration in the file
+        #: last iteration in the file
         self.last = int(max((i for i in map(_iteration_of, _lines(path)) if i < float("inf")), default=-1))
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
 
@@ -135,7 +135,7 @@ class MetricsWriter(EventWriter):
 
 
 def has_screen(stream: TextIO) -> bool:
-    """Whether a live bar can be drawn on a stream: a terminal that knows its size (containers often give 0 x 0)."""
+    """Whether a progress bar can be drawn on a stream: a terminal with a known size (containers often have 0 x 0)."""
     if not stream.isatty():
         return False
     try:
@@ -146,7 +146,7 @@ def has_screen(stream: TextIO) -> bool:
 
 
 class _AboveBar:
-    """A stream that prints above a live bar instead of through it."""
+    """A stream that prints above a progress bar."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -164,7 +164,7 @@ def _not_progress(record: logging.LogRecord) -> bool:
 
 
 class ProgressBar:
-    """Live bar with rate, ETA, loss, learning rate and memory; console log lines are printed above it while it runs."""
+    """Progress bar with rate, ETA, loss, learning rate and memory; console log lines are printed above it."""
 
     def __init__(self, start: int, total: int, stream: TextIO | None = None) -> None:
         self._bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, file=stream or sys.stderr)
@@ -185,7 +185,7 @@ class ProgressBar:
         self._bar.update(1)
 
     def close(self) -> None:
-        """Remove the redirection and leave the finished bar on the screen."""
+        """Remove the redirection, and leave the finished bar on the screen."""
         self._bar.close()
         for handler, stream in self._redirected:
             handler.removeFilter(_not_progress)
@@ -200,15 +200,15 @@ def _console_handlers(names: Iterable[str]) -> list[logging.StreamHandler[Any]]:
 
 
 def prepare_metrics_file(folder: Path, start_iter: int, anew_from: int | None = None) -> Path:
-    """Make ``metrics.json`` ready for a run that starts at an iteration.
+    """Prepare ``metrics.json`` for a run that starts at an iteration.
 
-    A resumed run drops what an interrupted one had written beyond its checkpoint, so the curve has each iteration once.
-    A fresh run moves an older file to ``metrics.previous.json``.
+    A resumed run drops the lines that the interrupted run wrote after its checkpoint, so the curve has each iteration
+    once. A new run moves an older file to ``metrics.previous.json``.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         start_iter: its first iteration.
-        anew_from: the first iteration that is written anew; None: ``start_iter``.
+        anew_from: first iteration that is written again; None: ``start_iter``.
 
     Returns:
         The path of the file.
@@ -226,18 +226,18 @@ def prepare_metrics_file(folder: Path, start_iter: int, anew_from: int | None = 
 
 
 def recorded_names(folder: Path, iteration: int) -> set[str]:
-    """Names of the scalars that ``metrics.json`` has for an iteration."""
+    """Names of the scalars in ``metrics.json`` for an iteration."""
     lines = [json.loads(line) for line in _lines(folder / METRICS) if _iteration_of(line) == iteration]
     return {name for scalars in lines for name in scalars}
 
 
 def _lines(path: Path) -> list[str]:
-    # Damaged bytes make a damaged line, which is dropped; they are no reason to lose the others.
+    # Damaged bytes only affect their line, which is dropped.
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
 def _iteration_of(line: str) -> float:
-    """Iteration of a metrics line; a line cut off by a kill counts as beyond the end."""
+    """Iteration of a metrics line; infinity for a line that was cut off by a kill."""
     try:
         scalars = json.loads(line)
     except (json.JSONDecodeError, RecursionError):

@@ -1,8 +1,8 @@
 """Trained models that come with the library.
 
-Three files per model ``NAME``: ``NAME.safetensors`` (weights in float16), ``NAME.yaml`` (the model's whole config) and
-``NAME.md``, its card: what it was trained on and how, what it reaches, what it fails at, under which licence its data
-stand, and the digest of the weights. ``tools/pack_model.py`` writes them, ``the_mask.load(NAME)`` uses them.
+A model ``NAME`` has three files: ``NAME.safetensors`` (weights in float16), ``NAME.yaml`` (the complete config) and
+``NAME.md``, its card: training data and recipe, metrics, known failures, licence of the data, and the digest of the
+weights. ``tools/pack_model.py`` writes them, ``the_mask.load(NAME)`` reads them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's card says.
+    """The card of a model.
 
     Attributes:
         name: of the model.
         facts: the front matter: ``summary``, ``sha256``, ``parameters``, ``data``, ``licence``, ``metrics`` and so on.
-        text: the prose below it, Markdown.
+        text: the text below it, Markdown.
     """
 
     name: str
@@ -42,10 +42,10 @@ def model_names() -> list[str]:
 
 
 def read_card(name: str) -> Card:
-    """The card of a model.
+    """Read the card of a model.
 
     Raises:
-        ValueError: no model of this name (the message has the nearest ones), or a damaged card.
+        ValueError: no model of this name (the message has similar names), or a damaged card.
     """
     known = model_names()
     if name not in known:
@@ -56,7 +56,7 @@ def read_card(name: str) -> Card:
 
 
 def parse_card(name: str, content: str) -> Card:
-    """Front matter between two lines ``---``, then prose.
+    """Parse a card: front matter between two lines ``---``, then text.
 
     Raises:
         ValueError: another layout, or facts without the digest of the weights.
@@ -71,14 +71,14 @@ def parse_card(name: str, content: str) -> Card:
 
 
 def model_config(name: str, overrides: list[str] | None = None) -> CfgNode:
-    """The config of a model, whose ``MODEL.WEIGHTS`` is its file, checked.
+    """The config of a model, with ``MODEL.WEIGHTS`` set to its file after checking it.
 
     Args:
         name: one of :func:`model_names`.
         overrides: flat list ``[KEY, VALUE, ...]`` on top.
 
     Raises:
-        ValueError: unknown name, or weights that are not those of the card.
+        ValueError: unknown name, or weights that do not match the card.
         FileNotFoundError: the file is missing.
     """
     card = read_card(name)
@@ -88,7 +88,7 @@ def model_config(name: str, overrides: list[str] | None = None) -> CfgNode:
 
 
 def check_digest(path: Path, expected: str, remedy: str = "install the package again") -> None:
-    """Raise unless a file has this SHA-256; ``remedy`` is what a user then does.
+    """Raise unless a file has this SHA-256; ``remedy`` tells the user what to do.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,8 +1,8 @@
 """Operators that run everywhere: ``ms_deform_attn`` and ``dcnv3`` with the layers built on them, ``upsample_argmax``.
 
-Every operator has three paths behind one schema (see :mod:`the_mask.ops.selection`); :func:`explain` says which one
-runs here and why, :func:`use` and the environment variable ``THE_MASK_OPS`` force one, :func:`decomposed` makes the
-deformable operators standard PyTorch operators for exporters.
+Every operator has three implementations ("paths") with the same schema, see :mod:`the_mask.ops.selection`.
+:func:`explain` tells which one is used and why; :func:`use` and the environment variable ``THE_MASK_OPS`` force one;
+:func:`decomposed` replaces the deformable operators by standard PyTorch operators for exporters.
 """
 
 from the_mask.ops.dcn.module import DCNv3

@@ -1,4 +1,4 @@
-"""Input checks shared by both operators: one place, called by every path.
+"""Input checks shared by the operators and called by every path.
 
 Axes: ``L`` levels.
 """
@@ -26,7 +26,7 @@ def to_pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, i
 
 
 def check_rank(name: str, tensor: Tensor, axes: str) -> None:
-    """Raise ValueError unless ``tensor`` has as many axes as ``axes`` names (separated by blanks)."""
+    """Raise ValueError unless ``tensor`` has the axes named in ``axes`` (separated by spaces)."""
     if tensor.dim() != len(axes.split()):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {len(axes.split())} axes [{axes}]")
 
@@ -43,8 +43,8 @@ def check_size(name: str, tensor: Tensor, axis: int, expected: int, why: str) ->
 def check_together(first: str, tensors: dict[str, Tensor | None]) -> None:
     """Raise ValueError unless all tensors are on one device and their dtypes can be used together.
 
-    float32, bfloat16 and float16 mix freely (autocast makes such mixtures; the arithmetic is float32 anyway); float64
-    only goes with float64, because anything else would lose the precision it was asked for.
+    float32, bfloat16 and float16 can be mixed (autocast does that; the arithmetic is float32 anyway). float64 can only
+    be used with float64, because otherwise its precision would be lost.
     """
     lead = tensors[first]
     assert lead is not None
@@ -63,7 +63,7 @@ def check_together(first: str, tensors: dict[str, Tensor | None]) -> None:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the values of ``tensor`` can be read here for free: on the CPU, real, and not being traced."""
+    """Whether the values of ``tensor`` can be read without cost: on the CPU, real, and not being traced."""
     return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
@@ -85,7 +85,7 @@ def to_levels(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> list[tuple[in
 
 
 def level_starts(levels: Sequence[tuple[int, int]]) -> list[int]:
-    """First position of each level when levels are concatenated: the exclusive cumulative sum of H*W."""
+    """First position of each level in the concatenation of levels: the exclusive cumulative sum of H*W."""
     starts = [0]
     for height, width in levels[:-1]:
         starts.append(starts[-1] + height * width)

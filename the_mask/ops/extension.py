@@ -1,6 +1,6 @@
-"""Loading of the compiled extension ``the_mask/ops/_C*.so``; importing this module never fails because of it.
+"""Loads the compiled extension ``the_mask/ops/_C*.so``; a failure never prevents the import of this module.
 
-The library has no Python binding of its own: it registers operators in the private namespace ``the_mask_kernels``.
+The library has no Python binding: it registers operators in the private namespace ``the_mask_kernels``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 
 _FOLDER = Path(__file__).resolve().parent
-# Compiled into the library (csrc/bindings.cpp), so that it can be read before the library is loaded: one that was
-# built for another torch may crash the process instead of failing to load.
+# Compiled into the library (csrc/bindings.cpp) and read before loading it, because a library that was built for another
+# torch may crash the process instead of failing to load.
 _STAMP = re.compile(rb"THE_MASK_BUILT_FOR torch=([^;]+);cuda=([^;]*);")
 _REBUILD = "rebuild it with `python setup.py build_ext --inplace` or `pip install --no-build-isolation -e .`"
 
 
 class Extension(NamedTuple):
-    """State of the compiled extension: ``problem`` is None when it is loaded."""
+    """State of the compiled extension: ``problem`` is None if it is loaded."""
 
     path: Path | None
     problem: str | None
@@ -37,7 +37,7 @@ def _find() -> Path | None:
 
 
 def read_stamp(path: Path) -> tuple[str, str] | None:
-    """(torch version, CUDA version or "") that the library at ``path`` was built for; None without a stamp."""
+    """(torch version, CUDA version or "") for which the library at ``path`` was built; None without a stamp."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         match = _STAMP.search(content)
         return (match[1].decode(), match[2].decode()) if match else None
@@ -59,17 +59,17 @@ def _load(path: Path | None) -> Extension:
     return Extension(path, None, torch.ops.the_mask_kernels.built_with_cuda())
 
 
-# Loaded once, here, so that tracers meet plain data and not the loading.
+# Loaded once at import, so that tracers see plain data instead of the loading.
 LOADED = _load(_find())
 
 
-# Operators that libraries of an earlier state of the project lack.
+# Operators that libraries of earlier versions do not have.
 _RECENT = frozenset({"upsample_argmax"} if LOADED.problem is None else ())
 _LACKING = frozenset(name for name in _RECENT if not hasattr(torch.ops.the_mask_kernels, name))
 
 
 def missing_for(device_type: str, operator: str | None = None) -> str | None:
-    """Why there is no kernel for ``device_type`` (of that operator, if one is named), or None if there is one."""
+    """Why there is no kernel for ``device_type`` (and ``operator``, if given), or None if there is one."""
     if LOADED.problem is not None:
         return LOADED.problem
     if operator in _LACKING:
@@ -82,7 +82,7 @@ def missing_for(device_type: str, operator: str | None = None) -> str | None:
 
 
 def describe() -> str:
-    """One line on the extension: what it is, or why it is not there."""
+    """One line about the extension: what it is, or why it is not loaded."""
     if LOADED.problem is not None:
         return LOADED.problem
     assert LOADED.path is not None

@@ -1,9 +1,9 @@
-"""Linear layers of inference on a CPU by oneDNN where the BLAS is slow.
+"""Linear layers for CPU inference that use oneDNN where the BLAS is slow.
 
-PyTorch gives float32 products to its BLAS, MKL in the usual builds, which runs on AMD's processors at about half the
-speed of oneDNN (measured: docs/experiments.md). oneDNN is in the same builds, behind an operator that torch.compile
-uses. Results differ from the BLAS's by rounding. ``THE_MASK_LINEAR=auto|onednn|blas`` forces the choice; ``auto`` takes
-oneDNN on AMD only. With gradients, on other devices, in other precisions and in traced programs the usual layer runs.
+PyTorch computes float32 products with its BLAS, in the usual builds MKL, which runs at about half the speed of oneDNN
+on AMD processors (measured: docs/experiments.md). oneDNN is in the same builds, through an operator that torch.compile
+uses. Results differ from the BLAS's by rounding. ``THE_MASK_LINEAR=auto|onednn|blas`` chooses; ``auto`` takes oneDNN on
+AMD only. With gradients, on other devices, in other precisions and in traced programs, the usual layer runs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ CHOICES = ("auto", "onednn", "blas")
 
 @cache
 def uses_onednn(choice: str | None = None) -> bool:
-    """Whether the fast path is taken on this machine; ``choice`` is that of ``THE_MASK_LINEAR`` by default.
+    """Whether the fast path is used on this machine; ``choice`` defaults to ``THE_MASK_LINEAR``.
 
     Raises:
-        ValueError: an unknown choice, or oneDNN is asked for and this PyTorch has it not.
+        ValueError: an unknown choice, or "onednn" with a PyTorch that does not have it.
     """
     choice = os.environ.get("THE_MASK_LINEAR", "auto") if choice is None else choice
     if choice not in CHOICES:
@@ -36,7 +36,7 @@ def uses_onednn(choice: str | None = None) -> bool:
 
 
 def is_amd() -> bool:
-    """Whether the processor is AMD's, as far as the system tells."""
+    """Whether the processor is by AMD, according to the system."""
     information = Path("/proc/cpuinfo")
     return information.exists() and "AuthenticAMD" in information.read_text()
 
@@ -58,14 +58,14 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class FastLinear(nn.Linear):
-    """A linear layer that takes the fast path where there is one."""
+    """A linear layer that uses the fast path where possible."""
 
     def forward(self, input: Tensor) -> Tensor:
         return fast_linear(input, self.weight, self.bias)
 
 
 def speed_up_linears(module: nn.Module) -> None:
-    """Make the linear layers inside a module fast ones, in place; names, weights and results stay."""
+    """Replace the linear layers in a module by fast ones, in place; names and weights are unchanged."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = FastLinear

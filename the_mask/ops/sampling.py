@@ -1,8 +1,8 @@
-"""Bilinear sampling with zero extension: the convention that every path of both operators follows.
+"""Bilinear sampling with zeros outside: the convention of all paths of the deformable operators.
 
-A point (y, x) in pixels, pixel centres at integers, takes part only if ``-1 < y < H`` and ``-1 < x < W`` (strict).
-Otherwise its value and all its gradients are zero; the comparison is false for NaN, so NaN contributes zero, and huge
-values never reach a conversion to integers. The derivative at an integer position is the right-sided one (floor).
+A point (y, x) in pixels, with pixel centres at integers, is used only if ``-1 < y < H`` and ``-1 < x < W`` (strict).
+Otherwise its value and all its gradients are zero. The comparison is false for NaN, so NaN contributes zero, and huge
+values are never converted to integers. The derivative at an integer position is the right-sided one (floor).
 
 Axes: ``N`` images, ``R`` rows of points, ``P`` points, ``D`` channels, ``H W`` size.
 """
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 
 def inside(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
-    """Which points take part; false for NaN."""
+    """Whether each point is inside; False for NaN."""
     return (x > -1) & (x < width) & (y > -1) & (y < height)
 
 
 def gather_bilinear(image: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
-    """Samples by explicit gathers of the four corners; differentiable, exact in the dtype of its arguments.
+    """Sample by explicit gathers of the four corners; differentiable, exact in the dtype of the arguments.
 
     Args:
         image: [N, H*W, D].
@@ -41,16 +41,16 @@ def gather_bilinear(image: Tensor, x: Tensor, y: Tensor, height: int, width: int
             weight = (right_part if across else 1 - right_part) * (bottom_part if down else 1 - bottom_part)
             index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
             corner = image.gather(1, index[..., None].expand(*index.shape, image.shape[-1]))
-            # where, not a zero weight: the pixel that stands in for an unknown corner may hold NaN or infinity.
+            # where() instead of a zero weight: the pixel read for a corner outside may be NaN or infinite.
             total = total + torch.where(known[..., None], corner, 0) * weight[..., None]
     return total
 
 
 def grid_sample_bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Samples by ``grid_sample``, with the guard above added to it.
+    """Sample by ``grid_sample``, with the above check added.
 
-    Values equal :func:`gather_bilinear` up to rounding. ``grid_sample`` wants normalised coordinates, whose rounding
-    may push a position off an integer; within that rounding (about 1e-5 pixels in float32) the derivative may be the
+    Values equal :func:`gather_bilinear` up to rounding. ``grid_sample`` needs normalised coordinates, whose rounding
+    may move a position off an integer; within that rounding (about 1e-5 pixels in float32) the derivative may be the
     left-sided one.
 
     Args:
@@ -62,7 +62,7 @@ def grid_sample_bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """
     height, width = image.shape[-2:]
     valid = inside(x, y, height, width)
-    # Two pixels outside is zero with zero gradients, and finite.
+    # Two pixels outside: the value and its gradients are zero, and finite.
     x, y = torch.where(valid, x, -2), torch.where(valid, y, -2)
     grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -71,12 +71,12 @@ def grid_sample_bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def weighted_bilinear_backward(
     image: Tensor, x: Tensor, y: Tensor, weight: Tensor, grad: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``sum_p weight_p * sample_p`` by the explicit formulas; needs no autograd.
+    """Gradients of ``sum_p weight_p * sample_p`` by explicit formulas, without autograd.
 
     Args:
         image: [N, H*W, D].
         x, y, weight: [N, R, P].
-        grad: [N, R, D], of the sums.
+        grad: [N, R, D], gradient of the sums.
 
     Returns:
         Gradients of ``image``, ``x``, ``y`` and ``weight``.

@@ -1,9 +1,9 @@
-"""Which implementation of an operator runs, and why.
+"""Chooses the implementation of an operator.
 
 Paths, best first: ``compiled`` (csrc, CPU and CUDA), ``portable`` (PyTorch, built on ``grid_sample``), ``reference``
-(explicit corner gathers in float64). ``auto`` takes the compiled path wherever a kernel exists for the device and the
-portable one elsewhere. ``THE_MASK_OPS=auto|reference|portable|compiled`` forces a path for the process,
-:func:`use` for a block of code. An error inside a path is never answered by trying another one.
+(explicit gathers of the corners in float64). ``auto`` takes the compiled path if there is a kernel for the device, else
+the portable one. ``THE_MASK_OPS=auto|reference|portable|compiled`` forces a path for the process, :func:`use` for a
+block of code. After an error inside a path, no other path is tried.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ def use(mode: str) -> Iterator[None]:
 
 
 def decomposed() -> contextlib.AbstractContextManager[None]:
-    """Inside the block the deformable operators run as standard ones (``grid_sample``), so that exporters see those.
+    """Run the deformable operators as standard operators (``grid_sample``) inside the block, for exporters.
 
-    ``torch.export.export``, ``torch.onnx.export``, ``torch.func`` transforms and double backward work there; values
-    equal the kernels'.
+    ``torch.export.export``, ``torch.onnx.export``, ``torch.func`` transforms and double backward work inside; values
+    equal those of the kernels.
     """
     return use("portable")
 
 
 def choose(device: torch.device, operator: str | None = None) -> Choice:
-    """The path that an operator takes for tensors on ``device`` now.
+    """The path that is currently used for tensors on ``device``.
 
     Args:
-        device: of the tensors.
-        operator: the operator, where not every extension that loads has it.
+        device: device of the tensors.
+        operator: the operator, if some extensions that can be loaded do not have it.
 
     Raises:
-        RuntimeError: the compiled path was asked for and there is none.
+        RuntimeError: the compiled path is forced, but there is none.
     """
     if _mode in ("reference", "portable"):
         return Choice(_mode, f"{_ENVIRONMENT} or use() asks for it")
@@ -96,7 +96,7 @@ def _notice(missing: str) -> None:
 
 
 def explain() -> str:
-    """What runs for each kind of device of this machine, and why; one line per device, for people to read."""
+    """The path for each kind of device of this machine and the reason, as text, one line per device."""
     lines = [f"the_mask.ops: mode {_mode}; extension: {extension.describe()}"]
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for name in devices:

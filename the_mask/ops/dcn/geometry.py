@@ -1,4 +1,4 @@
-"""Where DCNv3 samples: kernel geometry, output sizes, point order.
+"""Sampling positions of DCNv3: kernel geometry, output sizes, order of points.
 
 Axes: ``N`` batch, ``Ho Wo`` output size, ``G`` groups, ``P`` points.
 """
@@ -15,7 +15,7 @@ from the_mask.ops.checks import to_pair
 
 
 def _center(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
-    # A function, because torch.compile of torch 2.9 cannot unpack a property of a named tuple.
+    # A function, because torch.compile in torch 2.9 cannot unpack a property of a named tuple.
     return (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
 
 
@@ -32,12 +32,12 @@ class Geometry(NamedTuple):
 
     @property
     def points(self) -> int:
-        """Points per group, P."""
+        """Number of points per group, P."""
         return self.kernel[0] * self.kernel[1] - int(self.remove_center)
 
     @property
     def center(self) -> tuple[int, int]:
-        """Distance from the first tap to the centre of the kernel grid (integer floor: even kernels are legal)."""
+        """Distance from the first tap to the centre of the kernel grid (rounded down; even kernels are allowed)."""
         return _center(self.kernel, self.dilation)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
@@ -85,10 +85,10 @@ def make_geometry(
     offset_scale: float,
     remove_center: bool,
 ) -> Geometry:
-    """Check the numbers and gather them.
+    """Check the parameters and collect them.
 
     Raises:
-        ValueError: a number outside its range, named.
+        ValueError: a parameter out of range, named in the message.
     """
     kernel = to_pair("kernel_size", kernel_size, 1)
     if groups < 1:

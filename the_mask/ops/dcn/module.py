@@ -14,7 +14,7 @@ from the_mask.ops.linear import linear_in_float32
 
 
 class _ToChannelsLast(nn.Module):
-    """[N, C, H, W] to [N, H, W, C]; a layer of its own because published keys count it."""
+    """[N, C, H, W] to [N, H, W, C]; a layer, because it counts in the indices of published keys."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1)
@@ -26,15 +26,15 @@ class DCNv3(nn.Module):
     Args:
         channels: C.
         groups: G, divides C.
-        kernel_size: of the sampling grid, odd.
-        dw_kernel_size: of the depthwise convolution that offsets and mask are predicted from; None = ``kernel_size``.
-        dilation: of the sampling grid.
+        kernel_size: kernel size of the sampling grid, odd.
+        dw_kernel_size: kernel size of the depthwise convolution that predicts offsets and mask; None = ``kernel_size``.
+        dilation: dilation of the sampling grid.
         offset_scale: see :func:`the_mask.ops.dcnv3`.
-        center_feature_scale: mix a predicted share of the projected input back in (InternImage-H and -G).
+        center_feature_scale: mix in a predicted share of the projected input (InternImage-H and -G).
         remove_center: leave the centre tap out.
 
     Raises:
-        ValueError: ``groups`` does not divide ``channels``, or an even kernel, which cannot keep the size.
+        ValueError: ``groups`` does not divide ``channels``, or the kernel is even and cannot keep the size.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DCNv3(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """A plain average of the kernel's taps at first: no offsets, uniform mask."""
+        """Initialise as a plain average of the kernel's taps: no offsets, uniform mask."""
         for layer in (self.offset, self.mask):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

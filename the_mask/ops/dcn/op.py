@@ -33,26 +33,26 @@ def dcnv3(
 ) -> Tensor:
     """Deformable convolution v3 (InternImage, eq. 2): per group, a weighted sum of P bilinear samples.
 
-    Arithmetic and coordinates are float32 (float64 for float64 input), whatever the storage types; gradients flow to
-    all tensors. See :mod:`the_mask.ops.sampling` for the boundary. Pairs are (vertical, horizontal).
+    Arithmetic and coordinates are float32 (float64 for float64 input), whatever the storage types. All tensors get
+    gradients. See :mod:`the_mask.ops.sampling` for the boundary. Pairs are (vertical, horizontal).
 
     Args:
         x: [N, H, W, C], channels last; group g owns channels g*C/G to (g+1)*C/G.
         offset: [N, Ho, Wo, G*P*2] in pixels before ``offset_scale``; last axis (group, point, (x, y)), points column
             by column.
-        mask: [N, Ho, Wo, G*P], softmaxed over the P points by the caller.
+        mask: [N, Ho, Wo, G*P], after a softmax over the P points by the caller.
         kernel_size, stride, padding, dilation: as for a convolution.
         groups: G.
         offset_scale: scales the whole kernel grid about its centre, not only the learned part.
         remove_center: leave the centre tap out (square odd kernels): P is one less.
-        center_feature_scale: [N, H, W, G] or None; a share a of ``x`` itself is mixed in, ``y*(1-a) + x*a``. Needs an
-            output of the size of the input.
+        center_feature_scale: [N, H, W, G] or None; mixes in a share a of ``x``, ``y*(1-a) + x*a``. The output must have
+            the size of the input.
 
     Returns:
         [N, Ho, Wo, C] in the dtype of ``x``.
 
     Raises:
-        ValueError: shapes, sizes, dtypes or devices that do not fit, named.
+        ValueError: shapes, sizes, dtypes or devices that do not fit; the message names them.
     """
     geometry = make_geometry(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
     _check(x, offset, mask, geometry, center_feature_scale)
@@ -99,7 +99,7 @@ def _work_dtype(x: Tensor) -> torch.dtype:
 
 
 def _run_python(path: str, x: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry, scale: Tensor | None) -> Tensor:
-    """The portable or the reference path, with its working precision."""
+    """Run the portable or the reference path in its working precision."""
     if path == "reference":
         work, function = torch.float64, dcnv3_reference
     else:
@@ -112,13 +112,13 @@ def _run_python(path: str, x: Tensor, offset: Tensor, mask: Tensor, geometry: Ge
 def _kernel_arguments(
     x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, geometry: Geometry
 ) -> tuple[Any, ...]:
-    """Contiguous tensors of the dtypes that the kernels take: offsets and weights in the working precision."""
+    """Contiguous tensors in the dtypes of the kernels: offsets and weights in the working precision."""
     work = _work_dtype(x)
     scale = None if scale is None else scale.to(work).contiguous()
     return (x.contiguous(), offset.to(work).contiguous(), mask.to(work).contiguous(), scale, *geometry)
 
 
-# One list of arguments for the operator, its gradient and the fake kernels of both.
+# The argument list of the operator, its gradient, and the fake kernels of both.
 _ARGUMENTS = (
     "Tensor x, Tensor offset, Tensor mask, Tensor? center_feature_scale, SymInt[] kernel_size, SymInt[] stride, "
     "SymInt[] padding, SymInt[] dilation, SymInt groups, float offset_scale, bool remove_center"

@@ -1,4 +1,4 @@
-"""Oracle and portable path of DCNv3.
+"""Reference (oracle) and portable path of DCNv3.
 
 Axes: ``N`` batch, ``H W`` input size, ``Ho Wo`` output size, ``G`` groups, ``D`` channels per group, ``P`` points.
 """
@@ -15,12 +15,12 @@ from the_mask.ops.sampling import gather_bilinear, grid_sample_bilinear, weighte
 def dcnv3_reference(
     x: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry, center_feature_scale: Tensor | None = None
 ) -> Tensor:
-    """The definition, by explicit corner gathers in the dtype of the arguments (float64 makes it the oracle).
+    """The definition, by explicit gathers of the corners in the dtype of the arguments (in float64, the oracle).
 
     Args:
         x: [N, H, W, G*D].
         offset: [N, Ho, Wo, G*P*2], (x, y) per point.
-        mask: [N, Ho, Wo, G*P], softmaxed over P by the caller.
+        mask: [N, Ho, Wo, G*P], after a softmax over P by the caller.
         center_feature_scale: [N, H, W, G] or None.
 
     Returns:
@@ -44,7 +44,7 @@ def dcnv3_reference(
 def dcnv3_portable(
     x: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry, center_feature_scale: Tensor | None = None
 ) -> Tensor:
-    """The same by one ``grid_sample``; standard operators only, so every exporter and device takes it."""
+    """The same with one ``grid_sample``; only standard operators, so it works with every exporter and device."""
     batch, height, width, channels = x.shape
     groups, points = geometry.groups, geometry.points
     rows, columns = geometry.output_size(height, width)
@@ -78,7 +78,7 @@ def dcnv3_python_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, offset, mask (and center_feature_scale) by explicit formulas, in the dtype of ``x``.
 
-    For callers of the registered operator where there is no kernel: no autograd graph can be built inside an operator.
+    Used by the registered operator without a kernel, because no autograd graph can be built inside an operator.
     """
     batch, height, width, channels = x.shape
     groups, points = geometry.groups, geometry.points

@@ -22,22 +22,22 @@ from the_mask.ops.selection import choose
 def upsample_argmax(
     scores: Tensor, network_size: tuple[int, int], output_size: tuple[int, int], stride: int = 1
 ) -> Tensor:
-    """Best class of every pixel of a score map that is enlarged to the network input and resized to the output.
+    """Best class of every pixel of a score map, enlarged to the network input and resized to the output.
 
-    Both steps are bilinear, as ``F.interpolate(align_corners=False)``; what lies beyond the network input (padding) is
-    cut between them. No tensor of K maps of the result's size is made. No gradients.
+    Both steps are bilinear, as ``F.interpolate(align_corners=False)``; padding beyond the network input is removed
+    between them. No tensor of K full-size maps is made. Has no gradient.
 
     Args:
-        scores: [K, h, w] of any floating type; taken as float32.
+        scores: [K, h, w] of any floating type; converted to float32.
         network_size: (H, W), pixels; h >= H / stride, w >= W / stride.
         output_size: (H', W'), pixels.
         stride: pixels of the network input per cell.
 
     Returns:
-        [H', W'] uint8 (int32 with more than 255 classes) on the device of ``scores``; the lowest of equal classes.
+        [H', W'] uint8 (int32 with more than 255 classes) on the device of ``scores``; on ties the lowest class.
 
     Raises:
-        ValueError: sizes that do not fit, named.
+        ValueError: sizes that do not fit; the message names them.
     """
     check_rank("scores", scores, "K h w")
     if 0 in scores.shape or not scores.is_floating_point():

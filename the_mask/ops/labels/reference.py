@@ -12,14 +12,14 @@ ROWS_PER_TILE = 16
 
 
 def label_dtype(classes: int) -> torch.dtype:
-    """uint8 for at most 255 classes (255 is left for "ignore"), else int32."""
+    """uint8 for at most 255 classes (255 is reserved for "ignore"), else int32."""
     return torch.uint8 if classes <= 255 else torch.int32
 
 
 def upsample_argmax_reference(
     scores: Tensor, row_start: Tensor, row_weights: Tensor, column_start: Tensor, column_weights: Tensor
 ) -> Tensor:
-    """Explicit matrices of both axes, float64, all scores at once; arguments as of the operator."""
+    """Explicit matrices for both axes in float64, all scores at once; arguments as for the operator."""
     rows = _matrix(row_start, row_weights.double(), scores.shape[1])
     columns = _matrix(column_start, column_weights.double(), scores.shape[2])
     return (rows @ scores.double() @ columns.t()).argmax(dim=0).to(label_dtype(scores.shape[0]))
@@ -28,7 +28,7 @@ def upsample_argmax_reference(
 def upsample_argmax_portable(
     scores: Tensor, row_start: Tensor, row_weights: Tensor, column_start: Tensor, column_weights: Tensor
 ) -> Tensor:
-    """In tiles of rows: never K x H x W at once; arguments as of the operator."""
+    """In tiles of rows, never K x H x W at once; arguments as for the operator."""
     height = scores.shape[1]
     labels = scores.new_empty(len(row_start), len(column_start), dtype=label_dtype(scores.shape[0]))
     last = torch.tensor(scores.shape[2] - 1, device=scores.device)
@@ -41,7 +41,7 @@ def upsample_argmax_portable(
         for t, cell in enumerate(cells[1:], start=1):
             wide = torch.addcmul(wide, band.index_select(2, cell), column_weights[:, t])
         matrix = _matrix(row_start[tile] - first, row_weights[tile], end - first)
-        # max() gives the first of equal classes, as argmax() does, and is faster over the outermost dimension.
+        # max() returns the first of equal classes, as argmax() does, and is faster over the outermost dimension.
         labels[tile] = (matrix @ wide).max(dim=0).indices.to(labels.dtype)
     return labels
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def interpolate(size_in: int, size_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Lower cell, upper cell and weight of the upper one, each [size_out].
+    """Lower cell, upper cell, and weight of the upper cell, each [size_out].
 
     As ``F.interpolate(mode="bilinear", align_corners=False)`` along one axis.
     """
@@ -24,11 +24,11 @@ def interpolate(size_in: int, size_out: int) -> tuple[NDArray[np.int64], NDArray
 
 @lru_cache(maxsize=64)
 def axis_taps(cells: int, stride: int, network: int, output: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Both steps along one axis: ``cells`` enlarged by ``stride``, cut to ``network`` pixels, resized to ``output``.
+    """Both steps along an axis: ``cells`` enlarged by ``stride``, cropped to ``network``, resized to ``output`` pixels.
 
     Returns:
-        First cell [n] and weights [n, T] of it and the ones after it, T 2 or 3; n is ``output``. A weight of 0 may
-        stand beyond the last cell. Shared: do not change them.
+        First cell [n] and weights [n, T] of it and the following cells, T 2 or 3; n is ``output``. A weight of 0 may be
+        beyond the last cell. The arrays are cached: do not change them.
     """
     low, high, fraction = interpolate(network, output)
     cell_low, cell_high, part = (values[:network] for values in interpolate(cells, cells * stride))

@@ -39,7 +39,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Offsets start on rays, one compass direction per head, point p at distance p + 1; attention uniform."""
+        """Initialise offsets on rays, one direction per head, point p at distance p + 1; attention is uniform."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         rays = torch.stack((angles.cos(), angles.sin()), dim=-1)
         rays = rays / rays.abs().amax(dim=-1, keepdim=True)
@@ -70,15 +70,15 @@ class MSDeformAttn(nn.Module):
             query: [N, Q, C].
             reference_points: [N, Q, L, 2], (x, y) in 0..1, or [N, Q, L, 4], (x, y, w, h) in 0..1.
             value_input: [N, S, C], levels concatenated.
-            spatial_shapes: L pairs (H, W); a list keeps the shapes on the host, where they cost nothing.
+            spatial_shapes: L pairs (H, W); a list keeps the shapes on the host, which avoids synchronisation.
             level_start_index: [L] or None.
-            padding_mask: [N, S], true where a position is padding; its value becomes zero.
+            padding_mask: [N, S], True at padding, whose value is set to zero.
 
         Returns:
             [N, Q, C].
 
         Raises:
-            ValueError: sizes that do not fit, named.
+            ValueError: sizes that do not fit; the message names them.
         """
         batch, queries, channels = query.shape
         sizes = (self.num_heads, self.num_levels, self.num_points)
@@ -107,7 +107,7 @@ def _level_extent(spatial_shapes: Tensor | Sequence[Sequence[int]], like: Tensor
     if isinstance(spatial_shapes, Tensor):
         extent = spatial_shapes.to(like).flip(-1)
     else:
-        # One fill per number: a tensor of a list would fix sizes that an exporter leaves open.
+        # One fill per number: a tensor made from a list would fix sizes that an exporter keeps dynamic.
         sides = [side for height, width in spatial_shapes for side in (width, height)]
         extent = torch.stack([like.new_full((), side) for side in sides]).view(-1, 2)
     return extent[:, None, :]

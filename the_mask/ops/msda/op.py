@@ -30,24 +30,25 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Multi-scale deformable attention: weighted sums of bilinear samples of several feature levels.
+    """Multi-scale deformable attention: weighted sums of bilinear samples from several feature levels.
 
-    Arithmetic and coordinates are float32 (float64 for float64 input), whatever the storage types; gradients flow to
-    ``value``, ``sampling_locations`` and ``attention_weights``. See :mod:`the_mask.ops.sampling` for the boundary.
+    Arithmetic and coordinates are float32 (float64 for float64 input), whatever the storage types. Gradients are
+    computed for ``value``, ``sampling_locations`` and ``attention_weights``. See :mod:`the_mask.ops.sampling` for the
+    boundary.
 
     Args:
         value: [N, S, M, D], levels concatenated; S is the sum of H*W over the levels.
         spatial_shapes: L pairs (H, W), as a list or an int64 tensor [L, 2]. A list (or a CPU tensor) is checked; a
-            tensor on another device is handed on unread, so nothing waits for the device.
-        level_start_index: [L], the exclusive cumulative sum of H*W; None computes it. Other layouts are refused.
+            tensor on another device is passed on without reading it, to avoid synchronisation.
+        level_start_index: [L], the exclusive cumulative sum of H*W; None computes it. Other values are refused.
         sampling_locations: [N, Q, M, L, P, 2], (x, y) in 0..1 = image edges; other values are outside.
-        attention_weights: [N, Q, M, L, P]; not normalised here.
+        attention_weights: [N, Q, M, L, P]; they are not normalised here.
 
     Returns:
         [N, Q, M*D] in the dtype of ``value``.
 
     Raises:
-        ValueError: shapes, sizes, dtypes or devices that do not fit, named.
+        ValueError: shapes, sizes, dtypes or devices that do not fit; the message names them.
     """
     levels: _Levels | None = None
     device_shapes: Tensor | None = None
@@ -116,7 +117,7 @@ def _check(
 
 
 def _run_python(path: str, value: Tensor, levels: _Levels, locations: Tensor, weights: Tensor) -> Tensor:
-    """The portable or the reference path, with its working precision."""
+    """Run the portable or the reference path in its working precision."""
     if path == "reference":
         work, function = torch.float64, ms_deform_attn_reference
     else:
@@ -129,7 +130,7 @@ def _run_python(path: str, value: Tensor, levels: _Levels, locations: Tensor, we
 def _resolve(
     value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None
 ) -> _Levels:
-    """Levels as pairs; reads a tensor of shapes (on a device other than the CPU this waits for it)."""
+    """Levels as pairs; reads a tensor of shapes, which synchronises if it is not on the CPU."""
     if device_shapes is not None:
         levels = to_levels(device_shapes)
     else:
@@ -161,7 +162,7 @@ def _operator(
 def _kernel_arguments(
     value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None
 ) -> tuple[Any, ...]:
-    """Contiguous tensors of the dtypes that the kernels take: coordinates and weights in the working precision."""
+    """Contiguous tensors in the dtypes of the kernels: coordinates and weights in the working precision."""
     if device_shapes is None or device_shapes.device.type == "cpu":
         levels = _resolve(value, sizes, locations, weights, device_shapes)
         sizes, device_shapes = [size for pair in levels for size in pair], None

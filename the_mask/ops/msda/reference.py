@@ -1,4 +1,4 @@
-"""Oracle and portable path of multi-scale deformable attention.
+"""Reference (oracle) and portable path of multi-scale deformable attention.
 
 Axes: ``N`` batch, ``S`` positions of all levels, ``M`` heads, ``D`` channels per head, ``Q`` queries, ``L`` levels,
 ``P`` points.
@@ -17,7 +17,7 @@ from the_mask.ops.sampling import gather_bilinear, grid_sample_bilinear, weighte
 def ms_deform_attn_reference(
     value: Tensor, levels: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """The definition, by explicit corner gathers in the dtype of the arguments (float64 makes it the oracle).
+    """The definition, by explicit gathers of the corners in the dtype of the arguments (in float64, the oracle).
 
     Position in pixels of level l: ``x * W_l - 0.5``, ``y * H_l - 0.5``; output: the sum over levels and points of
     attention weight times bilinear sample (Deformable DETR, eq. 3).
@@ -50,7 +50,7 @@ def ms_deform_attn_reference(
 def ms_deform_attn_portable(
     value: Tensor, levels: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """The same by one ``grid_sample`` per level; standard operators only, so every exporter and device takes it."""
+    """The same with one ``grid_sample`` per level; only standard operators, for every exporter and device."""
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     # (N*M, Q, L, P, ...): one image per head.
@@ -78,7 +78,7 @@ def ms_deform_attn_python_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, sampling_locations and attention_weights by explicit formulas, in the dtype of ``value``.
 
-    For callers of the registered operator where there is no kernel: no autograd graph can be built inside an operator.
+    Used by the registered operator without a kernel, because no autograd graph can be built inside an operator.
     """
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
