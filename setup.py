@@ -23,7 +23,7 @@ CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise
 
 
 def notice(text: str) -> None:
-    """Say something during installation (pip shows it with -v)."""
+    """Print a message during installation (pip shows it with -v)."""
     print(f"the_mask: {text}", file=sys.stderr)
 
 
@@ -58,7 +58,7 @@ def make_extension(with_cuda: bool) -> Extension:
     def sources(*patterns: str) -> list[str]:
         return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
 
-    # Contraction to fused multiply-add is what the kernels are written for; -g0 halves the build.
+    # The kernels are written for contraction to fused multiply-add; -g0 halves the build time.
     flags = {"cxx": ["-O3", "-g0", "-ffp-contract=fast", "-Wno-psabi", "-fvisibility=hidden"]}
     arguments: dict[str, Any] = {
         "name": "the_mask.ops._C",
@@ -69,7 +69,7 @@ def make_extension(with_cuda: bool) -> Extension:
         "py_limited_api": True,
     }
     if sys.platform == "linux" and torch.backends.openmp.is_available():
-        # Without it at::parallel_for is a plain loop, and nothing says so.
+        # Without it, at::parallel_for is silently a plain loop.
         flags["cxx"].append("-fopenmp")
         arguments["extra_link_args"] = ["-fopenmp"]
     if not with_cuda:
@@ -111,7 +111,7 @@ def extension_arguments() -> dict[str, Any]:
     import torch.utils.cpp_extension as cpp
 
     class Build(cpp.BuildExtension):
-        """BuildExtension that, under auto, does with less when a compiler fails."""
+        """BuildExtension that, with "auto", builds fewer kernels when a compiler fails."""
 
         def run(self) -> None:
             try:
@@ -147,7 +147,7 @@ class Wheel(bdist_wheel):
     """
 
     def run(self) -> None:
-        # First, because only the build knows whether a compiler did its work.
+        # Build first: only then is it known whether there are kernels.
         self.run_command("build")
         self.root_is_pure = not self.distribution.has_ext_modules()
         super().run()

@@ -1,10 +1,11 @@
-"""Time and memory of context blocks at one feature size, beside the same blocks on plain ``bmm`` attention.
+"""Time and memory of context blocks at one feature size, compared with the same blocks on plain ``bmm`` attention.
 
-Every block runs in turn with its plain twin (the same module and weights; the whole map of logits is made, masked where
-the block sees a part of the keys, and multiplied by ``bmm``). Peak memory is that of a process of its own. Parts:
+Every block alternates with its plain variant (the same module and weights; the whole map of logits is made, masked
+where the block sees only part of the keys, and multiplied by ``bmm``). Peak memory is that of a separate process.
+Parts:
 
 - ``blocks``: forward and forward + backward, peak memory of both, bytes of inputs and outputs;
-- ``attention``: the dense attention of ``tma`` alone beside that of ``apnb``, pooling included.
+- ``attention``: the dense attention of ``tma`` compared with that of ``apnb``, including pooling.
 
     python benchmarks/bench_context.py --size 80 80 --memory-frames 2 4 --threads 1
 """
@@ -49,7 +50,7 @@ BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
     "channel": ("channel", {}),
     "ppm": ("ppm", {}),
 }
-# Blocks without a map of their own to make in one piece, or whose map would not fit.
+# Blocks without a plain variant, because they have no attention map or it would not fit into memory.
 WITHOUT_PLAIN = ("channel", "ppm", "cc3d_full R=2")
 CHANNELS, LOW_CHANNELS = 512, 256
 PASSES = (("forward", False), ("forward_backward", True))
@@ -86,7 +87,7 @@ def plain_cross_query(query: Tensor, key: Tensor, value: Tensor, valid: Tensor |
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Blocks compute with the plain functions."""
+    """Use the plain functions inside the block."""
     with (
         mock.patch.object(dense, "attend", plain_attend),
         mock.patch.object(criss_cross, "criss_cross", plain_cross),
@@ -96,7 +97,7 @@ def plain() -> Iterator[None]:
 
 
 def build(label: str, frames: int) -> ContextBlock:
-    """A block in eval mode: batch norm of constants, no dropout."""
+    """A context block in eval mode: fixed batch norm, no dropout."""
     kind, changes = BLOCKS[label]
     cfg = load_config(overrides=["MODEL.SEM_SEG_HEAD.NORM", "BN", "MODEL.CONTEXT.MEMORY_LENGTH", str(frames)])
     options = cfg.MODEL.BLOCKS[kind.upper()].clone()
@@ -120,7 +121,7 @@ def inputs(size: list[int], frames: int) -> tuple[dict[str, Tensor], ClipFeature
 
 
 def contender(label: str, size: list[int], frames: int, backward: bool, is_plain: bool) -> Callable[[], Tensor]:
-    """A call of the block, with or without the backward pass; returns what it makes."""
+    """A function that runs the block, with or without the backward pass."""
     block = build(label, frames)
     query, memory = inputs(size, frames)
 
@@ -141,9 +142,9 @@ def contender(label: str, size: list[int], frames: int, backward: bool, is_plain
 
 
 def measure_memory(args: argparse.Namespace, cases: list[Case]) -> list[int]:
-    """Peak growth of a process of their own in one call of each case, after a first one on a tiny frame."""
+    """Peak memory growth of a separate process in one call of each case, after a call on a tiny frame."""
     words = [sys.executable, __file__, "--worker", json.dumps({"size": args.size, "cases": cases})]
-    # Freed blocks go back to the system at once, so that a case does not reuse what the last one left.
+    # Freed memory is returned to the system at once, so that a case does not reuse memory of the previous one.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(args.threads)}
     result = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1])
@@ -169,12 +170,12 @@ def bytes_of(label: str, size: list[int], frames: int) -> dict[str, int]:
 
 
 def twins(label: str) -> list[bool]:
-    """Ours (False) and, where there is one, the plain twin (True)."""
+    """Ours (False) and, if there is one, the plain variant (True)."""
     return [False] if label in WITHOUT_PLAIN else [False, True]
 
 
 def bench_block(args: argparse.Namespace, label: str, frames: int) -> dict[str, Any]:
-    """One row: times and ratios of a block and its plain twin."""
+    """One row: times and ratios of a block and its plain variant."""
     row: dict[str, Any] = {"block": label, "memory_frames": frames, "bytes": bytes_of(label, args.size, frames)}
     for name, backward in PASSES:
         contenders = {str(p): contender(label, args.size, frames, backward, p) for p in twins(label)}
@@ -205,7 +206,7 @@ def add_memory(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 
 def bench_attention(args: argparse.Namespace, frames: int) -> dict[str, Any]:
-    """Attention of tma beside pooling and attention of apnb, on keys of width 64 and values of 256."""
+    """Attention of tma, and pooling and attention of apnb, on keys of width 64 and values of width 256."""
     generator = torch.Generator().manual_seed(2)
     query = torch.randn(1, 64, args.size[0] * args.size[1], generator=generator).mul_(0.1)
     keys, values = (torch.randn(1, frames, c, *args.size, generator=generator).mul_(0.1) for c in (64, 256))

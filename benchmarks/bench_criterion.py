@@ -1,8 +1,8 @@
-"""Time the criterion: matching and losses, one and two rounds, beside the plain formulation.
+"""Time the criterion: matching and losses, one and two rounds, compared with the plain formulation.
 
 Prints medians with the interquartile range and writes JSON. Two parts:
 
-- ``criterion``: random mask-like outputs, forward (matching apart) and backward, with one and two rounds in turn;
+- ``criterion``: random mask-like outputs, forward (matching separately) and backward, alternating one and two rounds;
 - ``plain``: the same matching costs by the plain formulation (``grid_sample`` of all queries, four pairwise sums per
   prediction set, a copy to the host each), and the largest difference of the costs.
 
@@ -85,7 +85,7 @@ def random_clips(args: argparse.Namespace) -> list[dict[str, Any]]:
 def time_matching(
     criterion: MaskCriterion, sink: list[float], device: torch.device, clock: Clock
 ) -> Callable[[], None]:
-    """Make the criterion write the seconds of its matching to ``sink``; returns what undoes it."""
+    """Make the criterion append the seconds of its matching to ``sink``; returns a function that undoes it."""
     original = criterion._match
 
     def timed(*args: Any) -> Any:
@@ -110,7 +110,7 @@ def leaves(outputs: dict[str, Any]) -> list[Tensor]:
 
 
 def bench_criterion(args: argparse.Namespace, device: torch.device, clock: Clock) -> dict[str, Any]:
-    """Times of the criterion alone, one and two rounds in turn so that both see the same machine."""
+    """Times of the criterion alone, alternating one and two rounds, so that both see the same machine load."""
     outputs, clips = random_outputs(args, device), random_clips(args)
     times: dict[int, Times] = {1: defaultdict(list), 2: defaultdict(list)}
     for repeat in range(args.repeats + 1):
@@ -138,7 +138,7 @@ def bench_criterion(args: argparse.Namespace, device: torch.device, clock: Clock
 
 @torch.no_grad()
 def plain_costs(outputs: dict[str, Any], targets: Sequence[ClipTargets], args: argparse.Namespace) -> list[Tensor]:
-    """Matching as it is usually written; the same points and costs as the criterion's, and the assignment."""
+    """Matching as usually implemented, with the same points and costs as in the criterion, and the assignment."""
     mask_branch = outputs.get("frame", outputs)
     class_sets = [*outputs["aux_outputs"], outputs]
     mask_sets = [*mask_branch["aux_outputs"], mask_branch]
@@ -168,7 +168,7 @@ def plain_costs(outputs: dict[str, Any], targets: Sequence[ClipTargets], args: a
 
 
 def bench_plain(args: argparse.Namespace, device: torch.device, clock: Clock) -> dict[str, Any]:
-    """Times of plain matching, and how far its costs are from the criterion's."""
+    """Times of plain matching, and the largest difference of its costs from the criterion's."""
     outputs, clips = random_outputs(args, device), random_clips(args)
     targets = build_targets(clips, 255, args.classes, tuple(args.size), device)
     times, costs = [], []

@@ -1,12 +1,12 @@
-"""Time and memory of encoder-only models beside transformers' EoMT and VidEoMT, with the same weights.
+"""Time and memory of encoder-only models compared with transformers' EoMT and VidEoMT, with the same weights.
 
-Prints medians and ratios of one run, in which contenders take turns, and writes JSON. Parts:
+Prints medians and ratios of one run, in which contenders alternate, and writes JSON. Parts:
 
 - ``video``: a clip of frames, eval: ``VideomtForUniversalSegmentation`` against the clip here, per frame;
 - ``image``: one frame, eval: ``EomtForUniversalSegmentation`` (without attention masks) against ours;
 - ``step``: a frame of a stream against a frame of the image model, both ours;
 - ``train``: forward, loss and backward of one image: theirs with its loss, ours with ours;
-- ``memory``: by how much a process grows in ``video``, each contender in a process of its own.
+- ``memory``: memory growth of a process in ``video``, each contender in a separate process.
 
     python benchmarks/bench_encoder.py --models S B --threads 2
 
@@ -103,7 +103,7 @@ def clip_masks(model: Any, images: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def contenders(args: argparse.Namespace, name: str, part: str) -> dict[str, Callable[[], object]]:
-    """What takes turns in a part; the first is the reference."""
+    """The contenders of a part; the first is the reference."""
     if part == "step":
         video, image = our_model(args, name, True), our_model(args, name, False)
         (frame,) = (frames_of(args, 1) * 50 + 120).clamp(0, 255)
@@ -151,7 +151,7 @@ def training(args: argparse.Namespace, name: str) -> dict[str, Callable[[], obje
 
 
 def measure(args: argparse.Namespace, name: str, part: str) -> dict[str, Any]:
-    """Times of one part, contender after contender, round after round."""
+    """Times of one part; the contenders alternate in every round."""
     clock = time.process_time if args.clock == "process" else time.perf_counter
     runs = contenders(args, name, part)
     times: dict[str, list[float]] = {who: [] for who in runs}

@@ -1,14 +1,14 @@
-"""Whole networks at 480x853: seconds per frame, peak memory, parameters, beside Hugging Face and torchvision.
+"""Whole networks at 480x853: seconds per frame, peak memory, parameters, next to Hugging Face and torchvision.
 
   python benchmarks/bench_models.py --quick    # the goal: ours against Hugging Face's Mask2Former, R50 and Swin-T
   python benchmarks/bench_models.py            # also every backbone with every head, and DeepLabV3
   python benchmarks/bench_models.py --modes eager channels_last compile bf16 --device cuda
 
-Every candidate lives in a process of its own. For time the processes wait for each other and run in turn, frame by
-frame, so that the machine's mood hits all alike; a ratio is the median of the rounds' ratios. For memory each runs
-alone, with an allocator that gives freed blocks back at once. Time is that of the network: normalised frame in, class
-and mask logits (or class logits) out. Against Hugging Face both have the same random weights, written by its
-``save_pretrained`` and read by our converter, and the outputs are compared before anything is timed.
+Every candidate runs in a separate process. To measure time, the processes alternate frame by frame, so that the load of
+the machine affects all of them; a ratio is the median of the rounds' ratios. To measure memory, each runs alone, with
+an allocator that returns freed memory at once. The time is that of the network, from a normalised frame to class and
+mask logits (or class logits). Hugging Face's models have the same random weights, written by its ``save_pretrained``
+and read by our converter, and the outputs are compared before timing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ HEADS: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one process runs.
+    """The model that one process runs.
 
     Attributes:
         program: "the_mask", "huggingface" or "torchvision".
@@ -85,7 +85,7 @@ class Candidate:
 
 
 def huggingface_model(backbone: str) -> Any:
-    """Mask2Former of Hugging Face, random but not trivial: offsets go somewhere, norms do something."""
+    """Hugging Face's Mask2Former with non-trivial random weights: non-zero offsets, norms with effect."""
     import transformers
 
     stages = [f"stage{i}" for i in range(1, 5)]
@@ -169,7 +169,7 @@ def serve(candidate: Candidate, args: argparse.Namespace) -> None:
     gc.collect()
     empty = resident("VmRSS")
     network = Network(candidate)
-    # Weights in memory of their own: a mapped file would not count until it is touched.
+    # Copy the weights: a memory-mapped file would not be counted until it is read.
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()
     network.to(device)
@@ -259,7 +259,7 @@ def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
 
 
 def measure(candidates: Sequence[Candidate], args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Time candidates in turn; memory of each alone. The first is what the others' ratios refer to."""
+    """Time candidates alternately, and measure the memory of each alone. Ratios refer to the first one."""
     memory = []
     for candidate in candidates:
         worker = Worker(candidate, args, memory=True)
@@ -281,7 +281,7 @@ def measure(candidates: Sequence[Candidate], args: argparse.Namespace, folder: P
         weights = worker.candidate.weights
         rows.append(
             {
-                # Weights lie in a temporary folder, whose name says nothing.
+                # The path of the weights is a temporary folder.
                 **{k: v for k, v in asdict(worker.candidate).items() if k != "weights"},
                 "parameters": worker.parameters,
                 "seconds": statistics.median(found),
@@ -379,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result["rows"] += rows
     if not args.quick:
         base = Candidate("torchvision", "r50", "deeplabv3", "eager")
-        # One backbone at a time: all candidates of a race are in memory together.
+        # One backbone at a time, because all its candidates are in memory together.
         for backbone in args.backbones:
             ours = [Candidate("the_mask", backbone, head, mode) for head in HEADS for mode in args.modes]
             with tempfile.TemporaryDirectory() as name:

@@ -5,8 +5,8 @@
     python benchmarks/bench_ops.py --parts memory model
 
 Prints medians with the interquartile range and ratios to the grid_sample core of the same run, compares geometric means
-with the goals, and writes ``benchmarks/results/ops_<device>.json`` after every step, so that an interrupted run leaves
-what it has.
+with the goals, and writes ``benchmarks/results/ops_<device>.json`` after every step, so that an interrupted run keeps
+its results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GOALS = {
 }
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("core", "compiled", "scalar CUDA")
-# Slow contenders run in few rounds, on one thread, and where they are most telling.
+# Slow contenders run in few rounds, on one thread, and only on some problems.
 SLOW = {"reference", "torch.compile of core"}
 SHOWN_SLOW = ("msda 480x853 batch 1 realistic", "msda 240x427 batch 1 random", "dcnv3 T1", "dcnv3 T3", "dcnv3 H2")
 MODES = ("forward", "forward_backward")
@@ -98,7 +98,7 @@ def show(name: str, result: dict[str, Any], threads: int) -> None:
 
 
 def add_floor(report: dict[str, Any], problem: Problem, result: dict[str, Any], threads: int) -> None:
-    """What the machine could do at best in forward: every byte moved once, every multiply-add at full rate."""
+    """The lower bound for forward on this machine: every byte moved once, every multiply-add at the full rate."""
     floor = report["floor"][f"threads_{threads}"]
     by_memory = problem.bytes_moved / floor["bytes_per_second"]
     by_arithmetic = problem.multiply_adds / floor["multiply_adds_per_second"]

@@ -1,4 +1,4 @@
-"""How far the CPU kernels are from what the machine could do: bytes, operations, and the share of the roof reached.
+"""Compare the CPU kernels with the limits of the machine: bytes, operations, and the share of the roofline reached.
 
     python benchmarks/bench_roofline.py                      # AVX2 and AVX-512, one and two threads
     python benchmarks/bench_roofline.py --codes AVX2 --threads 1 --process-time
@@ -29,7 +29,7 @@ LABELS = {"labels 124": (124, (480, 864), 4), "labels 19": (19, (480, 864), 4)}
 
 
 class Case:
-    """An operator's call with what it moves and computes at least."""
+    """A call of an operator, with its minimum number of bytes and operations."""
 
     def __init__(self, name: str, call: Callable[[], object], moved: int, products: int) -> None:
         self.name, self.call, self.moved, self.products = name, call, moved, products

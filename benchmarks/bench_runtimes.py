@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Speed of the networks of a stream in every runtime that is installed, with label maps compared.
 
-Random weights (speed hardly depends on them), one frame after the other, all backends in turn in every round, medians
-over the rounds. "plain" is the model as PyTorch runs it without any preparation.
+Random weights (speed hardly depends on them), one frame after the other, all backends alternate in every round, medians
+over the rounds. "plain" is the model in PyTorch without any preparation.
 
     benchmarks/bench_runtimes.py --threads 2 --output benchmarks/results/runtimes.json
 """

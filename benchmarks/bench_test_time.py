@@ -1,10 +1,10 @@
-"""What each test-time method brings and costs: one table over a data set, with figures and seconds per frame.
+"""Gain and cost of each test-time method: one table for a data set, with figures and seconds per frame.
 
 benchmarks/bench_test_time.py --config-file A.yaml --weights a.pth --member-config B.yaml --member-weights b.pth \
     --earlier-weights a_earlier.pth --dataset camvid_val --fit-dataset camvid_train --rows single flip scales
 
-Seconds per frame are processor time of the whole evaluation (reading, model, merging, metrics) on one thread, which
-other jobs disturb little. Rows are added to the JSON file one by one; rows that are in it are not run again.
+Seconds per frame are processor time of the whole evaluation (reading, model, merging, metrics) on one thread, which is
+hardly affected by other jobs. Rows are added to the JSON file one by one; existing rows are not run again.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--double-softmax", action="store_true", help="also a sum in which one member has a second softmax"
     )
-    parser.add_argument("--overhead", action="store_true", help="also the cost of views beside their forward passes")
-    parser.add_argument("--json", type=Path, default=RESULTS / "test_time.json")
+    parser.add_argument("--overhead", action="store_true", help="also measure the cost of views besides their forward
+    passes") parser.add_argument("--json", type=Path, default=RESULTS / "test_time.json")
     return parser
 
 
@@ -173,7 +173,7 @@ def overhead(args: argparse.Namespace, rounds: int = 2) -> dict[str, float]:
 
 
 def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
-    """What a second softmax on one member's scores does to a sum of two members, on every tenth frame of the data set.
+    """Effect of a second softmax on one member's scores in a sum of two members, on every tenth frame.
 
     Returns:
         mIoU (percent) of each member and of the sums, ``A`` and ``B`` being probabilities (sum-to-one) and ``softmax``

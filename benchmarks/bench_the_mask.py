@@ -1,9 +1,9 @@
-"""Time THE-Mask whole: training step by parts, evaluation, streaming, peak memory, and a peer's training step.
+"""Time the whole of THE-Mask: training step by parts, evaluation, streaming, peak memory, and a peer's training step.
 
     python benchmarks/bench_the_mask.py                      # everything, about 10 minutes on two cores
     python benchmarks/bench_the_mask.py --parts step stream
 
-Parts, each with medians and the interquartile range of runs taken in turn:
+Parts, each with medians and the interquartile range of alternating runs:
 
 - ``step``: a training step of a one-frame model split into forward, matching, losses, backward and optimiser, with one
   and with two rounds of matching;
@@ -148,7 +148,7 @@ def hugging_face_step(args: argparse.Namespace, clips: list[dict[str, Any]]) -> 
     model = Mask2FormerForUniversalSegmentation(config).to(args.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     frame, labels = clips[0]["frames"][0], clips[0]["labels"][0]
-    # Ours pads to a multiple of 32; so that both see the same pixels, the peer gets the same padding.
+    # Ours pads to a multiple of 32; the peer gets the same padding, so that both see the same pixels.
     height, width = (-(-side // 32) * 32 for side in frame.shape[-2:])
     pixels = torch.zeros(1, 3, height, width)
     pixels[0, :, : frame.shape[-2], : frame.shape[-1]] = (frame.float() - 120) / 58
@@ -177,7 +177,7 @@ def bench_evaluate(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
 
 
 def bench_stream(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
-    """Steps of filled streams of one temporal model, windows in turn."""
+    """Steps of a temporal model's streams with full memories, alternating the windows."""
     model = build(TEMPORAL, 124).eval()
     frame = clips_of((480, 853))[0]["frames"][0]
     states: dict[int, Any] = {}
@@ -201,7 +201,7 @@ def bench_stream(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
 
 
 def measure_memory(args: argparse.Namespace) -> int:
-    """Bytes by which this process grows over the work of ``args.measure``; called in a process of its own."""
+    """Memory growth of this process, in bytes, during the work of ``args.measure``; run in a separate process."""
     config = TEMPORAL if args.measure.startswith("temporal") else ONE_FRAME
     training = args.measure.endswith("training")
     frames = len(load_config(config).INPUT.CLIP.DILATIONS) + 1 if config is TEMPORAL else 1

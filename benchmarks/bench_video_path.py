@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a video costs beside the network: each step on its own clock, in milliseconds of processor time per frame.
+"""Cost of a video besides the network, step by step, in milliseconds of processor time per frame.
 
 decode (compressed to planes), rgb (planes to RGB), normalise (uint8 to floats of a network), draw (overlay and legend),
 encode. The network and its label map are measured by tools/benchmark.py.

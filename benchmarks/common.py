@@ -1,4 +1,4 @@
-"""What benchmarks share: the machine, its bandwidth and arithmetic, peak memory, JSON."""
+"""Shared by the benchmarks: description of the machine, its bandwidth and arithmetic, peak memory, JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """What the library says of the machine, and what kernels depend on: vector units, caches, memory."""
+    """The library's description of the machine, and facts that affect kernels: vector units, caches, memory."""
     facts = library_machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -68,10 +68,10 @@ def multiply_adds(threads: int, clock: Callable[[], float] = time.perf_counter) 
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Bytes by which the process grows at most while ``function`` runs; its result is kept until the end.
+    """Peak growth of the process in bytes while ``function`` runs; its result is kept until the end.
 
-    Linux only. Run it in a fresh process with ``MALLOC_MMAP_THRESHOLD_=65536``, where freed blocks go back to the
-    system at once: otherwise it reuses what an earlier call left.
+    Linux only. Run it in a new process with ``MALLOC_MMAP_THRESHOLD_=65536``, which returns freed memory to the system
+    at once; otherwise memory of an earlier call is reused.
     """
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")

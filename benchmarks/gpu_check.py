@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 import torch  # noqa: E402
 
 PARTS = ("build", "tests", "opcheck", "accuracy", "sanitizer", "training", "debug_config", "ddp", "fsdp2", "benchmark")
-# Seconds that a part may take; the build of CUDA kernels is most of it.
+# Time limit of a part in seconds; most of it is needed for building the CUDA kernels.
 LIMITS = {"build": 360, "tests": 90, "sanitizer": 90, "debug_config": 60, "benchmark": 60}
 # Where the report may be sent.
 SEND = "open an issue of the project with this file and one line on the machine"
@@ -292,7 +292,7 @@ def run_part(name: str, device: torch.device, args: argparse.Namespace) -> dict[
 
 
 def describe(name: str, report: dict[str, Any]) -> str:
-    """One line for people."""
+    """One line of text."""
     state = {True: "passed", False: "FAILED", None: "not run"}[report["passed"]]
     more = report.get("skipped") or report.get("error") or ""
     if "counts" in report:

@@ -21,7 +21,7 @@ import the_mask.ops as ops
 
 GOLDEN = Path(__file__).resolve().parent / "results" / "gpu_check_golden.json"
 STEPS, BATCH, CLASSES, WIDTH, SIDE = 12, 4, 5, 32, 32
-# Relative: other kernels round differently, and the differences grow over the steps.
+# Relative tolerances: kernels round differently, and the differences grow over the steps.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 
 
@@ -63,7 +63,7 @@ def make_network(device: torch.device) -> TinyNetwork:
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for parameter in network.parameters():
-            # The layers' own start has offsets on whole pixels, where derivatives jump.
+            # The default initialisation has offsets on whole pixels, where derivatives are discontinuous.
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return network.to(device)
 
@@ -146,7 +146,7 @@ def _worker(rank: int, world: int, port: int, backend: str, kind: str, folder: s
 
 
 def check_parallel(device: torch.device, kind: str, folder: Path) -> dict[str, Any]:
-    """Gradients of one step divided over processes against those of one process. One process per GPU, at most 4."""
+    """Compare the gradients of one step on several processes with those of one. One process per GPU, at most 4."""
     world = {1: 1, 2: 2, 3: 2}.get(torch.cuda.device_count(), 4) if device.type == "cuda" else 2
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

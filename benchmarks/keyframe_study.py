@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Keyframe propagation from nothing to one table: key segmentor, propagators, accuracy, operations, frames per second.
+"""A complete study of keyframe propagation: key segmentor, propagators, accuracy, operations, frames per second.
 
 benchmarks/keyframe_study.py --key configs/moving_shapes/swiftnet_r18.yaml \\
     --propagated configs/moving_shapes/gsvnet_swiftnet_r18.yaml --output output/keyframes
 
 Trains the key segmentor (or takes --key-weights), then each propagator on top of it, and evaluates each labelled frame
-at distances 0 ... 4 from a keyframe. Speed is measured in rounds that visit all models and intervals in turn, so that a
-change of the machine's load meets all of them; the median round counts. What exists in --output is not done again.
+at distances 0 ... 4 from a keyframe. Speed is measured in rounds over all models and intervals, so that a change of the
+machine's load affects all of them; the median round is reported. Results that exist in --output are not computed again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from the_mask.modeling.propagation.policies import Gate
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.weights import trained
 
-# Name in the table -> overrides. Copying has nothing to train.
+# Overrides by name in the table. Copying needs no training.
 PROPAGATORS: dict[str, list[Any]] = {
     "copy": ["MODEL.KEYFRAME.PROPAGATOR", "copy"],
     "warp": ["MODEL.KEYFRAME.PROPAGATOR", "warp"],
@@ -45,7 +45,7 @@ FRAMES = 20
 
 
 def trained_weights(config: Path, folder: Path, overrides: Sequence[Any]) -> Path:
-    """Final weights of a training run in ``folder``, which is run or continued unless it is finished."""
+    """Final weights of the training in ``folder``, which is started or continued unless it is finished."""
     final = folder / "model_final.pth"
     if not final.is_file():
         words = [*overrides, "OUTPUT_DIR", folder, "TEST.EVAL_PERIOD", 0]
@@ -94,7 +94,7 @@ def speeds(runs: dict[str, tuple[Path, list[Any]]], distances: int, rounds: int)
 
 
 def study(args: argparse.Namespace) -> None:
-    """Everything, in order; writes ``study.json`` and prints the table."""
+    """Run all steps; write ``study.json`` and print the table."""
     folder: Path = args.output
     key_overrides = ["SOLVER.MAX_ITER", args.key_iterations] if args.key_iterations else []
     key = args.key_weights or trained_weights(args.key, folder / "key", [*key_overrides, *args.opts])

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How often a model tells the look-alikes of moving_shapes apart, in clear and in spoiled frames.
+"""How often a model distinguishes the look-alikes of moving_shapes, in clear and in degraded frames.
 
 benchmarks/look_alikes.py --config-file configs/moving_shapes/demo_video.yaml \\
     MODEL.WEIGHTS output/demo/temporal/model_final.pth
 
-Counts the pixels of a shape that are given one of the two classes of its pair, and the share of them that gets the
-right one; half is guessing. Which frames are spoiled is not in the files, so the videos are drawn again.
+Counts the pixels of a shape that are predicted as one of the two classes of its pair, and the share that is correct;
+half is chance level. The files do not tell which frames are degraded, so the videos are drawn again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """One set of arguments: leaves that gradients go to, and what each contender makes of them."""
+    """One set of arguments: leaves that need gradients, and the functions of the contenders."""
 
     name: str
     line: str  # which goal it belongs to
@@ -80,7 +80,7 @@ def on_path(path: str, call: Call) -> Call:
 
 
 def plain_ms_deform_attn(value: Tensor, levels: Sequence[tuple[int, int]], places: Tensor, weights: Tensor) -> Tensor:
-    """What is usually run without a kernel: one grid_sample per level, all samples at once, a weighted sum."""
+    """The usual implementation without a kernel: one grid_sample per level, all samples at once, a weighted sum."""
     batch, _, heads, channels = value.shape
     queries, points = places.shape[1], len(levels) * places.shape[4]
     grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)
@@ -153,7 +153,7 @@ def transformers_function() -> Callable[..., Tensor] | None:
 
 
 def plain_dcnv3(x: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Tensor:
-    """What is usually run without a kernel: one grid_sample of all points at once, a weighted sum. 3x3, padding 1."""
+    """The usual implementation without a kernel: one grid_sample of all points, a weighted sum. 3x3, padding 1."""
     batch, height, width, channels = x.shape
     steps = torch.arange(-1, 2, dtype=x.dtype, device=x.device)
     taps = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)

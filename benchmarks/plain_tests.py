@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What became of one test: "passed", "failed" or "skipped", with the error or the reason."""
+    """Result of one test: "passed", "failed" or "skipped", with the error or the reason."""
 
     name: str
     result: str
@@ -27,7 +27,7 @@ class SkippedError(Exception):
 
 
 def _stand_in() -> ModuleType:
-    """As much of pytest as such a file needs: marks with parameters, ``raises`` is left out on purpose."""
+    """The part of pytest that such a file needs: marks with parameters; ``raises`` is left out on purpose."""
     module = ModuleType("pytest")
 
     def parametrize(names: str, values: Any) -> Callable[[Any], Any]:

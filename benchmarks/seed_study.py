@@ -4,9 +4,9 @@
 benchmarks/seed_study.py configs/camvid/psp_r18_cpu.yaml configs/camvid/tmanet_r18_cpu.yaml \\
     --seeds 1 2 3 --output output/study --options SOLVER.MAX_ITER 300
 
-Each training is a process with a folder of its own, OUTPUT/CONFIG_seedN; finished ones are kept, so the study can be
-interrupted, extended and run again. A config may be given as LABEL=PATH,KEY=VALUE,... to study overrides; in its values
-{seed} is the seed and {output} the folder of the study, so that a row may start from the weights of another one.
+Each training is a process with its own folder, OUTPUT/CONFIG_seedN. Finished trainings are kept, so the study can be
+interrupted, extended and run again. To study overrides, give a config as LABEL=PATH,KEY=VALUE,...; in the values,
+{seed} is the seed and {output} the folder of the study, so that a row can start from the weights of another one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def train(row: Row, seed: int, folder: Path, options: Sequence[str]) -> None:
         return
     place.mkdir(parents=True, exist_ok=True)
     own = [word.format(seed=seed, output=folder) for word in row.overrides]
-    # One evaluation, at the end: a period of more than any training has.
+    # Evaluate only at the end: the period is longer than any training.
     command = [sys.executable, str(TRAIN), "--config-file", str(row.config), "OUTPUT_DIR", str(place)]
     command += ["TEST.EVAL_PERIOD", "100000000", "SOLVER.CHECKPOINT_PERIOD", "100000000", *options, *own]
     with (place / LOG).open("w", encoding="utf-8") as log:
@@ -116,7 +116,7 @@ def study(args: argparse.Namespace) -> None:
     if len(set(labels)) < len(labels):
         raise ValueError(f"two rows have one label: {labels}; give them as LABEL=PATH")
     args.output.mkdir(parents=True, exist_ok=True)
-    # Seeds in the outer loop: an interrupted study has every row at least once. Rows may build on rows before them.
+    # Seeds are the outer loop, so that an interrupted study has every row at least once. Rows may use earlier rows.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
     if not args.table:
         for seed in args.seeds:
@@ -135,9 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="trainings side by side; 1 where a row starts from another"
+        "--jobs", type=int, default=1, metavar="N", help="trainings in parallel; 1 if a row starts from another"
     )
-    parser.add_argument("--table", action="store_true", help="tabulate what is there, train nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of existing results without training")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY VALUE", help="config overrides of all rows")
     args = parser.parse_args(arguments)
     return exit_code(lambda: study(args), also=(RuntimeError,))

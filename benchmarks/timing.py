@@ -1,7 +1,7 @@
 """Interleaved timing, for benchmarks that may have nothing but torch.
 
-Contenders run in turn, round by round, so that what else the machine does hits all of them alike; a ratio is the median
-of the rounds' ratios.
+Contenders alternate in every round, so that the load of the machine affects all of them; a ratio is the median of the
+rounds' ratios.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def quartiles(values: Sequence[float]) -> Row:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read afterwards means something."""
+    """Wait for the device before reading a clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -41,9 +41,9 @@ def race(
     most_per_turn: int = 20,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time contenders in turn; one number per round each: the mean of as many calls as fit into a turn.
+    """Time contenders alternately; one number per round for each: the mean of as many calls as fit into its turn.
 
-    ``time.process_time`` as ``clock`` counts what this process computes: for one thread on a busy machine.
+    Use ``time.process_time`` as ``clock`` for one thread on a busy machine.
     """
     calls: dict[str, int] = {}
     for name, function in contenders.items():

@@ -1,8 +1,8 @@
-"""Processor time of one training step of a config on a CPU, and what each measure against its slowness gains.
+"""Processor time of one training step of a config on a CPU, and the gain of each optimisation.
 
-The measures are added one after the other: channels last, bfloat16, the fast gradient of large depthwise kernels, and
-memory that glibc keeps instead of giving it back to the system after each layer (every new page costs a fault). Each
-run is a process of its own; the rounds go through all of them in turn, so that a busy machine is equally busy for all.
+The optimisations are added one after the other: channels last, bfloat16, the fast gradient of large depthwise kernels,
+and memory that glibc keeps instead of returning it to the system after each layer (every new page costs a page fault).
+Each run is a separate process; they alternate in every round, so that the load of the machine affects all of them.
 
     python benchmarks/train_step.py --config-file configs/camvid/street_live_frame.yaml --size 320 416 --batch 8
 """
@@ -41,7 +41,7 @@ MEASURES: dict[str, tuple[list[str], bool, dict[str, str]]] = {
 
 
 def step_time(args: argparse.Namespace, label: str) -> float:
-    """Least processor time of a few steps, seconds."""
+    """Smallest processor time of a few steps, in seconds."""
     import torch
 
     import the_mask.modeling  # noqa: F401  (fills the registries)

@@ -28,7 +28,7 @@ CUDA_FLAGS = ("-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v")
 
 
 class Kernel(NamedTuple):
-    """What ptxas says of one kernel on one architecture; sizes in bytes."""
+    """The report of ptxas on one kernel and architecture; sizes in bytes."""
 
     architecture: str
     symbol: str
@@ -164,7 +164,7 @@ def main() -> int:
         folder = (arguments.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
-        # A process of its own: it writes what the compilers say, which is wanted as a text, and loads the library.
+        # A separate process, to capture the compilers' output and to load the library.
         command = [sys.executable, str(Path(__file__).resolve()), "--build", str(folder)]
         done = subprocess.run(
             command,

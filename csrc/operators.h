@@ -1,5 +1,5 @@
 // The private operators behind the_mask::ms_deform_attn and the_mask::dcnv3: one set of signatures for CPU and CUDA.
-// Arguments come checked and contiguous from Python; what memory safety rests on is checked again.
+// Arguments are checked and made contiguous in Python; checks needed for memory safety are repeated here.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cuda(
     at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center, bool deterministic);
 #endif
 
-// Which instruction set the CPU kernels use; the second one forces one by name, "auto" takes the best.
+// The instruction set of the CPU kernels; the second function forces one by name, "auto" takes the best.
 std::string cpu_capability();
 void force_cpu_capability(std::string name);
 

@@ -1,4 +1,4 @@
-// Sizes of the operators' arguments, and the checks that memory safety rests on; the same for CPU and CUDA.
+// Sizes of the operators' arguments, and the checks needed for memory safety; shared by CPU and CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -6,8 +6,8 @@ The release has flat folders train, trainannot, val, valannot and (optionally) t
 The result is ``<output>/<split>/<sequence>/{origin,mask}/``, which the_mask registers as camvid_{train,val,test}.
 
 With --frames VIDEOS the frames before each labelled one are decoded from the source videos in that folder (0005VD,
-0006R0 and 0016E5 as MXF, 01TP as AVI, of any name that holds these). The result is ``camvid_frames``, registered as
-camvid_frames_{train,val,test}: each run of consecutive frames is a video, only the labelled ones have masks.
+0006R0 and 0016E5 as MXF, 01TP as AVI; file names must contain these). The result is ``camvid_frames``, registered as
+camvid_frames_{train,val,test}: each run of consecutive frames is a video, and only the labelled frames have masks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from the_mask.data.source_frames import alignment_problem, consecutive_runs, mem
 from the_mask.inference.live.sources import open_source
 
 VIDEO_SUFFIXES = (".mxf", ".avi", ".mp4", ".mov", ".mkv")
-# Sequence -> what its video is called, and frame number minus position in the video. The test frames of Seq05VD are
-# numbered from 0 in 0005VD; those of 0016E5 lag by one, those of 0001TP are ahead.
+# Name of the video of each sequence, and frame number minus position in the video. The test frames of Seq05VD are
+# numbered from 0 in 0005VD; those of 0016E5 are one behind, those of 0001TP ahead.
 SOURCES = {"Seq05VD": ("0005VD", 0), "0006R0": ("0006R0", 0), "0016E5": ("0016E5", -1), "0001TP": ("01TP", 6660)}
 SPLITS = ("train", "val", "test")
 LINK_MODES = ("copy", "symlink", "hardlink")
@@ -68,9 +68,9 @@ def split_name(stem: str) -> tuple[str, int]:
 
 
 def read_split(source: Path, split: str) -> tuple[list[Frame], list[str]]:
-    """Frames of a split in time order, and its defects: a missing partner, an unexpected name.
+    """Frames of a split in time order, and its defects: a missing image or mask, an unexpected name.
 
-    Only names are looked at; :func:`verify_frame` looks into the files.
+    Only names are checked; :func:`verify_frame` checks the content of the files.
     """
     errors: list[str] = []
     images = _by_stem(source / split, IMAGE_SUFFIXES, "frame", errors)
@@ -98,7 +98,7 @@ def _by_stem(
 
 
 def verify_frame(frame: Frame) -> str | None:
-    """What is wrong inside the two files of a frame, or None."""
+    """The problem with the two files of a frame, or None."""
     try:
         image, raw = read_image(frame.image), read_label_raw(frame.mask)
         check_same_size(image, raw, frame.image, frame.mask)
@@ -120,7 +120,7 @@ def place(source: Path, target: Path, link: str) -> None:
 
 
 def prepare_camvid(source: Path, output: Path, link: str = "copy", force: bool = False) -> Counter[tuple[str, str]]:
-    """Verify the release and write the tree; it appears at ``output`` only when complete.
+    """Verify the release and write the tree atomically.
 
     Args:
         source: folder of the release.
@@ -198,7 +198,7 @@ def find_video(folder: Path, sequence: str) -> Path:
 def decode_sequence(
     sequence: str, members: dict[str, list[Frame]], videos: Path, output: Path, memory: int, shift: int, link: str
 ) -> Counter[tuple[str, str]]:
-    """Write the runs of one sequence, labelled and decoded frames, after the alignment is proved.
+    """Write the runs of one sequence, labelled and decoded frames, after verifying the alignment.
 
     Args:
         sequence: name of the sequence.
@@ -206,8 +206,8 @@ def decode_sequence(
         videos: folder of the source videos.
         output: folder to write.
         memory: frames to decode before each labelled one.
-        shift: frames by which pictures come later in this copy of the video; negative when its start was cut off.
-        link: how labelled files get there.
+        shift: number of frames by which this copy of the video is late; negative if its start was cut off.
+        link: how labelled files are copied or linked.
 
     Returns:
         Number of frames per (split, sequence).
@@ -223,7 +223,7 @@ def decode_sequence(
     for split, frames in members.items():
         stems = dict(zip(numbers[split], frames, strict=True))
         height, width = read_image(frames[0].image).shape[:2]
-        # Decoded frames get the names that the release would have given them.
+        # Decoded frames are named as in the release.
         head, digits = re.fullmatch(r"(\w*?)(\d+)", frames[0].image.stem.removeprefix(f"{sequence}_")).groups()  # type: ignore[union-attr]
         for run in runs[split]:
             folder = output / split / f"{sequence}_{run[0]:0{len(digits)}d}"
@@ -263,14 +263,14 @@ def prepare_camvid_frames(
     link: str = "copy",
     force: bool = False,
 ) -> Counter[tuple[str, str]]:
-    """Verify the release, decode the frames before each labelled one, and write the tree when all is aligned.
+    """Verify the release, decode the frames before each labelled one, and write the tree if all are aligned.
 
     Args:
         source, output, link, force: as for :func:`prepare_camvid`.
         videos: folder of the source videos.
         memory: frames before each labelled one.
-        shifts: per sequence, frames by which pictures come later in this copy of its video than usual; negative when
-            its start was cut off.
+        shifts: per sequence, the number of frames by which this copy of its video is late; negative if its start was
+            cut off.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: as :func:`prepare_camvid`; a video is missing, ambiguous, too
@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, help="default: camvid (camvid_frames) under $DETECTRON2_DATASETS or ./datasets"
     )
-    parser.add_argument("--link", choices=LINK_MODES, default="copy", help="how files get there (default: copy)")
+    parser.add_argument("--link", choices=LINK_MODES, default="copy", help="copy or link files (default: copy)")
     parser.add_argument("--force", action="store_true", help="replace an existing output")
     parser.add_argument("--frames", type=Path, metavar="VIDEOS", help="folder of the source videos: decode frames")
     parser.add_argument(
@@ -324,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="SEQUENCE=FRAMES",
-        help="pictures come so many frames later in this copy of the video (negative: its start was cut off)",
+        help="this copy of the video is late by so many frames (negative: its start was cut off)",
     )
     args = parser.parse_args(argv)
     output = args.output or dataset_root() / ("camvid_frames" if args.frames else "camvid")

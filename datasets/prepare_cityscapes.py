@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Make the train-id masks of Cityscapes from the label-id masks of its release. See datasets/README.md.
 
-For every gtFine/<split>/<city>/*_gtFine_labelIds.png (label ids 0..33) a file *_gtFine_labelTrainIds.png is written
-beside it: train ids 0..18, and 255 for what is not evaluated. Existing ones are left alone unless --force is given.
+For every gtFine/<split>/<city>/*_gtFine_labelIds.png (label ids 0..33) a file *_gtFine_labelTrainIds.png is written to
+the same folder: train ids 0..18, and 255 for classes that are not evaluated. Existing files are kept unless --force is
+given.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from the_mask.data.io import apply_label_table, read_label_raw
 SOURCE, TARGET = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 # Label ids of the 19 evaluated classes, in the order of their train ids.
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-# Label id -> train id; ids 0..33 occur.
+# Train id of each label id 0..33.
 TABLE = tuple(EVALUATED.index(label) if label in EVALUATED else 255 for label in range(34))
 
 
 def convert(path: Path, force: bool = False) -> bool:
-    """Write the train ids of one mask; whether that was done.
+    """Write the train ids of one mask; returns whether the file was written.
 
     Raises:
         ValueError: unreadable, or values other than label ids.
@@ -50,11 +51,11 @@ def prepare_cityscapes(root: Path, jobs: int = 1, force: bool = False) -> tuple[
     """Convert all masks of ``root/gtFine``.
 
     Returns:
-        Files written, and files that were there already.
+        Number of files written, and of files that existed already.
 
     Raises:
         FileNotFoundError: no label-id mask below ``root/gtFine``.
-        ValueError: a bad mask; those before it are done.
+        ValueError: a bad mask; the masks before it have been written.
     """
     masks = sorted((root / "gtFine").rglob(f"*{SOURCE}"))
     if not masks:
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="default: cityscapes under $DETECTRON2_DATASETS or ./datasets")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="threads (default: 1)")
-    parser.add_argument("--force", action="store_true", help="write masks anew that exist already")
+    parser.add_argument("--force", action="store_true", help="overwrite existing masks")
     args = parser.parse_args(argv)
     root = args.root or dataset_root() / "cityscapes"
     try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write a trained model as one that comes with the library: float16 weights, config and card in the_mask/models.
+"""Pack a trained model to ship with the library: float16 weights, config and card in the_mask/models.
 
-The card's facts and prose are then edited by hand; packing again keeps them and renews the digest.
+Edit the card's facts and text afterwards; packing again keeps them and updates the digest.
 
 Example:
     tools/pack_model.py --config-file configs/camvid/street_live.yaml \\
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What :func:`main` does, with errors as exceptions."""
+    """As :func:`main`, with errors as exceptions."""
     overrides = [*(["MODEL.WEIGHTS", args.weights] if args.weights else []), *args.opts]
     target = pack_model(load_config(args.config_file, overrides), args.name, args.trust_pickle, args.folder)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB; edit {target.with_suffix('.md').name}")

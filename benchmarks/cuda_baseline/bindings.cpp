@@ -1,4 +1,4 @@
-// The operators of csrc/cuda/operators.cpp once more, on the scalar kernels, in a namespace of their own.
+// The operators of csrc/cuda/operators.cpp with the scalar kernels, in a separate namespace.
 #include <torch/library.h>
 
 #include "operators.h"

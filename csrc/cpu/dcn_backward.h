@@ -1,7 +1,7 @@
 // DCNv3, backward, for a block of groups. Included after dcn_place.h.
 
-// Pointers of the scratch that the loops over points keep in registers; a store through a vector could change the
-// members of the struct, as far as a compiler knows.
+// Local copies of scratch pointers, to keep them in registers: the compiler must assume that a store through a vector
+// changes the members of the struct.
 template <class A, bool Inside>
 struct DcnCorners {
   typedef typename IntOf<A>::type I;
@@ -56,9 +56,9 @@ TM_INLINE void dcn_products(const DcnProblem& problem, const DcnScratch<Work<T>>
   }
 }
 
-// Scatter of one pixel's gradient into V*B channels of every point's corners. A pass of its own, after the products:
-// x and its gradient often lie at the same offset within a memory page, and a processor that compares only these bits
-// of an address makes a read wait for an earlier write.
+// Scatter one pixel's gradient into V*B channels of every point's corners. This is a separate pass after the products,
+// because x and its gradient are often at the same offset within a memory page, and processors that compare only these
+// bits of an address delay a read after such a write.
 template <class T, int V, int B, bool Inside>
 TM_INLINE void dcn_scatter(const DcnProblem& problem, const DcnScratch<Work<T>>& s, int64_t points, Work<T>* grad_image,
                            const T* grad) {

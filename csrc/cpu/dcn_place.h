@@ -1,9 +1,9 @@
-// Where DCNv3's points lie: scratch, tables, places and corner weights of a pixel's block of groups; shared by both
-// directions. Included after storage.h, inside a namespace per instruction set.
+// Positions of DCNv3's points: scratch, tables, places and corner weights of a pixel's block of groups; shared by forward
+// and backward. Included after storage.h, inside a namespace per instruction set.
 //
-// Positions are kept as whole pixel plus fraction, which loses nothing however large the image is. A pixel all of whose
-// corners are inside the image (nearly every one) takes a path without any test; the others clamp addresses and give
-// zero weight to what is outside.
+// Positions are stored as whole pixel plus fraction, which is exact for any image size. A pixel whose corners are all
+// inside the image (nearly every pixel) takes a path without tests; other pixels clamp addresses and give zero weight to
+// corners outside.
 
 constexpr int64_t dcn_far = 100000000;  // pixels; farther offsets are outside any image and become this
 
@@ -54,7 +54,7 @@ DcnScratch<A> dcn_layout(const DcnProblem& problem, char* memory) {
 
 template <class A>
 void dcn_tables(const DcnProblem& problem, const DcnScratch<A>& s) {
-  // Lanes beyond the last point are computed with; what malloc left there may be subnormal, which is very slow.
+  // Lanes beyond the last point are computed, too; uninitialised memory may be subnormal, which is very slow.
   for (int64_t i = 0; i < s.padded * 4 + s.lanes; ++i) s.dots[i] = 0;
   for (int64_t i = 0; i < s.padded; ++i) {
     s.tap_x[i] = A(problem.taps[2 * (i % problem.P)]);
@@ -120,8 +120,8 @@ TM_INLINE DcnPlaces<A, Lanes<A>::value> dcn_places(const DcnProblem& problem, co
   return places;
 }
 
-// Places and weights on the supposition that every corner is inside; false if one is not. Always runs, so that weights
-// do not depend on which path follows.
+// Places and weights, assuming that every corner is inside; returns false if one is not. Always runs, so that weights do
+// not depend on which path follows.
 template <class A, bool Backward>
 TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& s, const DcnPixel<A>& pixel) {
   constexpr int V = Lanes<A>::value;
@@ -154,8 +154,8 @@ TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& 
   return !any<A, V>(outside);
 }
 
-// Correct what dcn_place_inside left for corners that are outside: weight zero, an address inside. The weights of the
-// others stay as they are, to the last bit: which pixels come here depends on how groups are divided among threads.
+// Correct the result of dcn_place_inside for corners outside: weight zero, an address inside. The other weights must stay
+// bit-identical, because the division of groups among threads decides which pixels come here.
 template <class A, bool Backward>
 __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, const DcnScratch<A>& s,
                                                  const DcnPixel<A>& pixel) {

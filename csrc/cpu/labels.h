@@ -1,11 +1,11 @@
 // The best class of every pixel of an enlarged score map. Included after storage.h, inside a namespace per instruction
 // set.
 //
-// A row of labels at a time: for a few classes their rows of the map are interpolated between map rows (that many numbers
-// only), then along the row, and compared with the best so far, which stays in the first-level cache with its class. No
-// enlarged score is ever stored. Vectors go along the row: pixels of one vector lie between few neighbouring cells, which
-// one load holds, and a shuffle puts into place. Where a vector spans more cells than it has lanes (a map that is shrunk)
-// cells are read one by one.
+// Processes one row of labels at a time. For a few classes, the map is interpolated between two map rows, then along the
+// row, and compared with the best score so far, which stays in the first-level cache with its class. No enlarged score
+// map is stored. Vectors run along the row: the pixels of a vector lie between a few neighbouring cells, which are read by
+// one load and shuffled into place. If a vector spans more cells than it has lanes (a map that is shrunk), cells are read
+// one by one.
 
 // What does not depend on the class or the row, per pixel of a row (padded to whole vectors), and the row's state.
 struct LabelScratch {
@@ -60,7 +60,7 @@ void label_tables(const LabelProblem& problem, const LabelScratch& s) {
     for (int64_t x = b * V; x < (b + 1) * V; ++x) {
       for (int64_t t = 0; t < taps; ++t) {
         const float weight = x < end ? problem.column_weights[x * taps + t] : 0;
-        // A weight of zero may stand beyond the last cell.
+        // There may be a weight of zero beyond the last cell.
         s.cell[t * padded + x] = weight == 0 ? 0 : problem.column_start[x] - least + int32_t(t);
         s.weight[t * padded + x] = weight;
       }

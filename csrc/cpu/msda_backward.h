@@ -9,7 +9,7 @@ TM_INLINE void msda_scatter(const MsdaProblem& problem, const MsdaScratch<Work<T
   constexpr int group = V / 4;  // points whose 4 products fill one vector
   F g[B];
   TM_UNROLL for (int b = 0; b < B; ++b) g[b] = load_part<T, V>(grad + channel + b * V, problem.D - channel - b * V);
-  // In registers: a store through a vector could change members of the struct, as far as a compiler knows.
+  // Local copies, because the compiler must assume that a store through a vector changes members of the struct.
   const auto *places = s.place, *pitch = s.pitch;
   const A *weight0 = s.corner[0], *weight1 = s.corner[1], *weight2 = s.corner[2], *weight3 = s.corner[3];
   A* const packed = s.packed + channel;

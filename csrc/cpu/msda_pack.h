@@ -2,8 +2,8 @@
 // storage.h, inside a namespace per instruction set.
 //
 // The head's channels are first packed into scratch: neighbouring positions become neighbouring cache lines (in the
-// tensor they lie M*D numbers apart, which leaves most cache sets unused), and every level gets a border of zeros, so
-// that corners outside need no test. Points that take no part are sent to a region of zeros at the start.
+// tensor they are M*D numbers apart, which leaves most cache sets unused), and every level gets a border of zeros, so
+// that corners outside need no test. Points that are not used read a region of zeros at the start.
 
 // A level in scratch. Position (y, x), y in -1..H, x in -1..W, is number `origin + y * pitch + x`; the right border of a
 // row is the left border of the next.
@@ -82,7 +82,7 @@ MsdaScratch<A> msda_layout(const MsdaProblem& problem, bool backward, char* memo
 
 template <class A>
 void msda_tables(const MsdaProblem& problem, const MsdaScratch<A>& s) {
-  // Lanes beyond the last point are computed with; what malloc left there may be subnormal, which is very slow.
+  // Lanes beyond the last point are computed, too; uninitialised memory may be subnormal, which is very slow.
   for (int64_t i = 0; i < s.padded * 4; ++i) s.dots[i] = 0;
   int64_t origin = s.positions;
   for (int64_t l = problem.L - 1; l >= 0; --l) {
@@ -101,7 +101,7 @@ void msda_tables(const MsdaProblem& problem, const MsdaScratch<A>& s) {
 }
 
 constexpr int ahead = 8;
-// Rows of one head lie a long way apart, which hardware prefetchers do not follow.
+// Rows of one head are far apart, so hardware prefetchers do not help.
 template <class A>
 TM_INLINE void prefetch_row(const A* row, int64_t count, bool write) {
   const char* from = reinterpret_cast<const char*>(row);

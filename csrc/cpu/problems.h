@@ -1,4 +1,4 @@
-// What the kernels are asked: plain pointers and sizes, no torch. Seen by the kernels and by ops.cpp.
+// Arguments of the kernels: plain pointers and sizes, no torch. Included by the kernels and by ops.cpp.
 #pragma once
 #include <cstdint>
 
@@ -49,7 +49,7 @@ struct DcnTile {
 };
 
 // Labels of a score map that is enlarged by linear interpolation along both axes; a pixel is a weighted sum of `taps` (2
-// or 3) neighbouring cells per axis. A weight of zero may stand at a cell beyond the map.
+// or 3) neighbouring cells per axis. A cell beyond the map may have a weight of zero.
 struct LabelProblem {
   int64_t K, h, w, H, W, taps;
   const float* scores;         // [K, h, w]

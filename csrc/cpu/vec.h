@@ -1,5 +1,5 @@
 // Compiler vector types: one source for every instruction set. Included inside a namespace per instruction set, under
-// that set's target pragma; so nothing here may be seen by another set, and no header with functions is included.
+// that set's target pragma. So nothing here may be shared with another set, and no header with functions is included.
 //
 // Axes in this folder: N batch, S positions of all levels, M heads, G groups, D channels per head or group, Q queries,
 // L levels, P points, V lanes of a vector.

@@ -1,4 +1,4 @@
-// What the CUDA kernels are asked: plain pointers and sizes, no torch. Seen by the kernels and by operators.cpp.
+// Arguments of the CUDA kernels: plain pointers and sizes, no torch. Included by the kernels and by operators.cpp.
 //
 // Both operators are one computation: an item is one (image, row, head), a row being a query or an output pixel and a
 // head an attention head or a group; it sums its points' bilinear samples of the head's channels, times their weights.

@@ -79,7 +79,7 @@ def test_coco_person_is_a_class_and_the_last_class_is_used(root: Path) -> None:
 
 def test_coco_records_are_videos_of_one_frame(root: Path) -> None:
     write_coco(root, "val", [coco_mask([0]), coco_mask([181])])
-    # What other programs leave beside the masks is no mask of its own.
+    # Files of other programs next to the masks are not masks.
     write(root / "coco_stuff164k/annotations/val2017/000000000009_labelTrainIds.png", coco_mask([0]))
     records = get_records("coco_stuff164k_val")
     assert [record["video_id"] for record in records] == ["000000000009", "000000000010"]

@@ -1,4 +1,4 @@
-"""prepare_cityscapes writes train ids beside label ids."""
+"""prepare_cityscapes writes train ids next to the label ids."""
 
 from __future__ import annotations
 

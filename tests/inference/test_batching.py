@@ -1,4 +1,4 @@
-"""Frames of several streams together: the results of each stream alone, keyframes in batches, beside, and spread."""
+"""Frames of several streams together: results equal each stream alone; keyframes in batches, in the background, and spread."""
 
 from pathlib import Path
 
@@ -145,7 +145,7 @@ class LateExecutor:
         self.running.clear()
 
 
-def test_a_keyframe_beside_takes_over_when_it_is_done():
+def test_a_background_keyframe_takes_over_when_it_is_done():
     """Late by two frames: until then the old keyframe is carried on, from then on the result is as if in time."""
     stream, frames = propagated(4, output="scores"), video(9)
     stream.model.gate = type(stream.model.gate)(float("inf"), max_gap=4)

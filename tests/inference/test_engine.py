@@ -1,4 +1,4 @@
-"""The streaming engine: back-pressure, rules for bad sources, threads, and one result whatever runs beside."""
+"""The streaming engine: back-pressure, rules for bad sources, threads, and results independent of other streams."""
 
 import gc
 import os

@@ -285,7 +285,7 @@ def two_tracks(path, pictures, dispositions, codecs=("libx264", "libx264")):
 
 
 def add_sound(path, output, codec="aac", seconds=2.0, rate=8000, wave=True):
-    """The same video with a tone beside it."""
+    """The same video with a tone."""
     with av.open(str(path)) as given, av.open(str(output), "w") as container:
         video = given.streams.video[0]
         stream = container.add_stream_from_template(video)

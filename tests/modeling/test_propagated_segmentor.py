@@ -355,7 +355,7 @@ class TestQueries:
         if "video" in name:
             assert states[-1]["segmentor"]["seen"] == 2
 
-    def test_who_cannot_carry_masks(self):
+    def test_propagators_without_masks(self):
         with pytest.raises(ValueError, match="CARRY queries needs a segmentor with queries"):
             wrap(carry="queries")
 

@@ -79,7 +79,7 @@ def test_run_demo(folder, tmp_path):
     assert (report.frames, report.interrupted, segmentor.streams) == (9, False, 1)
     frames = list(open_source(output))
     assert len(frames) == 9
-    # 48 rows are shown five times as large, with a legend of 180 pixels beside them.
+    # 48 rows are shown five times as large, next to a legend of 180 pixels.
     assert frames[0].shape == (240, 320 + 180, 3)
     assert np.abs(frames[4][100, 60].astype(int) - [250, 30, 30]).max() < 25
     assert np.abs(frames[4][100, 260].astype(int) - [30, 30, 250]).max() < 25

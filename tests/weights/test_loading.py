@@ -91,7 +91,7 @@ def test_pickles_need_trust(tmp_path: Path, suffix: str) -> None:
     assert trace.exists()
 
 
-def test_numpy_scalars_beside_tensors_need_trust(tmp_path: Path) -> None:
+def test_numpy_scalars_next_to_tensors_need_trust(tmp_path: Path) -> None:
     """Many published checkpoints hold such a value; upstream gives no way to open them."""
     model = Segmentor()
     path = save_torch({"model": filled(model, 2), "best": np.float64(3)}, tmp_path / "w.pth")

@@ -83,7 +83,7 @@ def test_a_missing_file_is_named(folder, name):
         the_mask.load(folder)
 
 
-def test_what_a_stranger_may_not_do(folder, tmp_path):
+def test_configs_of_downloaded_models_run_no_code(folder, tmp_path):
     config = folder / "config.yaml"
     text = config.read_text()
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
