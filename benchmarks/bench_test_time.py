@@ -80,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--double-softmax", action="store_true", help="also a sum in which one member has a second softmax"
     )
-    parser.add_argument("--overhead", action="store_true", help="also measure the cost of views besides their forward
-    passes") parser.add_argument("--json", type=Path, default=RESULTS / "test_time.json")
+    parser.add_argument("--overhead", action="store_true", help="also the cost of views without their forward passes")
+    parser.add_argument("--json", type=Path, default=RESULTS / "test_time.json")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Frames of several streams together: results equal each stream alone; keyframes in batches, in the background, and spread."""
+"""Several streams together: results equal each stream alone; keyframes in batches, in a thread, and spread."""
 
 from pathlib import Path
 
