@@ -186,9 +186,32 @@ def write_camvid(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / kind / f"{stem}.png")
 
 
+def write_cvat_video(path: Path) -> None:
+    """A "CVAT for video 1.1" of :func:`write_drive`: one polygon, seen in the first two frames."""
+    boxes = "".join(
+        f'<polygon frame="{frame}" outside="{int(frame == 2)}" occluded="0" keyframe="1" z_order="0" '
+        'points="10,10;60,10;60,50;10,50"/>'
+        for frame in range(3)
+    )
+    path.write_text(
+        "<annotations><version>1.1</version><meta><task><size>3</size><labels><label><name>car</name>"
+        "<color>#ff0000</color></label></labels><original_size><width>96</width><height>64</height></original_size>"
+        f'</task></meta><track id="0" label="car">{boxes}</track></annotations>',
+        encoding="utf-8",
+    )
+
+
 def test_import_page(follow):
     write_cvat_export(Path("task.zip"), 3)
-    assert follow("docs/import.md") == ["import", "check"]
+    write_drive(Path("drive.mp4"))
+    write_cvat_video(Path("annotations.xml"))
+    for folder, pixels in (("labels", np.eye(64, 96, dtype=np.uint8)), ("frames", np.zeros((64, 96, 3), np.uint8))):
+        Path(folder).mkdir()
+        Image.fromarray(pixels).save(Path(folder) / "00000000.png")
+    assert follow("docs/import.md") == ["import", "check", "import", "segment", "annotations"]
+    assert Path("driving/dataset.py").is_file()
+    assert list(Path("for_cvat").iterdir())
+    assert Path("for_label_studio/tasks.json").is_file()
 
 
 def test_segment_page(follow):
