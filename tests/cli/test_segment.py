@@ -62,7 +62,8 @@ def test_all_outputs_of_one_run(cfg, folder, expected, tmp_path, capsys):
     assert f"{FRAMES} frames in" in capsys.readouterr().out
     with open_source(tmp_path / "out.mp4") as source:
         assert len(list(source)) == FRAMES
-    files = sorted((tmp_path / "labels").iterdir())
+    files = sorted((tmp_path / "labels").glob("*.png"))
+    assert len(json.loads((tmp_path / "labels/classes.json").read_text())["names"]) == 11
     assert [file.name for file in files] == [f"{i:08d}.png" for i in range(FRAMES)]
     for file, labels in zip(files, expected, strict=True):
         assert Image.open(file).mode == "L"

@@ -6,13 +6,14 @@
   the-mask segment 0 -o camera.mp4 --config camvid/mask2former_r18_cpu --weights output/model_best.pth
 
 An output that ends in .mp4, .mkv, .mov or .avi is the annotated video, one that ends in .json the share of each class
-in each frame, and a folder gets one PNG of class ids per frame. --annotations writes files for annotation tools, see
-docs/import.md. Stop a camera with Ctrl-C.
+in each frame, and a folder gets one PNG of class ids per frame, and classes.json. --annotations writes files for
+annotation tools, see docs/import.md. Stop a camera with Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> None:
             asynchronous=args.asynchronous,
             audio=args.audio,
         )
+    write_classes(sinks, palette)
     speed = report.frames / report.seconds if report.seconds else 0.0
     stopped = ", stopped by a signal" if report.interrupted else ""
     keys = f", {report.keyframes} of them keyframes," if report.keyframes else ""
@@ -192,6 +194,18 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
     if len(videos) > 1:
         raise ValueError(f"outputs {', '.join(map(str, videos))}: one video at a time")
     return (videos[0] if videos else None), sinks
+
+
+def write_classes(sinks: Sequence[LabelSink], palette: Any) -> None:
+    """Write the classes of the values next to each folder's PNGs, for ``the-mask annotations`` and ``the-mask import``."""
+    from the_mask.data.files import write_json
+    from the_mask.inference.label_sinks import LabelFolder
+
+    for sink in sinks:
+        if isinstance(sink, LabelFolder) and sink.folder.is_dir():
+            colors = [[int(value) for value in color] for color in palette.colors]
+            content = {"names": list(palette.names), "colors": colors, "ignore": palette.ignore_label}
+            write_json(sink.folder / "classes.json", content)
 
 
 def annotation_exporters(args: argparse.Namespace, palette: Any) -> list[Exporter]:
