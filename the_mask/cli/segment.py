@@ -197,7 +197,7 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
 
 
 def write_classes(sinks: Sequence[LabelSink], palette: Any) -> None:
-    """Write the classes of the values next to each folder's PNGs, for ``the-mask annotations`` and ``the-mask import``."""
+    """Write classes.json next to each folder's PNGs, for ``the-mask annotations`` and ``the-mask import``."""
     from the_mask.data.files import write_json
     from the_mask.inference.label_sinks import LabelFolder
 
