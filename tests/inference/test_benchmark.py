@@ -2,11 +2,21 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from the_mask.config import load_config
+from the_mask.inference import StreamingSegmentor
 from the_mask.inference import benchmark as bench
+from the_mask.inference.demo import FrameAnnotator
+from the_mask.inference.live.video_file import VideoDecoder
+from the_mask.inference.rendering.video_writer import VideoWriter
+from the_mask.inference.stage_clocks import STAGES
+from the_mask.inference.stream import build_random
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
+from the_mask.modeling.segmentor import Segmentor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +74,42 @@ def test_whole_benchmark_of_a_propagated_model(tool, tmp_path, capsys):
     assert report["machine"]["torch"]
     assert report["memory"]["peak_resident_mib"] > 10
     assert report["model_only"]["state_bytes"] > 1000
+    stages = report["stages"]
+    assert list(stages) == [*STAGES, "frame"]
+    assert all(row["frames"] == 12 and row["p50_ms"] > 0 and row["processor_ms"] > 0 for row in stages.values())
+    assert sum(stages[stage]["mean_ms"] for stage in STAGES) == pytest.approx(stages["frame"]["mean_ms"])
+    assert "stage normalise" in printed
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "stage"),
+    [
+        (StreamingSegmentor, "prepare", "resize"),
+        (Segmentor, "stack", "normalise"),
+        (PropagatedSegmentor, "step", "network"),
+        (StreamingSegmentor, "finish", "labels"),
+        (FrameAnnotator, "draw", "overlay"),
+        (VideoWriter, "write", "encode"),
+        (VideoDecoder, "_image", "decode"),
+    ],
+)
+def test_every_stage_has_its_own_clock(monkeypatch, tmp_path, owner, name, stage):
+    """What is slowed down is seen in its own stage and in no other; the network's clock leaves out what it calls."""
+    source = bench._moving_picture(tmp_path / "moving.mp4", (48, 64))
+    cfg = load_config(ROOT / "configs" / "debug" / "gsvnet_debug.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg.MODEL.KEYFRAME.INTERVAL = 1
+    segmentor = StreamingSegmentor(cfg, build_random(cfg))
+    real = getattr(owner, name)
+
+    def slow(*args, **kwargs):
+        time.sleep(0.2)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, slow)
+    table = bench.measure_stages(segmentor, source, tmp_path, 2, 1)
+    for key in STAGES:
+        assert (table[key]["mean_ms"] >= 190) == (key == stage), table
+    assert "stack" not in vars(segmentor.model)
 
 
 def test_bad_arguments(tool, tmp_path, capsys):

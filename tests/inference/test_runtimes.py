@@ -75,9 +75,19 @@ def test_another_size_is_another_session():
     assert len(report.chosen) == 4  # key segmentor and propagator, two sizes
 
 
+def test_queries_of_encoder_only_models_go_through_the_runtime(tmp_path):
+    segmentor, frames = streaming("videomt_debug"), video(3)
+    expected = run(segmentor, frames)
+    report = use_runtime(segmentor.model, "eager", cache=RuntimeCache(tmp_path))
+    assert_equal(run(segmentor, frames), expected)
+    assert len(report.chosen) == 1, "first and later frames share a session"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [*GRAPHS, "compile"])
-@pytest.mark.parametrize("name", ["the_mask_debug_video", "decoderA_debug", "gsvnet_debug"])
+@pytest.mark.parametrize(
+    "name", ["the_mask_debug_video", "decoderA_debug", "gsvnet_debug", "videomt_debug", "eomt_debug"]
+)
 def test_models_with_memory(name, backend, tmp_path):
     segmentor = streaming(name)
     frames = video(4)

@@ -1,11 +1,18 @@
 """The fast linear layer against float64, and where it is not taken."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from the_mask.config import load_config
+from the_mask.inference.stream import build_random
+from the_mask.ops import decomposed
 from the_mask.ops import fast_linear as module
-from the_mask.ops.fast_linear import FastLinear, fast_linear, speed_up_linears, uses_onednn
+from the_mask.ops.fast_linear import FastLinear, fast_linear, fast_product, speed_up_linears, uses_onednn
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 
 
 @pytest.fixture
@@ -56,6 +63,51 @@ def test_export_sees_the_usual_layer(onednn):
         program = torch.export.export(model, (torch.randn(4, 8),))
     targets = [str(node.target) for node in program.graph.nodes]
     assert not any("mkldnn" in target for target in targets)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((3, 8), (8, 50)), ((2, 4, 3, 8), (2, 4, 8, 5)), ((2, 1, 3, 8), (2, 4, 8, 5)), ((1, 3, 8), (8, 5))]
+)
+def test_product(onednn, shapes):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in shapes)
+    expected = torch.einsum("...mk,...kn->...mn", a.double(), b.double())
+    strided = a.mT.contiguous().mT
+    for x, y in ((a, b), (strided, b), (a, b.mT.contiguous().mT)):
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            found = fast_product(x, y)
+        assert [event.key for event in profile.key_averages() if "_linear_pointwise" in event.key]
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast_product(a.requires_grad_(), b).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tracers_and_standard_operators_see_the_usual_layer(onednn):
+    model = nn.Sequential(nn.Linear(8, 6)).eval()
+    speed_up_linears(model)
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        graph = torch.jit.trace(model, x).inlined_graph
+        with decomposed(), torch.profiler.profile() as profile:
+            model(x)
+    assert "mkldnn" not in str(graph)
+    assert not [event.key for event in profile.key_averages() if "_linear_pointwise" in event.key]
+
+
+@pytest.mark.parametrize("name", ["mask2former_debug", "the_mask_debug_video", "videomt_debug"])
+def test_segmentors_take_it_in_eval_mode(monkeypatch, name):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    torch.manual_seed(0)
+    model = build_random(load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "cpu"]))
+    assert not [module for module in model.modules() if type(module) is nn.Linear]
+    frame = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).byte()
+    results = []
+    for choice in (False, True):
+        monkeypatch.setattr(module, "uses_onednn", lambda choice=choice: choice)
+        results.append(model.step(frame, model.init_state())[0])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+    model.train()
+    assert model.eval().state_dict().keys() == model.state_dict().keys()
 
 
 def test_choice(monkeypatch):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 # Copied from the_mask.inference.runtimes, which imports torch; a test compares them.
 BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 CONFIG_HELP = "a YAML file, or the name of a config that comes with the library (see `the-mask models --configs`)"
 
 
@@ -33,7 +34,7 @@ def process_options(parser: argparse._ActionsContainer) -> None:
 
 
 def runtime_options(parser: argparse._ActionsContainer) -> None:
-    """``--backend`` and ``--precision`` of the networks."""
+    """``--backend``, ``--precision`` and ``--calibrate`` of the networks."""
     parser.add_argument(
         "--backend",
         default="eager",
@@ -41,15 +42,16 @@ def runtime_options(parser: argparse._ActionsContainer) -> None:
         help="what runs the networks on a CPU: PyTorch (eager), or the fastest that is installed (auto)",
     )
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the networks (default: float32)")
+    parser.add_argument(
+        "--calibrate", metavar="PATH", help="of int8: video or folder of frames like those to come, for its ranges"
+    )
 
 
-def use_backend(args: argparse.Namespace, model: Any) -> Any:
-    """Run a model's networks in the chosen runtime; returns its report, or None for plain PyTorch."""
-    if (args.backend, args.precision) == ("eager", "float32"):
-        return None
-    from the_mask.inference.runtimes import use_runtime
+def use_backend(args: argparse.Namespace, segmentor: Any, classes: Sequence[str] = ()) -> Any:
+    """Run a stream's networks in the chosen runtime; returns its report, or None for plain PyTorch."""
+    from the_mask.inference.runtimes import prepare_stream
 
-    return use_runtime(model, args.backend, args.precision)
+    return prepare_stream(segmentor, args.backend, args.precision, args.calibrate, classes)
 
 
 def overrides(parser: argparse.ArgumentParser) -> None:

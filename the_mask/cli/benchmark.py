@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, _options.with_weights(args))
     model = build_random(cfg) if args.random_weights else None
     segmentor = StreamingSegmentor(cfg, model, trust_pickle=args.trust_pickle, output_stride=args.output_stride)
-    runtimes = _options.use_backend(args, segmentor.model)
+    runtimes = _options.use_backend(args, segmentor)
     protocol = {
         "config": args.config_file,
         "overrides": args.opts,

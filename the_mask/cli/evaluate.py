@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("of a model")
     _options.weights_option(model)
     _options.process_options(model)
+    _options.runtime_options(model)
     _options.trust_option(model)
     folder = parser.add_argument_group("of a folder and of the baseline")
     folder.add_argument("--dataset", metavar="NAME", help="e.g. vspw_val, camvid_val, moving_shapes_val")
@@ -65,7 +66,8 @@ def model(args: argparse.Namespace) -> None:
     if args.dataset or args.json:
         raise ValueError("--dataset and --json go with --pred; of a model, set DATASETS.TEST and read OUTPUT_DIR")
     overrides = _options.with_weights(args)
-    options = RunOptions(args.config_file, overrides, eval_only=True, trust_pickle=args.trust_pickle)
+    runtime = {"backend": args.backend, "precision": args.precision, "calibrate": args.calibrate}
+    options = RunOptions(args.config_file, overrides, eval_only=True, trust_pickle=args.trust_pickle, runtime=runtime)
     run_processes(options, num_gpus=args.num_gpus, num_processes=args.num_processes)
 
 

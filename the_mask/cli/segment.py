@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         check_outputs(source, palette, video, args.contact_sheet, style)
         sinks += [AnnotationSink(exporter, source) for exporter in exporters]
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
-        runtimes = _options.use_backend(args, segmentor.model)
+        runtimes = _options.use_backend(args, segmentor, list(palette.names))
         report = run_demo(
             segmentor,
             source,

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from the_mask.config import load_config
+from the_mask.data.class_names import classes_dataset
 from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
 from the_mask.engine.output_lock import claimed
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
 from the_mask.engine.validate import validate
+from the_mask.inference.runtimes import prepare_stream
+from the_mask.inference.stream import StreamingSegmentor
 from the_mask.weights.checkpoint import CheckpointFolder
 from the_mask.weights.trained import trained
 
@@ -38,6 +42,8 @@ class RunOptions:
         trust_pickle: allow weights files that can execute code.
         allow_unsafe_yaml: allow YAML that can execute code.
         allow_remote_config: let the config and its ``_BASE_`` be URLs.
+        runtime: what runs the networks of an evaluation: ``backend``, ``precision`` and ``calibrate`` of
+            :func:`the_mask.inference.runtimes.prepare_stream`.
     """
 
     config_file: str | Path
@@ -47,6 +53,7 @@ class RunOptions:
     trust_pickle: bool = False
     allow_unsafe_yaml: bool = False
     allow_remote_config: bool = False
+    runtime: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> CfgNode:
         """The frozen config."""
@@ -113,7 +120,7 @@ def run_training(options: RunOptions) -> dict[str, Any]:
     cfg = check(options, comm.get_world_size())
     if options.eval_only:
         setup(cfg)
-        return evaluate_only(cfg, options.resume, options.trust_pickle)
+        return evaluate_only(cfg, options.resume, options.trust_pickle, options.runtime)
     with claimed(cfg.OUTPUT_DIR):
         setup(cfg)
         trainer = Trainer(cfg)
@@ -121,14 +128,23 @@ def run_training(options: RunOptions) -> dict[str, Any]:
         return trainer.train()
 
 
-def evaluate_only(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:
+def evaluate_only(
+    cfg: CfgNode, resume: bool = False, trust_pickle: bool = False, runtime: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR``.
 
     Raises:
         ValueError: no weights are given, or they do not fill the whole model.
     """
     path = _weights_to_evaluate(cfg, resume)
-    return Trainer.evaluate_model(cfg, trained(cfg, weights=path, trust_pickle=trust_pickle))
+    model = trained(cfg, weights=path, trust_pickle=trust_pickle)
+    report = prepare_stream(StreamingSegmentor(cfg, model), **(runtime or {}))
+    results = Trainer.evaluate_model(cfg, model)
+    if report is not None:
+        name = classes_dataset(cfg, cfg.DATASETS.TEST)
+        report.classes = MetadataCatalog.get(name).stuff_classes if name else []
+        logger.info("%s", report)
+    return results
 
 
 def _weights_to_evaluate(cfg: CfgNode, resume: bool) -> Path:

@@ -1,4 +1,4 @@
-"""Measures the speed of streams: latency of the model alone and from file to label map, by kind of frame.
+"""Measures the speed of streams: the model alone, each stage of a video's path, and from file to label map.
 
 Latency matters, not only the rate: a system is as smooth as its slowest frames. So the 50th, 90th and 99th percentile
 and the maximum are reported, together with the protocol of the measurement.
@@ -24,9 +24,12 @@ import the_mask
 from the_mask.inference.live.many_streams import StreamEngine
 from the_mask.inference.live.sources import Frame, FrameSource, open_source
 from the_mask.inference.rendering.video_writer import VideoWriter
+from the_mask.inference.stage_clocks import stage_seconds
 from the_mask.inference.stream import StreamingSegmentor
 
 PERCENTILES = (50, 90, 99)
+# Stages are timed on at most this many frames.
+STAGE_FRAMES = 200
 # Number of frames of the synthetic video.
 SYNTHETIC_FRAMES = 120
 
@@ -60,7 +63,7 @@ def by_kind(seconds: Sequence[float], keyframes: Sequence[bool | None]) -> dict[
 
 
 def measure_model(segmentor: StreamingSegmentor, frames: Sequence[Frame], count: int, warm_up: int) -> dict[str, Any]:
-    """Time a stream without its source: resizing, the model, and the label map, separately.
+    """Time a model's steps alone, on prepared frames, keyframes and others apart.
 
     Args:
         segmentor: the segmentor to measure.
@@ -69,30 +72,39 @@ def measure_model(segmentor: StreamingSegmentor, frames: Sequence[Frame], count:
         warm_up: number of frames before that, not measured.
 
     Returns:
-        ``model`` as :func:`by_kind`, ``prepare`` and ``finish`` as :func:`latencies`, ``state_bytes``.
+        ``model`` as :func:`by_kind`, and ``state_bytes``.
     """
     device = segmentor.model.device
+    prepared = [segmentor.prepare(frame) for frame in frames]
     state: Any = segmentor.model.init_state()
-    times: dict[str, list[float]] = {"prepare": [], "model": [], "finish": []}
+    times: list[float] = []
     keys: list[bool | None] = []
     for number in range(warm_up + count):
-        frame = frames[number % len(frames)]
-        marks = [_now(device)]
-        pixels = segmentor.prepare(frame)
-        marks.append(_now(device))
-        scores, state = segmentor.model.step(pixels, state)
-        marks.append(_now(device))
-        segmentor.finish(scores, (pixels.shape[1], pixels.shape[2]), frame.shape[:2])
-        marks.append(_now(device))
+        start = _now(device)
+        _, state = segmentor.model.step(prepared[number % len(prepared)], state)
         if number >= warm_up:
-            for name, start, stop in zip(times, marks, marks[1:]):
-                times[name].append(stop - start)
+            times.append(_now(device) - start)
             keys.append(segmentor.model.is_keyframe(state))
+    return {"model": by_kind(times, keys), "state_bytes": state_bytes(state)}
+
+
+def measure_stages(
+    segmentor: StreamingSegmentor, source: str | Path, folder: str | Path, count: int, warm_up: int
+) -> dict[str, dict[str, float]]:
+    """Latencies of every stage from a file to an annotated file, and of all together ("frame").
+
+    Args: see :func:`the_mask.inference.stage_clocks.stage_seconds`.
+
+    Returns:
+        :func:`latencies` by stage, by the wall clock, with ``processor_ms``: the mean of the process on all cores.
+    """
+    clocks = stage_seconds(segmentor, source, folder, count, warm_up)
+    for table in clocks:
+        table["frame"] = [sum(spent) for spent in zip(*table.values(), strict=True)]
+    wall, processor = clocks
     return {
-        "model": by_kind(times["model"], keys),
-        "prepare": latencies(times["prepare"]),
-        "finish": latencies(times["finish"]),
-        "state_bytes": state_bytes(state),
+        stage: {**latencies(spent), "processor_ms": 1e3 * float(np.mean(processor[stage]))}
+        for stage, spent in wall.items()
     }
 
 
@@ -162,7 +174,7 @@ def benchmark(
     asynchronous: bool = False,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run the whole benchmark; see :func:`measure_model` and :func:`measure_stream`.
+    """Run the whole benchmark; see :func:`measure_model`, :func:`measure_stages` and :func:`measure_stream`.
 
     Args:
         segmentor: the segmentor to measure.
@@ -203,6 +215,8 @@ def benchmark(
             },
         }
         report["model_only"] = measure_model(segmentor, frames, count, warm_up)
+        stage_frames = min(count, STAGE_FRAMES)
+        report["stages"] = measure_stages(segmentor, path, folder, stage_frames, min(warm_up, stage_frames))
         report["end_to_end"] = measure_stream(segmentor, path, count, warm_up, streams, asynchronous)
     report["memory"] = memory(model.device)
     if hasattr(os, "getloadavg"):
@@ -222,6 +236,9 @@ def table(report: Mapping[str, Any]) -> str:
             rate = f"{row['frames_per_second']:9.2f}" if name != "latency" else f"{'':9}"
             values = "".join(f"{row[f'p{p}_ms']:10.2f}" for p in PERCENTILES)
             lines.append(f"{label + ', ' + kind:28}{row['frames']:7}{rate}{values}{row['max_ms']:10.2f}")
+    for stage, row in report["stages"].items():
+        values = "".join(f"{row[f'p{p}_ms']:10.2f}" for p in PERCENTILES)
+        lines.append(f"{'stage ' + stage:28}{row['frames']:7}{'':9}{values}{row['max_ms']:10.2f}")
     return "\n".join(lines)
 
 

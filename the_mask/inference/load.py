@@ -10,13 +10,19 @@ from detectron2.config import CfgNode
 import the_mask.data
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
-from the_mask.inference.runtimes import BACKENDS, use_runtime
+from the_mask.inference.runtimes import BACKENDS, prepare_stream
 from the_mask.inference.stream import StreamingSegmentor
 from the_mask.models import Card, model_config, model_names, read_card
 from the_mask.weights.pretrained import fetch_pretrained, hub_id, read_pretrained
 
 
-def load(name_or_path: str | Path, backend: str = "auto", overrides: Sequence[str] = ()) -> StreamingSegmentor:
+def load(
+    name_or_path: str | Path,
+    backend: str = "auto",
+    overrides: Sequence[str] = (),
+    precision: str = "float32",
+    calibrate: str | Path | None = None,
+) -> StreamingSegmentor:
     """Load a trained model, ready for the frames of a video::
 
         segmentor = the_mask.load("street-live")
@@ -28,6 +34,8 @@ def load(name_or_path: str | Path, backend: str = "auto", overrides: Sequence[st
         backend: what runs its networks on a CPU: "eager" is PyTorch, "auto" the fastest that is installed, measured
             when a size is first seen; see :func:`the_mask.inference.runtimes.use_runtime`.
         overrides: flat list ``[KEY, VALUE, ...]`` of config keys, e.g. ``["MODEL.DEVICE", "cpu"]``.
+        precision: of the networks on a CPU.
+        calibrate: for precision int8, a video file or a folder of frames like those to come.
 
     Raises:
         ValueError: an unknown name (with the nearest ones), a damaged file, a config without weights.
@@ -37,8 +45,8 @@ def load(name_or_path: str | Path, backend: str = "auto", overrides: Sequence[st
     if backend not in BACKENDS:  # before the weights are read
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     segmentor = StreamingSegmentor(find_model(name_or_path, overrides)[0])
-    if segmentor.model.device.type == "cpu" and backend != "eager":
-        use_runtime(segmentor.model, backend)
+    if segmentor.model.device.type == "cpu" or precision != "float32":
+        prepare_stream(segmentor, backend, precision, calibrate)
     return segmentor
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from the_mask.ops import upsample_argmax
+from the_mask.ops.fast_linear import fast_product
 
 PIXELS_PER_CHUNK = 1 << 16
 ROWS_PER_TILE = 16
@@ -39,7 +40,7 @@ def semantic_scores(logits: Tensor, masks: Tensor, chunk: int = PIXELS_PER_CHUNK
         flat = masks.flatten(1)
         # A number of chunks in an exported program would fix its sizes.
         chunks = (flat,) if torch.compiler.is_exporting() else flat.split(chunk, dim=1)
-        parts = [classes @ part.float().sigmoid() for part in chunks]
+        parts = [fast_product(classes, part.float().sigmoid()) for part in chunks]
         return torch.cat(parts, dim=1).unflatten(1, masks.shape[1:])
 
 
@@ -54,7 +55,7 @@ def _merge_enlarged(classes: Tensor, masks: Tensor, chunk: int, enlarge: int) ->
     matrix = _interpolation_matrix(masks.shape[-2], height)
     for band, part in zip(matrix.split(rows), scores.split(rows, dim=1), strict=True):
         large = _resize_band(masks, band, width, width, enlarge)
-        part.copy_((classes @ large.flatten(1).sigmoid_()).unflatten(1, part.shape[1:]))
+        part.copy_(fast_product(classes, large.flatten(1).sigmoid_()).unflatten(1, part.shape[1:]))
     return scores
 
 

@@ -19,6 +19,7 @@ from the_mask.data.clips import clip_name
 from the_mask.modeling.freezing import eval_frozen
 from the_mask.modeling.scores import label_map, resize_scores
 from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
+from the_mask.ops.fast_linear import speed_up_linears
 
 Clip = Mapping[str, Any]
 
@@ -152,6 +153,8 @@ class Segmentor(nn.Module, Stream):
     def train(self, mode: bool = True) -> Self:
         """Switch the mode; frozen parts stay in eval mode (``MODEL.THE_MASK.FROZEN_EVAL``)."""
         super().train(mode)
+        if not mode:
+            speed_up_linears(self)
         if mode and self.frozen_eval:
             for child in self.children():
                 eval_frozen(child)

@@ -3,7 +3,8 @@
 PyTorch computes float32 products with its BLAS, in the usual builds MKL, which runs at about half the speed of oneDNN
 on AMD processors (measured: docs/experiments.md). oneDNN is in the same builds, through an operator that torch.compile
 uses. Results differ from the BLAS's by rounding. ``THE_MASK_LINEAR=auto|onednn|blas`` chooses; ``auto`` takes oneDNN on
-AMD only. With gradients, on other devices, in other precisions and in traced programs, the usual layer runs.
+AMD only. With gradients, on other devices, in other precisions, in traced programs and with standard operators
+(:func:`the_mask.ops.decomposed`), the usual layer runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from the_mask.ops.selection import wants_standard
 
 CHOICES = ("auto", "onednn", "blas")
 
@@ -43,18 +46,35 @@ def is_amd() -> bool:
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: x [..., K], weight [N, K], bias [N] -> [..., N]."""
-    plain = (
+    if not _fast(x, weight):
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def fast_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``: a [..., M, K], b [..., K, N] -> [..., M, N], leading axes broadcast."""
+    if not _fast(a, b):
+        return a @ b
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    many = [x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b)]
+    products = [fast_linear(x.contiguous(), y.t()) for x, y in zip(*many, strict=True)]
+    whole = products[0][None] if len(products) == 1 else torch.stack(products)
+    return whole.view(*batch, *whole.shape[-2:])
+
+
+def _fast(x: Tensor, weight: Tensor) -> bool:
+    return not (
         x.device.type != "cpu"
         or not x.dtype == weight.dtype == torch.float32
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or wants_standard()
         or torch.is_autocast_enabled("cpu")
         or not x.numel()
+        or not weight.numel()
         or not uses_onednn()
     )
-    if plain:
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class FastLinear(nn.Linear):

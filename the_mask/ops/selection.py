@@ -65,6 +65,11 @@ def decomposed() -> contextlib.AbstractContextManager[None]:
     return use("portable")
 
 
+def wants_standard() -> bool:
+    """Whether operators run as standard PyTorch operators now, whatever there is."""
+    return _mode in ("reference", "portable")
+
+
 def choose(device: torch.device, operator: str | None = None) -> Choice:
     """The path that is currently used for tensors on ``device``.
 
@@ -75,7 +80,7 @@ def choose(device: torch.device, operator: str | None = None) -> Choice:
     Raises:
         RuntimeError: the compiled path is forced, but there is none.
     """
-    if _mode in ("reference", "portable"):
+    if wants_standard():
         return Choice(_mode, f"{_ENVIRONMENT} or use() asks for it")
     if device.type == "meta":
         return Choice("compiled", "the meta device needs shapes only")

@@ -6,5 +6,15 @@ Streams, batching, keyframe policies and test-time views around them are unchang
 
 from the_mask.inference.runtimes.cache import RuntimeCache
 from the_mask.inference.runtimes.choose import BACKENDS, PRECISIONS, RuntimeReport, use_runtime
+from the_mask.inference.runtimes.prepare import prepare_stream
+from the_mask.inference.runtimes.quantize import calibration_clips
 
-__all__ = ["BACKENDS", "PRECISIONS", "RuntimeCache", "RuntimeReport", "use_runtime"]
+__all__ = [
+    "BACKENDS",
+    "PRECISIONS",
+    "RuntimeCache",
+    "RuntimeReport",
+    "calibration_clips",
+    "prepare_stream",
+    "use_runtime",
+]

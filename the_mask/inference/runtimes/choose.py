@@ -16,6 +16,7 @@ from the_mask.export.package import write_onnx
 from the_mask.export.programs import Program
 from the_mask.inference.runtimes.cache import RuntimeCache, module_digest, text_digest
 from the_mask.inference.runtimes.part import Flat, Part, eager_results, register
+from the_mask.inference.runtimes.quantize import Accuracy, Calls, Clips, check_clips, compare, labels_of, write_int8
 from the_mask.inference.runtimes.sessions import (
     CompiledSession,
     EagerSession,
@@ -28,9 +29,13 @@ from the_mask.modeling.propagation.propagators import Propagated
 from the_mask.modeling.segmentor import Segmentor
 
 BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
-PRECISIONS = ("float32", "bfloat16")
-# Allowed difference from PyTorch, relative to the largest value of a result.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+PRECISIONS = ("float32", "bfloat16", "int8")
+# Allowed difference from PyTorch, relative to the largest value of a result. Of int8 only nonsense is refused here; the
+# label maps tell what it costs.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 1.0}
+# Share of the label maps that int8 must keep; below it, float32 runs.
+LEAST_AGREEMENT = 0.9
+INT8 = ", int8"
 # Seconds for which "auto" measures each candidate of a part, after one warm-up call.
 MEASURE_SECONDS = 0.5
 _logger = logging.getLogger("the_mask.runtimes")
@@ -44,11 +49,15 @@ class RuntimeReport:
         chosen: runtime by part and layout.
         seconds: seconds per call of each candidate, by part and layout, where candidates were measured.
         left_out: reason why a candidate was not tried, by candidate.
+        accuracy: of int8, against float32.
+        classes: their names, where they are known.
     """
 
     chosen: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    accuracy: Accuracy | None = None
+    classes: Sequence[str] = ()
 
     def __str__(self) -> str:
         lines = []
@@ -56,11 +65,17 @@ class RuntimeReport:
             others = ", ".join(f"{key} {1e3 * value:.1f} ms" for key, value in self.seconds.get(part, {}).items())
             lines.append(f"{part}: {name}" + (f" ({others})" if others else ""))
         lines += [f"without {name}: {reason}" for name, reason in self.left_out.items()]
+        if self.accuracy is not None:
+            lines.append(self.accuracy.text(self.classes))
         return "\n".join(lines)
 
 
 def use_runtime(
-    model: Segmentor, backend: str = "auto", precision: str = "float32", cache: RuntimeCache | None = None
+    model: Segmentor,
+    backend: str = "auto",
+    precision: str = "float32",
+    cache: RuntimeCache | None = None,
+    calibration: Clips | None = None,
 ) -> RuntimeReport:
     """Run a segmentor's networks in a runtime. Changes the model in place; for inference only.
 
@@ -70,15 +85,18 @@ def use_runtime(
         model: a segmentor on the CPU. A second call replaces the earlier choice.
         backend: one of :data:`BACKENDS`. "auto" measures the installed ones (without "compile", which takes minutes) on
             the first call of every part, and takes the fastest one for each.
-        precision: "float32", or "bfloat16" (eager, compile and OpenVINO; the processor should know it).
+        precision: "float32"; "bfloat16" (eager, compile and OpenVINO; the processor should know it); or "int8" (ONNX
+            Runtime and OpenVINO), which serves the parts and frame sizes that were calibrated where it is measured
+            to be faster, and float32 the others.
         cache: folder for exported graphs; None takes the user's cache folder.
+        calibration: for int8, clips of frames [3, h, w] like those to come; see :func:`calibration_clips`.
 
     Returns:
-        A report, which is filled as sessions are made.
+        A report, which is filled as sessions are made; for int8 it has the accuracy on the calibration frames.
 
     Raises:
-        ValueError: unknown backend or precision, an unsupported combination, a model on another device, or a model
-            without parts for runtimes ("auto" then uses PyTorch and says so).
+        ValueError: unknown backend or precision, an unsupported combination, a model on another device, a model
+            without parts for runtimes ("auto" then uses PyTorch and says so), or int8 without calibration frames.
         ModuleNotFoundError: the backend's package is not installed; the message has the command.
     """
     if backend not in BACKENDS:
@@ -87,9 +105,17 @@ def use_runtime(
         raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if precision == "bfloat16" and backend == "onnxruntime":
         raise ValueError("ONNX Runtime has no bfloat16 on the CPU: use backend openvino, compile or eager")
-    reason = missing(backend)
-    if reason:
-        raise ModuleNotFoundError(f"backend {backend}: {reason}")
+    if precision == "int8":
+        if backend not in ("auto", "onnxruntime", "openvino"):
+            raise ValueError(
+                f"PyTorch does not run these networks in int8: not backend {backend}, but onnxruntime, openvino or auto"
+            )
+        calibration = check_clips(calibration)
+    # The tool that quantises is ONNX Runtime's.
+    for needed in (backend, *(["onnxruntime"] if precision == "int8" else [])):
+        reason = missing(needed)
+        if reason:
+            raise ModuleNotFoundError(f"backend {backend} in {precision}: {reason}")
     device = next(model.parameters()).device
     if device.type != "cpu" and (backend != "auto" or precision != "float32"):
         raise ValueError(
@@ -110,7 +136,44 @@ def use_runtime(
         _restore(owner, name)
         if device.type == "cpu":
             _exchange(owner, name, chooser)
+    if precision == "int8" and parts and device.type == "cpu":
+        assert calibration is not None
+        _calibrate(model, [getattr(owner, name) for owner, name in parts], chooser, calibration)
     return report
+
+
+def _calibrate(model: Segmentor, parts: Sequence[Part], chooser: _Chooser, clips: Clips) -> None:
+    """Collect what the parts are called with, make the sessions of int8, and see what they do to the label maps."""
+    report = chooser.report
+    chooser.recording = True
+    expected = labels_of(model, clips)
+    chooser.recording = False
+    _forget(parts)
+    found = labels_of(model, clips)
+    for calls in chooser.calls.values():
+        calls.release()
+    chosen = [label for label, name in report.chosen.items() if name.endswith(INT8)]
+    if not chosen:
+        report.left_out["int8"] = "float32 is as fast on this processor"
+        _logger.warning("int8 is not faster than float32 on this processor, so float32 runs")
+        return
+    report.accuracy = compare(found, expected, model.num_classes)
+    if report.accuracy.agreement >= LEAST_AGREEMENT:
+        _logger.info("%s", report.accuracy.text())
+        return
+    report.left_out["int8"] = (
+        f"only {100 * report.accuracy.agreement:.1f} % of the calibration frames' cells keep their label (at least "
+        f"{100 * LEAST_AGREEMENT:g} % are wanted)"
+    )
+    _logger.warning("int8: %s; float32 runs", report.left_out["int8"])
+    chooser.calls.clear()
+    report.chosen.clear()
+    _forget(parts)
+
+
+def _forget(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.forget()
 
 
 def _exchange(owner: nn.Module, name: str, chooser: _Chooser) -> None:
@@ -138,6 +201,9 @@ class _Chooser:
     def __init__(self, backend: str, precision: str, cache: RuntimeCache, report: RuntimeReport) -> None:
         self.backend, self.precision, self.cache, self.report = backend, precision, cache, report
         self.digests: dict[Part, str] = {}
+        # For int8: what every layout, by its digest, was called with; filled while recording.
+        self.recording = False
+        self.calls: dict[str, Calls] = {}
 
     def open(self, part: Part, flat: Flat, tensors: list[Tensor]) -> Session:
         """Make the session that runs a layout from now on."""
@@ -148,14 +214,24 @@ class _Chooser:
             self.digests[part] = module_digest(part.original)
         digest = text_digest(self.digests[part], part.function, flat.spec, flat.constants, *map(_layout, tensors))
 
+        if self.recording:
+            return self.calls.setdefault(digest, Calls(flat))
+
         def graph() -> Any:
             return self.cache.graph(digest, lambda path: _write(flat, tensors, path))
 
         makers = self._makers(flat, tensors, graph)
-        if self.backend != "auto":
+        calls = self.calls.get(digest)
+        if calls is not None:
+            digest = text_digest(digest, calls.digest)
+            makers |= self._int8_makers(makers, digest, graph, calls)
+        elif self.precision == "int8" and "int8" not in self.report.left_out:
+            self.report.left_out[f"int8 for {label}"] = "its frame size was not calibrated"
+            _logger.warning("int8 was not calibrated for %s: float32 runs there", label)
+        if len(makers) == 1:
             name = next(iter(makers))
             session = makers[name]()
-            _check(session, tensors, expected, f"{label} in {name}", self.precision)
+            _check(session, tensors, expected, f"{label} in {name}", _precision(name, self.precision))
             self.report.chosen[label] = name
             return session
         return self._fastest(label, digest, makers, tensors, expected)
@@ -167,7 +243,7 @@ class _Chooser:
             "eager, channels last": lambda: EagerSession(flat, tensors, channels_last=True, dtype=dtype),
             "compile": lambda: CompiledSession(flat, tensors, channels_last=True, dtype=dtype),
             "onnxruntime": lambda: OnnxRuntimeSession(graph()),
-            "openvino": lambda: OpenVinoSession(graph(), self.precision),
+            "openvino": lambda: OpenVinoSession(graph(), "float32" if dtype is None else self.precision),
         }
         if self.backend != "auto":
             return {self.backend: every[self.backend]}
@@ -181,6 +257,18 @@ class _Chooser:
                 del every[name]
         return every
 
+    def _int8_makers(
+        self, makers: dict[str, Callable[[], Session]], digest: str, graph: Callable[[], Any], calls: Calls
+    ) -> dict[str, Callable[[], Session]]:
+        def quantised() -> Any:
+            return self.cache.graph(digest, lambda path: write_int8(graph(), calls.kept, path))
+
+        every: dict[str, Callable[[], Session]] = {
+            "onnxruntime": lambda: OnnxRuntimeSession(quantised()),
+            "openvino": lambda: OpenVinoSession(quantised()),
+        }
+        return {name + INT8: make for name, make in every.items() if name in makers}
+
     def _fastest(
         self,
         label: str,
@@ -193,7 +281,9 @@ class _Chooser:
         kept = self.cache.choice(key)
         if kept is not None and kept.get("runtime") in makers:
             session = makers[kept["runtime"]]()
-            _check(session, tensors, expected, f"{label} in {kept['runtime']}", self.precision)
+            _check(
+                session, tensors, expected, f"{label} in {kept['runtime']}", _precision(kept["runtime"], self.precision)
+            )
             self.report.chosen[label] = kept["runtime"]
             return session
         seconds: dict[str, float] = {}
@@ -201,7 +291,7 @@ class _Chooser:
         for name, make in makers.items():
             try:
                 session = make()
-                _check(session, tensors, expected, f"{label} in {name}", self.precision)
+                _check(session, tensors, expected, f"{label} in {name}", _precision(name, self.precision))
             # An exporter may fail in any way on an unknown network; "auto" then leaves it out and says so.
             except Exception as error:  # noqa: BLE001
                 text = str(error).strip().splitlines()
@@ -254,6 +344,11 @@ def _measure(session: Session, tensors: list[Tensor]) -> float:
         session(tensors)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def _precision(name: str, wanted: str) -> str:
+    """In which precision a candidate computes."""
+    return "int8" if name.endswith(INT8) else "float32" if wanted == "int8" else wanted
 
 
 def _processor() -> str:

@@ -87,6 +87,11 @@ class Part(nn.Module):
     def original(self) -> nn.Module:
         return self._original[0]
 
+    def forget(self) -> None:
+        """Drop all sessions; the next calls open new ones."""
+        with self._lock:
+            self._sessions.clear()
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)

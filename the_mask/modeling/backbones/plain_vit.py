@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from the_mask.modeling.backbones.timm_adapter import check_model_name, convert_weights, load_exactly, read_weights
-from the_mask.ops.fast_linear import speed_up_linears
 
 # Earlier versions of timm initialise the layer scales of DINOv3 with wrong values.
 LEAST_TIMM = (1, 0, 22)
@@ -106,7 +105,6 @@ class PlainViT(Backbone):
             raise ValueError(
                 f"MODEL.ENCODER.FROZEN.LEVELS {list(levels)}: expected rising block numbers in 0..{self.depth - 1}"
             )
-        speed_up_linears(self.model)
         self.levels = tuple(levels)
         self.recompute = recompute
         self._last_positions: tuple[Any, Tensor | None, Tensor | None] | None = None

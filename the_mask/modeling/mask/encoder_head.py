@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from the_mask.modeling.mask.frozen_decoder import FrozenDecoder
-from the_mask.ops.fast_linear import fast_linear, speed_up_linears
+from the_mask.ops.fast_linear import fast_linear
 
 MASK_STRIDE = 4
 
@@ -88,7 +88,6 @@ class EncoderHead(nn.Module):
         self.query_updater = nn.Linear(width, width) if propagate else None
         self.decoder: FrozenDecoder | None = decoder
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
-        speed_up_linears(self)
 
     @property
     def num_queries(self) -> int:

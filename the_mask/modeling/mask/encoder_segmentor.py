@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from torch import Tensor
+from torch import Tensor, nn
 
 from the_mask.config.keys.encoder import CLASS_LOGITS
 from the_mask.modeling.freezing import freeze_except
@@ -374,10 +374,8 @@ class EncoderSegmentor(Segmentor):
 
     def _next(self, images: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One frame of some streams: class logits to use [B, Q, K + 1], masks [B, Q, h, w], and the state to carry."""
-        tokens = self._encode(images)
         queries = carried["queries"] if carried else self.sem_seg_head.first_queries(len(images))
-        (pair,), queries = self._segment(tokens, queries, aux=False)
-        logits, masks = pair
+        logits, masks, queries = self.segment_images(images, queries)
         if not carried:
             return logits, masks, carried
         total, count = carried["class_sum"] + logits.float(), carried["count"] + 1
@@ -385,6 +383,23 @@ class EncoderSegmentor(Segmentor):
         return own, masks, {"queries": queries, "class_sum": total, "count": count}
 
     # The network.
+
+    def runtime_parts(self) -> list[tuple[nn.Module, str]]:
+        """The whole network, whose only memory are the queries that go in and come out."""
+        return [(self, "segment_images")]
+
+    def segment_images(self, images: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One frame of some streams.
+
+        Args:
+            images: [B, 3, H, W] of :meth:`stack`.
+            queries: [B, Q, D].
+
+        Returns:
+            class logits [B, Q, K + 1], mask logits [B, Q, h, w], and the queries of the next frame [B, Q, D].
+        """
+        ((logits, masks),), queries = self._segment(self._encode(images), queries, aux=False)
+        return logits, masks, queries
 
     def _encode(self, images: Tensor) -> Tokens:
         """The input of the blocks with queries: tokens [N, P + patches, D]."""

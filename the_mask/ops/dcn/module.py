@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from the_mask.ops.dcn.op import dcnv3
+from the_mask.ops.fast_linear import fast_linear
 from the_mask.ops.linear import linear_in_float32
 
 
@@ -92,7 +92,7 @@ class DCNv3(nn.Module):
         mask = mask.softmax(-1, dtype=offset.dtype).flatten(3)
         share = None
         if self.center_feature_scale:
-            share = F.linear(
+            share = fast_linear(
                 features, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
             ).sigmoid()
         output = dcnv3(

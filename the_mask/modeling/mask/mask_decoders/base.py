@@ -25,6 +25,7 @@ from the_mask.modeling.mask.mask_decoders.layers import (
     unblock_empty_rows,
 )
 from the_mask.modeling.mask.position_encoding import position_encoding
+from the_mask.ops.fast_linear import fast_product
 
 Predictions = dict[str, Any]
 
@@ -42,7 +43,7 @@ def mask_logits(embeddings: Tensor, mask_features: Tensor) -> Tensor:
     if embeddings.dim() == 3:
         embeddings = embeddings[:, None]
     # One product per frame: an einsum over the clip would first copy the features to [B, C, T*h*w].
-    product = embeddings @ mask_features.flatten(3)
+    product = fast_product(embeddings, mask_features.flatten(3))
     return product.unflatten(3, mask_features.shape[3:]).transpose(1, 2)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.ops.fast_linear import fast_linear
+
 
 class MultiheadAttention(nn.Module):
     """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``.
@@ -50,7 +52,7 @@ class MultiheadAttention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            fast_linear(x, weight, bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         dropout = self.dropout if self.training else 0.0

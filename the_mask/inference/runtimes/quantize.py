@@ -1,0 +1,208 @@
+"""int8: static quantisation after training, with the ranges that activations have on calibration frames.
+
+ONNX Runtime's tools write the quantised graph (weights per channel, QuantizeLinear and DequantizeLinear around what is
+computed in int8), which OpenVINO reads too. Source of the method: Jacob et al., CVPR 2018.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from the_mask.inference.live.sources import open_source
+from the_mask.inference.views import MultiView
+from the_mask.modeling.segmentor import Segmentor
+
+# Frames of each clip: the networks of keyframe models have to see frames that follow one another.
+CLIP_FRAMES = 4
+MOST_CLIPS = 12
+# Arguments of a part that are kept for calibration, at most.
+MOST_BYTES = 1 << 30
+Clips = Sequence[Sequence[Tensor]]
+
+
+def calibration_clips(segmentor: MultiView, source: str | Path) -> list[list[Tensor]]:
+    """Frames to calibrate with, resized as a stream resizes its own.
+
+    Args:
+        segmentor: gives the network size.
+        source: a video file or a folder of frames; of long ones :data:`MOST_CLIPS` clips are taken, evenly spread.
+
+    Returns:
+        Clips of up to :data:`CLIP_FRAMES` uint8 RGB frames [3, h, w].
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`the_mask.inference.live.sources.open_source`; or a live source.
+    """
+    clips: list[list[Tensor]] = []
+    with open_source(source) as opened:
+        if opened.live:
+            raise ValueError(f"calibration frames from {source}: it is live; name a video file or a folder")
+        between = (opened.num_frames or 0) // MOST_CLIPS - CLIP_FRAMES
+        frames = iter(opened)
+        while len(clips) < MOST_CLIPS:
+            clip = [segmentor.prepare(frame) for frame in islice(frames, CLIP_FRAMES)]
+            if not clip:
+                break
+            clips.append(clip)
+            for _ in islice(frames, max(between, 0)):
+                pass
+    return clips
+
+
+def check_clips(clips: Clips | None) -> Clips:
+    """The clips, if there is a frame in them.
+
+    Raises:
+        ValueError: no frames.
+    """
+    if not clips or not any(clips):
+        raise ValueError(
+            "precision int8 is calibrated on frames like those to come, and there are none: --calibrate VIDEO or FOLDER"
+        )
+    return clips
+
+
+class Calls:
+    """The arguments that a layout of a part was called with on the calibration frames; a session that runs PyTorch."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.kept: list[list[Tensor]] = []
+        self._bytes = 0
+
+    def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
+        size = sum(x.numel() * x.element_size() for x in arguments)
+        if not self.kept or self._bytes + size <= MOST_BYTES:
+            self.kept.append([x.detach().clone() for x in arguments])
+            self._bytes += size
+        with torch.no_grad():
+            return list(self.module(*arguments))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that was kept, and of the tool that reads it."""
+        import onnxruntime
+
+        found = hashlib.sha256(onnxruntime.__version__.encode())
+        for call in self.kept:
+            for x in call:
+                found.update(x.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def release(self) -> None:
+        """Free the memory; what was made of it stays on disk."""
+        self.kept = []
+
+
+class _Reader:
+    """Calls as ONNX Runtime's calibration wants them."""
+
+    def __init__(self, names: Sequence[str], calls: Sequence[Sequence[Tensor]]) -> None:
+        self.feeds = iter([dict(zip(names, (x.contiguous().numpy() for x in call), strict=True)) for call in calls])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.feeds, None)
+
+
+def write_int8(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> None:
+    """Quantise an ONNX graph.
+
+    Args:
+        graph: in float32.
+        calls: arguments to calibrate with.
+        path: where the quantised graph is written.
+
+    Raises:
+        RuntimeError: no calls (left).
+    """
+    if not calls:
+        raise RuntimeError("the calibrated graph is gone from the cache: start anew")
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [x.name for x in onnx.load(graph, load_external_data=False).graph.input]
+    CalibrationDataReader.register(_Reader)
+    noise = logging.getLogger()
+    level = noise.level
+    noise.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(graph, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared,
+                path,
+                _Reader(names, calls),  # type: ignore[arg-type]
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                # Without instructions for it, products of full 8-bit values overflow their 16-bit sums.
+                reduce_range=not has_int8_products(),
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+    finally:
+        noise.setLevel(level)
+
+
+def has_int8_products() -> bool:
+    """Whether the processor multiplies and adds int8 into int32 in one instruction (VNNI, or Arm's dot products)."""
+    information = Path("/proc/cpuinfo")
+    words = set(information.read_text().split()) if information.exists() else set()
+    return bool(words & {"avx512_vnni", "avx_vnni", "asimddp"})
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Label maps of a runtime against those of PyTorch in float32, on the calibration frames.
+
+    Attributes:
+        frames: how many.
+        agreement: share of the pixels (cells of the score maps) with the same label.
+        iou: by class, for those that PyTorch finds; intersection over union of both, 0..1.
+    """
+
+    frames: int
+    agreement: float
+    iou: dict[int, float]
+
+    def text(self, classes: Sequence[str] = ()) -> str:
+        """For people, with the names of the classes."""
+        names = {c: classes[c] if c < len(classes) else f"class {c}" for c in self.iou}
+        table = ", ".join(f"{names[c]} {100 * value:.1f}" for c, value in self.iou.items())
+        return (
+            f"int8 gives {100 * self.agreement:.2f} % of the cells the label of float32 on {self.frames} calibration "
+            f"frames; IoU with float32 by class: {table}"
+        )
+
+
+def labels_of(model: Segmentor, clips: Clips) -> list[Tensor]:
+    """Label maps [h, w] of all frames, each clip a stream of its own."""
+    maps = []
+    for clip in clips:
+        state = model.init_state()
+        for frame in clip:
+            scores, state = model.step(frame, state)
+            maps.append(scores.argmax(dim=0))
+    return maps
+
+
+def compare(found: Sequence[Tensor], expected: Sequence[Tensor], num_classes: int) -> Accuracy:
+    """Label maps against those of float32."""
+    a, b = (torch.cat([x.flatten() for x in maps]) for maps in (found, expected))
+    same = torch.bincount(b[a == b], minlength=num_classes)
+    union = torch.bincount(a, minlength=num_classes) + torch.bincount(b, minlength=num_classes) - same
+    seen = torch.bincount(b, minlength=num_classes).nonzero().flatten().tolist()
+    iou = {c: float(same[c]) / float(union[c]) for c in seen}
+    return Accuracy(len(expected), float((a == b).float().mean()), iou)
