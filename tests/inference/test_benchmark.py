@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from the_mask.config import load_config
-from the_mask.inference import StreamingSegmentor
+from the_mask.inference import StreamingSegmentor, stage_clocks
 from the_mask.inference import benchmark as bench
 from the_mask.inference.demo import FrameAnnotator
 from the_mask.inference.live.video_file import VideoDecoder
@@ -99,16 +99,18 @@ def test_every_stage_has_its_own_clock(monkeypatch, tmp_path, owner, name, stage
     cfg = load_config(ROOT / "configs" / "debug" / "gsvnet_debug.yaml", ["MODEL.DEVICE", "cpu"])
     cfg.MODEL.KEYFRAME.INTERVAL = 1
     segmentor = StreamingSegmentor(cfg, build_random(cfg))
-    real = getattr(owner, name)
+    real, now = getattr(owner, name), [0.0]
 
     def slow(*args, **kwargs):
-        time.sleep(0.2)
+        now[0] += 1
         return real(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, slow)
-    table = bench.measure_stages(segmentor, source, tmp_path, 2, 1)
-    for key in STAGES:
-        assert (table[key]["mean_ms"] >= 190) == (key == stage), table
+    stopped = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0] / 2)
+    monkeypatch.setattr(stage_clocks, "time", stopped)
+    wall, processor = stage_clocks.stage_seconds(segmentor, source, tmp_path, 2, 1)
+    assert wall == {key: [float(key == stage)] * 2 for key in STAGES}
+    assert processor == {key: [float(key == stage) / 2] * 2 for key in STAGES}
     assert "stack" not in vars(segmentor.model)
 
 

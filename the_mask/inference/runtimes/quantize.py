@@ -144,7 +144,7 @@ def write_int8(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> No
             quantize_static(
                 prepared,
                 path,
-                _Reader(names, calls),  # type: ignore[arg-type]
+                _Reader(names, calls),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 # Without instructions for it, products of full 8-bit values overflow their 16-bit sums.
