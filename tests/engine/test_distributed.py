@@ -1,5 +1,6 @@
 """Several processes on the CPU (gloo) against one."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
 from engine_fakes import assert_same, debug_cfg, fake_cfg, train_both
 
 from the_mask.engine import Trainer, launch
@@ -15,6 +17,14 @@ from the_mask.engine.launch import plain_message, threads_per_process, under_tor
 from the_mask.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def train_both_and_note_threads(cfg, root, fake):
+    """In each process: train, and write down at exit the names of the threads that still run."""
+    train_both(cfg, root, fake)
+    file = Path(cfg.OUTPUT_DIR) / f"threads{comm.get_rank()}.txt"
+    tasks = Path("/proc/self/task")
+    atexit.register(lambda: file.write_text("".join((task / "comm").read_text() for task in tasks.iterdir())))
 
 
 def test_two_processes_equal_one(tiny_shapes: Path, tmp_path: Path) -> None:
@@ -26,9 +36,13 @@ def test_two_processes_equal_one(tiny_shapes: Path, tmp_path: Path) -> None:
     overrides += ["MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 0.0]
     fake = ["SOLVER.IMS_PER_BATCH", 8, "SOLVER.ACCUM_STEPS", 2, "SOLVER.EMA.ENABLED", True]
     one, two = tmp_path / "one", tmp_path / "two"
-    for folder, start in ((one, train_both), (two, lambda *args: launch(train_both, args, num_processes=2))):
+    in_two = lambda *args: launch(train_both_and_note_threads, args, num_processes=2)  # noqa: E731
+    for folder, start in ((one, train_both), (two, in_two)):
         (folder / "fake").mkdir(parents=True)
         start(debug_cfg(folder, *overrides), str(tiny_shapes), fake_cfg(folder / "fake", *fake))
+    for rank in (0, 1) if sys.platform == "linux" else ():
+        # A thread of gloo at exit would abort the process now and then.
+        assert "gloo" not in (two / f"threads{rank}.txt").read_text()
     alone = torch.load(one / "rank0.pth", weights_only=True)
     ranks = [torch.load(two / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
     assert_same(ranks[0]["model"], ranks[1]["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -128,11 +129,27 @@ def _worker(main: Callable[..., Any], args: tuple[Any, ...], local_processes: in
     try:
         main(*args)
     except TrainingInterrupted as interruption:
+        _leave_process_group()
         # An exit code is passed on, where Detectron2's launcher would print a traceback.
         sys.exit(interruption.exit_code)
     except USER_ERRORS as error:
         print(f"error (process {comm.get_rank()}): {plain_message(error)}", file=sys.stderr, flush=True)
         sys.exit(1)
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End the threads of the process group.
+
+    A gloo thread that drops its last tensor while Python shuts down aborts the process ("terminate called without an
+    active exception"), see https://github.com/pytorch/pytorch/issues/190489.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    # Detectron2 keeps the group of this machine in a variable of its module.
+    comm._LOCAL_PROCESS_GROUP = None
+    # What still refers to the group (DistributedDataParallel, hooks) is often part of a cycle.
+    gc.collect()
 
 
 def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...], device: str) -> None:
@@ -155,7 +172,7 @@ def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...], device: st
             torch.set_num_threads(threads_per_process(local_size))
         main(*args)
     finally:
-        dist.destroy_process_group()
+        _leave_process_group()
 
 
 @contextmanager
