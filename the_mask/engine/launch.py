@@ -146,8 +146,9 @@ def _leave_process_group() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
-    # Detectron2 keeps the group of this machine in a variable of its module.
+    # Detectron2 keeps the group of this machine in a variable of its module, and that of all in a cache.
     comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
     # What still refers to the group (DistributedDataParallel, hooks) is often part of a cycle.
     gc.collect()
 
