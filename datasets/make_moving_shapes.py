@@ -8,12 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from PIL import Image
-
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data.datasets import dataset_root
+from the_mask.data.io import write_picture
 from the_mask.data.synthetic import SceneSize, contact_sheet, make_moving_shapes
 
 
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.contact_sheet:
         sheet = contact_sheet(args.seed, min(6, args.train_videos), size)
-        Image.fromarray(sheet).save(args.contact_sheet)
+        write_picture(args.contact_sheet, sheet)
     if written:
         videos = args.train_videos + args.val_videos
         print(f"{output}: {videos} videos, {videos * args.frames} frames in {time.perf_counter() - start:.1f} s")

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data.classes import load_class_list
 from the_mask.data.datasets import dataset_root
+from the_mask.data.files import whole_folder
 from the_mask.data.frame_files import files_by_stem
-from the_mask.data.io import check_same_size, illegal_values, read_image, read_label_raw
+from the_mask.data.io import check_same_size, illegal_values, read_image, read_label_raw, write_picture
 from the_mask.data.registry import IMAGE_SUFFIXES, natural_key
 from the_mask.data.source_frames import alignment_problem, consecutive_runs, memory_numbers, shrink, walk_video
 from the_mask.inference.live.sources import open_source
@@ -137,20 +137,14 @@ def prepare_camvid(source: Path, output: Path, link: str = "copy", force: bool =
         ValueError: defects of the release, each with its file.
     """
     frames = read_release(source, output, link, force)
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     counts: Counter[tuple[str, str]] = Counter()
-    try:
+    with whole_folder(output) as partial:
         for split, members in frames.items():
             for frame in members:
                 folder = partial / split / frame.sequence
                 place(frame.image, folder / "origin" / frame.image.name, link)
                 place(frame.mask, folder / "mask" / frame.mask.name, link)
                 counts[split, frame.sequence] += 1
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 
@@ -238,8 +232,7 @@ def decode_sequence(
 
     def write(number: int, frame: np.ndarray) -> None:
         for target, frame_size in folders[number]:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(shrink(frame, frame_size)).save(target)
+            write_picture(target, shrink(frame, frame_size), durable=False)
 
     first = SOURCES[sequence][1] - shift
     # The labelled images have the stored pixels, which are not square in 0006R0.
@@ -283,18 +276,12 @@ def prepare_camvid_frames(
     if unknown:
         raise ValueError(f"--shift {unknown[0]}: expected one of {', '.join(SOURCES)}")
     frames = read_release(source, output, link, force)
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     counts: Counter[tuple[str, str]] = Counter()
-    try:
+    with whole_folder(output) as partial:
         for sequence in dict.fromkeys(frame.sequence for members in frames.values() for frame in members):
             members = {split: [f for f in found if f.sequence == sequence] for split, found in frames.items()}
             members = {split: found for split, found in members.items() if found}
             counts += decode_sequence(sequence, members, videos, partial, memory, shifts.get(sequence, 0), link)
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 

@@ -2,8 +2,8 @@
 """Make the train-id masks of Cityscapes from the label-id masks of its release. See datasets/README.md.
 
 For every gtFine/<split>/<city>/*_gtFine_labelIds.png (label ids 0..33) a file *_gtFine_labelTrainIds.png is written to
-the same folder: train ids 0..18, and 255 for classes that are not evaluated. Existing files are kept unless --force is
-given.
+the same folder: train ids 0..18, and 255 for classes that are not evaluated. Existing files are kept, and one
+that its source does not give is an error; --force writes all of them anew.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 # Run from a source tree without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data.datasets import dataset_root
-from the_mask.data.files import atomic_write
-from the_mask.data.io import apply_label_table, read_label_raw
+from the_mask.data.io import apply_label_table, read_label_raw, write_picture
 
 SOURCE, TARGET = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 # Label ids of the 19 evaluated classes, in the order of their train ids.
@@ -36,14 +34,18 @@ def convert(path: Path, force: bool = False) -> bool:
     """Write the train ids of one mask; returns whether the file was written.
 
     Raises:
-        ValueError: unreadable, or values other than label ids.
+        ValueError: unreadable, values other than label ids, or an existing file that differs.
     """
     target = path.with_name(path.name.removesuffix(SOURCE) + TARGET)
-    if target.exists() and not force:
-        return False
     label = apply_label_table(read_label_raw(path), TABLE, path)
-    picture = Image.fromarray(label.astype(np.uint8))
-    atomic_write(target, lambda stream: picture.save(stream, format="PNG"))
+    if target.exists() and not force:
+        if not np.array_equal(read_label_raw(target), label):
+            raise ValueError(
+                f"{target} is not what {path.name} gives: its source has changed, or another program made it; "
+                "--force replaces it"
+            )
+        return False
+    write_picture(target, label.astype(np.uint8))
     return True
 
 

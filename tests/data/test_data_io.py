@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from the_mask.data.io import apply_label_table, check_same_size, read_image, read_label, read_label_raw
+from the_mask.data.io import (
+    apply_label_table,
+    check_same_size,
+    read_image,
+    read_label,
+    read_label_raw,
+    read_size,
+    write_picture,
+)
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (13, 17, 3), dtype=np.uint8)
@@ -103,3 +111,34 @@ def test_size_mismatch_names_both_files():
     check_same_size(IMAGE, IMAGE[..., 0], "a.jpg", "a.png")
     with pytest.raises(ValueError, match=r"image a\.jpg is 13x17 .* mask a\.png is 17x13"):
         check_same_size(IMAGE, IMAGE[..., 0].T, "a.jpg", "a.png")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_pictures_are_written_whole(tmp_path, kind, monkeypatch):
+    labels = RNG.integers(0, np.iinfo(kind).max, (13, 17)).astype(kind)
+    path = tmp_path / "new" / "m.png"
+    write_picture(path, labels)
+    assert (read_label_raw(path) == labels).all()
+    write_picture(tmp_path / "i.JPG", IMAGE, quality=95)
+    assert Image.open(tmp_path / "i.JPG").format == "JPEG"
+    with pytest.raises(ValueError, match=r"picture .*x\.txt: unknown suffix '\.txt'"):
+        write_picture(tmp_path / "x.txt", IMAGE)
+
+    def full(picture, stream, **options):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*m\.png'"):
+        write_picture(path, labels * 0)
+    monkeypatch.undo()
+    assert (read_label_raw(path) == labels).all()
+    assert [file.name for file in path.parent.iterdir()] == ["m.png"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_upright_picture(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(IMAGE).save(tmp_path / "a.jpg", exif=exif)
+    assert read_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[:2]

@@ -40,6 +40,8 @@ def test_ids_by_name(tmp_path: Path, capsys: pytest.CaptureFixture, jobs: int) -
     assert run("--root", tmp_path) == 0
     assert "0 masks written, 2 were there already" in capsys.readouterr().out
     write(tmp_path, [33])
+    assert run("--root", tmp_path) == 1
+    assert "TrainIds.png is not what ulm_000000_000019_gtFine_labelIds.png gives" in capsys.readouterr().err
     assert run("--root", tmp_path, "--force") == 0
     assert np.array(Image.open(targets[0])).tolist() == [[18]]
 

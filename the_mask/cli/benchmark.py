@@ -9,7 +9,6 @@ Measures the model alone, and the whole path from a file to label maps. See docs
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from the_mask.cli import _options
@@ -44,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
     import the_mask.modeling  # noqa: F401  fills the registries
     from the_mask.config import load_config
+    from the_mask.data.files import write_json
     from the_mask.engine.logs import setup_logging
     from the_mask.inference import StreamingSegmentor
     from the_mask.inference.benchmark import benchmark, table
@@ -87,5 +87,5 @@ def run(args: argparse.Namespace) -> None:
     print(f"memory at most {peak:.0f} MiB; state of a stream {report['model_only']['state_bytes'] / 2**20:.2f} MiB")
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.output, report)
         print(f"report: {args.output}")

@@ -90,9 +90,11 @@ def update(path: Path, text: str) -> None:
     Raises:
         ValueError: the file has no markers.
     """
+    from the_mask.data.files import atomic_write
+
     content = path.read_text(encoding="utf-8")
     before, start, rest = content.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"{path}: the lines {START} and {END} are missing")
-    path.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+    atomic_write(path, f"{before}{START}\n{text}\n{END}{after}".encode())

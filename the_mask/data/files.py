@@ -80,9 +80,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield partial
         # Once for all files, which :func:`atomic_write` need not do for each of them.
         os.sync()
+        old = target.with_name(f"{target.name}.old-{os.getpid()}")
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)
         partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,16 +10,15 @@ Axes: T frames, H W pixels. Everything is drawn from one numpy Generator seeded 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from the_mask.data.classes import load_class_list
+from the_mask.data.files import atomic_write, whole_folder, write_json
+from the_mask.data.io import write_picture
 from the_mask.data.shapes import SHAPES, Shape, random_shape, shape_alpha, shape_color
 
 SKY, HILL, GROUND = 1, 2, 3  # raw PNG values; 0 is void
@@ -235,28 +234,20 @@ def make_moving_shapes(
         raise FileExistsError(
             f"{root} exists and was made with other settings than {settings}; pass --force to replace it"
         )
-    partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
-    try:
+    with whole_folder(root) as partial:
         for split_id, (split, count) in enumerate((("train", train_videos), ("val", val_videos))):
             names = [f"{split}_{number:03d}" for number in range(count)]
             for number, name in enumerate(names):
                 _write_video(partial / "data" / name, render_video(seed, split_id, number, size))
-            (partial / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        (partial / MANIFEST).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if root.exists():
-            shutil.rmtree(root)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            atomic_write(partial / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
+        write_json(partial / MANIFEST, settings)
     return True
 
 
 def _write_video(folder: Path, video: RenderedVideo) -> None:
-    (folder / "origin").mkdir(parents=True)
-    (folder / "mask").mkdir()
     for t, (image, label) in enumerate(zip(video.images, video.labels)):
-        Image.fromarray(image).save(folder / "origin" / f"{t:08d}.jpg", quality=92, subsampling=0)
-        Image.fromarray(label).save(folder / "mask" / f"{t:08d}.png")
+        write_picture(folder / "origin" / f"{t:08d}.jpg", image, durable=False, quality=92, subsampling=0)
+        write_picture(folder / "mask" / f"{t:08d}.png", label, durable=False)
 
 
 def contact_sheet(seed: int, videos: int, size: SceneSize, frames: int = 6) -> np.ndarray:

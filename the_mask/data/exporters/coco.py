@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class PanopticExporter(Exporter):
         name = f"{frame.name}.png"
         # A segment's id is r + 256 g + 65536 b of its colour.
         colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-        write_picture(inside(self.folder, frame.video, name), colors)
+        write_picture(inside(self.folder, frame.video, name), colors, durable=False)
         self._images.add(_image(self._images.count + 1, frame))
         segments = [
             {"id": region.label + 1, "iscrowd": 0, **_facts(region, code)}
@@ -54,6 +55,8 @@ class PanopticExporter(Exporter):
     def end(self, video: str) -> None:
         things = [{**category, "isthing": 0} for category in categories(self.classes)]
         fields = {"images": self._images, "annotations": self._annotations, "categories": things}
+        # The JSON says that the PNGs are there: they must be on the disk before it.
+        os.sync()
         write_document(self.path(f"{video}.json"), {"info": _info(self.model), **fields})
 
 

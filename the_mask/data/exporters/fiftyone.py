@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -22,8 +23,10 @@ class FiftyOneExporter(Exporter):
         for region in found:
             values[region.mask] = region.label + 1
         name = PurePosixPath(frame.picture).with_suffix(".png").as_posix()
-        write_picture(inside(self.folder, "labels", name), values)
+        write_picture(inside(self.folder, "labels", name), values, durable=False)
 
     def finish(self) -> None:
         targets = {str(i + 1): name for i, name in enumerate(self.classes.names)}
+        # This file says that the masks are there: they must be on the disk before it.
+        os.sync()
         write_json(self.path("mask_targets.json"), targets)
