@@ -28,6 +28,7 @@ from timing import quartiles, synchronise
 from torch import Tensor
 
 import the_mask
+from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
 from the_mask.modeling.mask import losses
 from the_mask.modeling.mask import points as sampling
 from the_mask.modeling.mask.criterion import MaskCriterion
@@ -115,7 +116,8 @@ def bench_criterion(args: argparse.Namespace, device: torch.device, clock: Clock
     times: dict[int, Times] = {1: defaultdict(list), 2: defaultdict(list)}
     for repeat in range(args.repeats + 1):
         for rounds, found in times.items():
-            criterion = MaskCriterion(num_classes=args.classes, rounds=rounds, num_points=args.points).to(device)
+            options, hierarchy = LossOptions(train_num_points=args.points), HierarchyOptions(rounds=rounds)
+            criterion = MaskCriterion(num_classes=args.classes, options=options, hierarchy=hierarchy).to(device)
             matching: list[float] = []
             time_matching(criterion, matching, device, clock)
             start = clock()

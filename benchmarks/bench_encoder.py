@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def contenders(args: argparse.Namespace, name: str, part: str) -> dict[str, Call
     is_video = part in ("video", "memory")
     images = frames_of(args, args.frames if is_video else 1)
     theirs, ours = pair(args, name, is_video)
-    ours.class_logits = "per-frame"
+    ours.options = replace(ours.options, class_logits="per-frame")
     found: dict[str, Callable[[], object]] = {"transformers": lambda: theirs(images[None] if is_video else images)}
     found["ours"] = lambda: clip_masks(ours, images)
     if args.compile:

@@ -36,6 +36,7 @@ from timing import quartiles, race, synchronise
 from torch import nn
 
 from the_mask.config import load_config
+from the_mask.config.keys.mask_former import HierarchyOptions
 from the_mask.modeling import MaskClassifier
 from the_mask.modeling.mask.targets import build_targets
 from the_mask.modeling.stream import Ring
@@ -111,7 +112,7 @@ def bench_step(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     peer_times: list[float] = []
     for repeat in range(args.repeats + 1):
         for rounds, found in times.items():
-            model.criterion.rounds = rounds
+            model.criterion.hierarchy = HierarchyOptions(rounds=rounds)
             for name, seconds in one_step(model, optimiser, clips, repeat, clock).items():
                 if repeat:  # the first is warm-up
                     found[name].append(seconds)

@@ -13,10 +13,11 @@ from torch import nn
 
 import the_mask.modeling  # noqa: F401
 from the_mask.config import config_names, load_config
-from the_mask.engine.layer_decay import LayerDecay, layer_decay_factors, layer_ids
+from the_mask.config.keys.solver import LayerDecayOptions
+from the_mask.engine.layer_decay import layer_decay_factors, layer_ids
 from the_mask.engine.optimizer import build_optimizer
 
-LAYER = LayerDecay("layer", 0.95)
+LAYER = LayerDecayOptions(mode="layer", rate=0.95)
 HEAD = [f"sem_seg_head.predictor.{part}" for part in ("query_feat.weight", "mask_embed.layers.0.weight", "norm.bias")]
 
 
@@ -48,7 +49,7 @@ def internimage_h_rule(name: str, quirks: bool) -> int:
 @pytest.mark.parametrize("quirks", [False, True])
 def test_internimage_h(quirks: bool) -> None:
     names = backbone_names("build_internimage_backbone", "MODEL.INTERNIMAGE.VARIANT", "H")
-    decay = LayerDecay("layer", 0.95, quirk_extra_norms=quirks, quirk_queries=quirks)
+    decay = LayerDecayOptions(mode="layer", rate=0.95, quirk_extra_norms=quirks, quirk_queries=quirks)
     ids, top = layer_ids([*names, *HEAD], decay)
     assert top == 51
     assert {name: ids[name] for name in names} == {name: internimage_h_rule(name, quirks) for name in names}
@@ -90,7 +91,7 @@ def test_beit_large() -> None:
 def test_convnext_xl_by_stage_as_published() -> None:
     """0.9^(13-id): id 0 stem and downsampling, 1 to 4 stages, 13 heads."""
     names = backbone_names(*("build_timm_backbone", "MODEL.TIMM.NAME", "convnext_xlarge", "MODEL.TIMM.OUT_NORM", "LN"))
-    factors = layer_decay_factors([*names, *HEAD], LayerDecay("stage", 0.9, num_layers=12))
+    factors = layer_decay_factors([*names, *HEAD], LayerDecayOptions(mode="stage", rate=0.9, num_layers=12))
     for name in names:
         stage = re.match(r"backbone\.model\.stages\.(\d)\.blocks\.", name)
         if stage is not None:
@@ -134,7 +135,7 @@ EXAMPLES = {
 def test_families(family: str) -> None:
     names = backbone_names(*FAMILIES[family])
     by_layer, top = layer_ids([*names, *HEAD], LAYER)
-    by_stage, stages = layer_ids([*names, *HEAD], LayerDecay("stage", 0.9))
+    by_stage, stages = layer_ids([*names, *HEAD], LayerDecayOptions(mode="stage", rate=0.9))
     assert top == 1 + sum(DEPTHS.get(family, (3, 4, 6, 3)))
     assert stages == 5
     for name, (layer, stage) in EXAMPLES[family].items():
@@ -152,22 +153,22 @@ def test_families(family: str) -> None:
 
 
 def test_none_is_one_rate_for_all() -> None:
-    assert layer_decay_factors(["a", "backbone.b"], LayerDecay()) == {"a": 1.0, "backbone.b": 1.0}
+    assert layer_decay_factors(["a", "backbone.b"], LayerDecayOptions()) == {"a": 1.0, "backbone.b": 1.0}
 
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"no blocks whose decay is known.*InternImage"):
         layer_ids(["backbone.conv.weight", "head.weight"], LAYER)
     with pytest.raises(ValueError, match="needs a backbone of four stages, not 1: use layer"):
-        layer_ids(["backbone.model.blocks.0.gamma_1"], LayerDecay("stage", 0.9))
-    with pytest.raises(ValueError, match=r"LR_DECAY.MODE 'block': expected one of none, layer, stage"):
-        LayerDecay("block")
+        layer_ids(["backbone.model.blocks.0.gamma_1"], LayerDecayOptions(mode="stage", rate=0.9))
+    with pytest.raises(ValueError, match=r"LR_DECAY.MODE 'block': expected one of 'none', 'layer', 'stage'"):
+        LayerDecayOptions(mode="block")
     for rate in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"LR_DECAY.RATE {rate}"):
-            LayerDecay("layer", rate)
+            LayerDecayOptions(mode="layer", rate=rate)
     for decay in ({"mode": "layer", "num_layers": 12}, {"mode": "stage", "num_layers": 3}):
         with pytest.raises(ValueError, match=r"LR_DECAY.NUM_LAYERS"):
-            LayerDecay(**decay)
+            LayerDecayOptions(**decay)
 
 
 class TinyInternImage(nn.Module):
@@ -243,7 +244,7 @@ def test_every_vspw_model_of_the_report_has_its_pretraining() -> None:
 @pytest.mark.parametrize("kind", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb"])
 def test_plain_vit_follows_the_published_rule(kind):
     names = [*backbone_names("build_vit_backbone", "MODEL.VIT.NAME", kind), *HEAD]
-    factors = layer_decay_factors(names, LayerDecay("vit", 0.8))
+    factors = layer_decay_factors(names, LayerDecayOptions(mode="vit", rate=0.8))
     for name in names:
         block = re.match(r"backbone\.model\.blocks\.(\d+)\.", name)
         stem = re.match(r"backbone\.model\.(patch_embed|cls_token|reg_token|pos_embed)", name)
@@ -255,7 +256,7 @@ def test_plain_vit_follows_the_published_rule(kind):
 def test_vit_decay_needs_a_plain_transformer():
     names = backbone_names("build_mit_backbone")
     with pytest.raises(ValueError, match="MODE vit needs a plain transformer"):
-        layer_ids(names, LayerDecay("vit", 0.8))
+        layer_ids(names, LayerDecayOptions(mode="vit", rate=0.8))
 
 
 def test_two_stages_split_the_groups():

@@ -11,6 +11,7 @@ from PIL import Image
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
+from the_mask.config.keys.keyframe import KeyframeOptions
 from the_mask.data import register_video_tree
 from the_mask.engine.model_stats import model_stats
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
@@ -79,7 +80,7 @@ def make_model(propagator, max_gap=4):
         policy=("interval", interval(), Gate(float("inf"), max_gap=max_gap)),
         frame_mean=(80.0,) * 3,
         frame_std=(80.0,) * 3,
-        stride=2,
+        options=KeyframeOptions(stride=2),
     ).eval()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from the_mask.config.keys.inference import RefinementOptions
 from the_mask.inference.class_refine import ClassRefinement, Piece, reassemble, split_classes, uncertain_share
 from the_mask.inference.refine import local_step, refine_mask, resize, tile_corners, working_size
 
@@ -171,7 +172,7 @@ def test_refinement_that_keeps_masks_keeps_labels():
     labels = label_map()
     image = np.zeros((*labels.shape, 3), dtype=np.uint8)
     network = Keeper()
-    step = ClassRefinement(network, min_uncertain=0.0, least_edge=1, multiple=1)
+    step = ClassRefinement(network, RefinementOptions(min_uncertain=0.0, least_edge=1), multiple=1)
     assert (step(image, torch.from_numpy(labels), certain(labels), None).numpy() == labels).all()
     assert len(network.calls) == 3
 
@@ -181,7 +182,7 @@ def test_only_uncertain_components_are_refined():
     image = np.zeros((*labels.shape, 3), dtype=np.uint8)
     scores = certain(labels)
     network = Keeper()
-    step = ClassRefinement(network, min_uncertain=0.5)
+    step = ClassRefinement(network, RefinementOptions(min_uncertain=0.5))
     assert torch.equal(step(image, torch.from_numpy(labels), scores, None), torch.from_numpy(labels))
     assert not network.calls
     # Blur the scores around the far component alone.
@@ -200,19 +201,19 @@ def test_crops_of_one_size_run_in_batches():
     for index in range(4):
         labels[30:90, 20 + 95 * index : 80 + 95 * index] = 1
     network = Keeper()
-    step = ClassRefinement(network, min_uncertain=0.0, batch=3)
+    step = ClassRefinement(network, RefinementOptions(min_uncertain=0.0, batch=3))
     image = np.zeros((120, 400, 3), dtype=np.uint8)
     result = step(image, torch.from_numpy(labels), certain(labels), None)
     sizes = [call[0] for call in network.calls]
     assert sorted(size[0] for size in sizes) == [1, 1, 3]
     assert (result.numpy() != labels).mean() < 0.05
-    one = ClassRefinement(Keeper(), min_uncertain=0.0, batch=1)
+    one = ClassRefinement(Keeper(), RefinementOptions(min_uncertain=0.0, batch=1))
     assert torch.equal(one(image, torch.from_numpy(labels), certain(labels), None), result)
 
 
 def test_maps_without_borders():
     network = Keeper()
-    step = ClassRefinement(network, min_uncertain=0.0)
+    step = ClassRefinement(network, RefinementOptions(min_uncertain=0.0))
     for labels in (np.full((60, 70), 2, dtype=np.uint8), np.zeros((0, 0), dtype=np.uint8)):
         scores = certain(labels)
         result = step(np.zeros((*labels.shape, 3), np.uint8), torch.from_numpy(labels), scores, None)
@@ -238,14 +239,14 @@ def test_a_good_refiner_improves_a_bad_map():
         return torch.where(agrees, foreground, 1 - foreground)
 
     rough = np.roll(labels, 4, axis=1)
-    step = ClassRefinement(Keeper(truth), min_uncertain=0.0, least_edge=1, multiple=1)
+    step = ClassRefinement(Keeper(truth), RefinementOptions(min_uncertain=0.0, least_edge=1), multiple=1)
     refined = step(image, torch.from_numpy(rough), certain(rough), None).numpy()
     assert ((refined == 1) == (labels == 1)).mean() > 0.99 > ((rough == 1) == (labels == 1)).mean()
 
 
 def test_bad_options():
     with pytest.raises(ValueError, match=r"TEST\.REFINER"):
-        ClassRefinement(Keeper(), least_edge=1000)
-    with pytest.raises(ValueError, match="MIN_UNCERTAIN"):
-        ClassRefinement(Keeper(), min_uncertain=2)
+        ClassRefinement(Keeper(), RefinementOptions(least_edge=1000))
+    with pytest.raises(ValueError, match=r"TEST\.REFINER\.MIN_UNCERTAIN 2: expected a number in 0\.\.1"):
+        ClassRefinement(Keeper(), RefinementOptions(min_uncertain=2))
     assert resize(torch.ones(1, 1, 3, 3), (3, 3), "area").shape == (1, 1, 3, 3)

@@ -1,10 +1,12 @@
 """Random outputs and targets for the tests of the criterion, and the whole loss written as loops in float64."""
 
 import math
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
 
+from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.matching import assign
 from the_mask.modeling.mask.points import point_generator, point_sample
@@ -52,8 +54,11 @@ def make_targets(clips=2, frames=1, void=0.0, **kwargs):
     ]
 
 
-def make_criterion(**kwargs):
-    return MaskCriterion(num_classes=K, **{"num_points": 64, **kwargs})
+def make_criterion(**values):
+    """A criterion with options of either class."""
+    late = {field.name: values.pop(field.name) for field in fields(HierarchyOptions) if field.name in values}
+    options = LossOptions(**{"train_num_points": 64, **values})
+    return MaskCriterion(num_classes=K, options=options, hierarchy=HierarchyOptions(**late))
 
 
 def leaves(outputs):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from the_mask.config import load_config
+from the_mask.config.keys.context import ClipSegmentorOptions
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
 from the_mask.modeling.pixel.context.types import ClipFeatures, HeadOutput, fill_missing
 from the_mask.modeling.pixel.heads.base import PixelHead
@@ -60,7 +61,9 @@ class MeanBackbone(nn.Module):
 
 def slot_model(length, **options):
     options = {"num_classes": 2, "ignore_label": 255, "pixel_mean": [0.0] * 3, "pixel_std": [100.0] * 3, **options}
-    model = ClipSegmentor(backbone=MeanBackbone(), sem_seg_head=SlotHead(length), size_divisibility=4, **options)
+    own = {name: options.pop(name) for name in ("fold_time", "memory_grad", "pad") if name in options}
+    own = ClipSegmentorOptions(size_divisibility=4, **own)
+    model = ClipSegmentor(backbone=MeanBackbone(), sem_seg_head=SlotHead(length), options=own, **options)
     return model.eval()
 
 

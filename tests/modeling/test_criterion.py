@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from criterion_cases import K, Q, leaves, make_criterion, make_label, make_outputs, make_targets, naive_loss, scalars
 
 from the_mask.config import load_config
+from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
 from the_mask.modeling.mask import criterion as module
 from the_mask.modeling.mask import losses
 from the_mask.modeling.mask.criterion import MaskCriterion
@@ -162,7 +163,7 @@ def test_ignored_pixels_do_not_matter():
     for s in [changed, *changed["aux_outputs"]]:
         with torch.no_grad():
             s["pred_masks"][..., 8:] = 50.0  # cells 8, 9 lie at pixels 32..39; the reach of 24 ends before them
-    for options in ({"importance_ratio": 0.0}, {"importance_ratio": 0.0, "rounds": 2}):
+    for options in ({"importance_sample_ratio": 0.0}, {"importance_sample_ratio": 0.0, "rounds": 2}):
         criterion = make_criterion(**options)
         first, second = criterion(outputs, targets, [1]), criterion(changed, targets, [1])
         assert scalars(first) == pytest.approx(scalars(second), rel=1e-5)
@@ -174,7 +175,7 @@ def test_a_clip_s_losses_do_not_depend_on_its_batch(monkeypatch):
     """Two ranks with one clip each, normalisers averaged as all-reduce would, equal one process with both clips."""
     outputs, targets = make_outputs(frames=2, frame_branch=True), make_targets(frames=2, void=0.3)
     targets[1] = clip_targets([make_label(11), None], 255, K)
-    criterion = make_criterion(rounds=2, num_points=200)
+    criterion = make_criterion(rounds=2, train_num_points=200)
     together = criterion(outputs, targets, [8, 9])
 
     def part(b):
@@ -340,11 +341,14 @@ def test_state_dict_and_config():
         overrides=["MODEL.THE_MASK.ROUNDS", "2", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "124", "MODEL.DEVICE", "cpu"]
     )
     built = MaskCriterion(cfg)
-    assert built.rounds == 2
+    assert built.hierarchy.rounds == 2
     assert built.empty_weight.shape == (125,)
-    assert (built.class_weight, built.mask_weight, built.dice_weight) == (2.0, 5.0, 5.0)
-    assert (built.num_points, built.oversample_ratio, built.importance_ratio) == (12544, 3.0, 0.75)
-    assert (built.primary_weight, built.secondary_weight, built.frame_weight) == (1.0, 0.5, 0.25)
+    assert (built.options, built.hierarchy) == (LossOptions(), HierarchyOptions(rounds=2))
+    weights = built.options
+    assert (weights.class_weight, weights.mask_weight, weights.dice_weight) == (2.0, 5.0, 5.0)
+    assert (weights.train_num_points, weights.oversample_ratio, weights.importance_sample_ratio) == (12544, 3.0, 0.75)
+    later = built.hierarchy
+    assert (later.primary_weight, later.secondary_weight, later.frame_weight) == (1.0, 0.5, 0.25)
 
 
 @pytest.mark.parametrize(

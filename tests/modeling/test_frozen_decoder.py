@@ -10,6 +10,7 @@ from encoder_cases import CLASSES, QUERIES, random_clip, randomize, tiny_config
 from torch.nn import functional as F
 
 from the_mask.config import load_config
+from the_mask.config.keys.encoder import FrozenDecoderOptions
 from the_mask.modeling import feature_cache
 from the_mask.modeling.build import build_segmentor
 from the_mask.modeling.mask.frozen_decoder import FrozenDecoder
@@ -81,7 +82,7 @@ def reference(decoder, levels, grid, queries):
 
 
 def test_decoder_equals_its_formulas():
-    decoder = randomize(FrozenDecoder([48, 48], 48, QUERIES, 5, num_blocks=2, heads=4, hidden=32)).eval()
+    decoder = randomize(FrozenDecoder([48, 48], QUERIES, 5, FrozenDecoderOptions(blocks=2, heads=4, hidden=32))).eval()
     generator = torch.Generator().manual_seed(3)
     for level in decoder.levels:
         level.norm.running_mean.copy_(torch.randn(48, generator=generator))

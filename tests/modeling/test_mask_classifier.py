@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling
 from the_mask.config import load_config
+from the_mask.config.keys.mask_former import MaskOptions
 from the_mask.modeling import stage1_to_stage2
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -166,9 +167,9 @@ def test_scores_combine_both_branches():
     model = build(VIDEO).eval()
     clip = make_clip(2)
     (both,) = model.score_maps([clip])
-    model.clip_score_weight = 1.0
+    model.options = MaskOptions(clip_score_weight=1.0)
     (clip_only,) = model.score_maps([clip])
-    model.clip_score_weight = 0.0
+    model.options = MaskOptions(clip_score_weight=0.0)
     (frame_only,) = model.score_maps([clip])
     assert not torch.allclose(clip_only, frame_only, atol=1e-3)
     torch.testing.assert_close(both, (clip_only + frame_only) / 2)
@@ -221,7 +222,7 @@ def test_merging_at_the_input_as_released(name):
 
 
 def test_unknown_place_of_merging():
-    with pytest.raises(ValueError, match=r"MERGE_AT 'output': expected one of mask, input"):
+    with pytest.raises(ValueError, match=r"MERGE_AT 'output': expected one of 'mask', 'input'"):
         build(**{"MODEL.MASK_FORMER.MERGE_AT": "output"})
 
 
@@ -345,7 +346,7 @@ def test_labels_outside_the_classes_are_an_error():
     ("key", "value", "message"),
     [
         ("TEST.CLIP_LENGTH", 0, r"TEST.CLIP_LENGTH \(0\)"),
-        ("MODEL.THE_MASK.CLIP_SCORE_WEIGHT", 1.5, "CLIP_SCORE_WEIGHT is 1.5; expected 0..1"),
+        ("MODEL.THE_MASK.CLIP_SCORE_WEIGHT", 1.5, "CLIP_SCORE_WEIGHT 1.5: expected a number in 0..1"),
     ],
 )
 def test_bad_configs_name_their_key(key, value, message):

@@ -280,9 +280,9 @@ def test_can_be_exported(name):
     [
         ({"NHEADS": 5}, r"HIDDEN_DIM \(32\) must be a multiple of MODEL.MASK_FORMER.NHEADS \(5\)"),
         ({"HIDDEN_DIM": 30, "NHEADS": 2}, r"HIDDEN_DIM is 30; position encoding needs a multiple of 4"),
-        ({"DEC_LAYERS": 1}, r"DEC_LAYERS is 1; it counts the initial queries: at least 2"),
+        ({"DEC_LAYERS": 1}, r"DEC_LAYERS 1: expected a number in 2..1024"),
         ({"TRANSFORMER_DECODER_NAME": "Unknown"}, r"'Unknown'; registered are MaskedAttentionDecoder, Temporal"),
-        ({"POSITION_ENCODING": "none"}, r"POSITION_ENCODING is 'none'"),
+        ({"POSITION_ENCODING": "none"}, r"POSITION_ENCODING 'none': expected one of 'sine2d', 'sine3d'"),
     ],
 )
 def test_bad_configs_name_their_key(changes, message):

@@ -5,8 +5,9 @@ import torch
 from detectron2.modeling import build_model
 
 from the_mask.config import load_config
+from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.pixel.context.prior_map import PriorMap
-from the_mask.modeling.pixel.context.priors import PreviousPrediction, StoredMasks, inference_mode_of, label_prior
+from the_mask.modeling.pixel.context.priors import PreviousPrediction, StoredMasks, label_prior
 from the_mask.modeling.stream import Hints
 from the_mask.weights import load_weights
 from the_mask.weights.class_sets import transfer_rows
@@ -111,7 +112,7 @@ def test_ground_truth_stands_in_at_first_then_the_prediction():
     (truth,) = priors
     assert torch.equal(truth.labels[0], clips[0]["labels"][-2])
     assert (truth.labels[1] == 255).all()  # there is no frame before
-    with torch.no_grad(), inference_mode_of(model):
+    with torch.no_grad(), evaluation_mode(model):
         features = model.backbone(model.training_batch(clips).images[:, -2])
         logits = model.sem_seg_head(features, None, None).logits
     priors.clear()

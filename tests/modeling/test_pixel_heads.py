@@ -8,12 +8,14 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.modeling.pixel.heads import FCNHead, UperNetHead
 
 SHAPES = {"res2": ShapeSpec(channels=4, stride=4), "res3": ShapeSpec(channels=6, stride=8)}
 SHAPES["res4"] = ShapeSpec(channels=8, stride=16)
 LEVELS = list(SHAPES)
 CLASSES = 5
+SMALL = PixelHeadOptions(convs_dim=6, num_convs=2, num_classes=CLASSES, norm="BN")
 
 
 def upernet(norm="BN"):
@@ -21,11 +23,7 @@ def upernet(norm="BN"):
     head = UperNetHead(
         levels=LEVELS,
         shapes=[SHAPES[x] for x in LEVELS],
-        channels=6,
-        num_classes=CLASSES,
-        norm=norm,
-        pool_sizes=[1, 2, 3],
-        dropout=0.1,
+        options=PixelHeadOptions(convs_dim=6, num_classes=CLASSES, norm=norm, pool_sizes=(1, 2, 3)),
     )
     for module in head.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -75,14 +73,14 @@ def test_key_names_are_mmsegs():
     modules += [f"{name}.{i}" for name in ("lateral_convs", "fpn_convs") for i in range(2)]
     expected = {f"{m}.{part}" for m in modules for part in ["conv.weight", *norm]}
     assert set(upernet().state_dict()) == expected | {"conv_seg.weight", "conv_seg.bias"}
-    fcn = FCNHead(level="res3", shape=SHAPES["res3"], channels=6, num_convs=2, num_classes=CLASSES, norm="BN")
+    fcn = FCNHead(level="res3", shape=SHAPES["res3"], options=SMALL)
     expected = {f"convs.{i}.{part}" for i in range(2) for part in ["conv.weight", *norm]}
     assert set(fcn.state_dict()) == expected | {"conv_seg.weight", "conv_seg.bias"}
 
 
 def test_fcn_equals_its_definition():
     torch.manual_seed(0)
-    head = FCNHead(level="res3", shape=SHAPES["res3"], channels=6, num_convs=2, num_classes=CLASSES, norm="BN").eval()
+    head = FCNHead(level="res3", shape=SHAPES["res3"], options=SMALL).eval()
     maps, s = features(), head.state_dict()
     feature = conv(s, "convs.1", conv(s, "convs.0", maps["res3"], 3), 3)
     torch.testing.assert_close(head(maps).logits, F.conv2d(feature, s["conv_seg.weight"], s["conv_seg.bias"]))
@@ -92,11 +90,9 @@ def test_fcn_equals_its_definition():
 
 def test_bad_heads_are_named():
     with pytest.raises(ValueError, match="at least two levels, got 1"):
-        UperNetHead(
-            levels=["res2"], shapes=[SHAPES["res2"]], channels=6, num_classes=2, norm="BN", pool_sizes=[1], dropout=0
-        )
+        UperNetHead(levels=["res2"], shapes=[SHAPES["res2"]], options=PixelHeadOptions(norm="BN", pool_sizes=(1,)))
     with pytest.raises(ValueError, match=r"MODEL.SEM_SEG_HEAD.NUM_CONVS 0"):
-        FCNHead(level="res3", shape=SHAPES["res3"], channels=6, num_convs=0, num_classes=2, norm="BN")
+        PixelHeadOptions(num_convs=0)
     cfg = load_config(overrides=["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2','res9']"])
     with pytest.raises(ValueError, match=r"IN_FEATURES \['res2', 'res9'\]: the backbone has res2, res3, res4"):
         UperNetHead(cfg, SHAPES)

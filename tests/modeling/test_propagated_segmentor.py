@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.config.keys.keyframe import KeyframeOptions
 from the_mask.modeling.propagation import CopyPropagator, GSVNet, WarpPropagator
 from the_mask.modeling.propagation.policies import Gate, interval, scene_cut
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor, log_probabilities
@@ -52,13 +53,15 @@ def wrap(propagator=None, max_gap=3, segmentor=None, measure=None, gate=None, **
     name = type(measure).__name__ if measure else "interval"
     gate = gate or Gate(float("inf"), max_gap=max_gap)
     options = {"stride": 4, **options}
+    cache = options.pop("cache", None)
     return PropagatedSegmentor(
         segmentor=segmentor or ColourSegmentor(),
         propagator=propagator or CopyPropagator(),
         policy=(name, measure or interval(), gate),
         frame_mean=(100.0,) * 3,
         frame_std=(50.0,) * 3,
-        **options,
+        options=KeyframeOptions(**options),
+        cache=cache,
     ).eval()
 
 
@@ -284,10 +287,10 @@ class TestStream:
                 frame[1, :, 26:] = 255
                 frame[0, :, :26] = 255
             scores, _ = stream(model, video)
-            h, w = -(-37 // model.stride), -(-53 // model.stride)
+            h, w = -(-37 // model.options.stride), -(-53 // model.options.stride)
             assert scores[0].shape == (3, h, w)
             classes = scores[0].argmax(dim=0)
-            edge = max(1, 26 // model.stride)
+            edge = max(1, 26 // model.options.stride)
             assert (classes[:, : edge - 1] == 0).all()
             assert (classes[:, edge + 1 :] == 1).all()
 
@@ -515,12 +518,12 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"stride": 0}, "STRIDE is 0"),
+            ({"stride": 0}, "STRIDE 0"),
             ({"key_scale": 0}, "KEY_SCALE is 0"),
-            ({"carry": "masks"}, "CARRY is 'masks'"),
+            ({"carry": "masks"}, "CARRY 'masks'"),
             ({"distances": ()}, "DISTANCES"),
             ({"distances": (0, 1)}, "DISTANCES"),
-            ({"unroll": -1}, "UNROLL is -1"),
+            ({"unroll": -1}, "UNROLL -1"),
             ({"class_weights": (1.0,)}, "CLASS_WEIGHTS has 1 values for 3 classes"),
             ({"released": True}, "RELEASED needs the raw logits of a ClipSegmentor"),
         ],

@@ -230,7 +230,7 @@ def test_identity_start_begins_where_stage_1_ended():
 
 
 def test_unknown_initialisation():
-    with pytest.raises(ValueError, match="TEMPORAL_INIT is 'zeros'; expected one of identity, xavier"):
+    with pytest.raises(ValueError, match="TEMPORAL_INIT 'zeros': expected one of 'identity', 'xavier'"):
         build(**{"THE_MASK.TEMPORAL_INIT": "zeros"})
 
 

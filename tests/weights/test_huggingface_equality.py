@@ -3,6 +3,8 @@
 Their models write the files themselves (``save_pretrained``), so the names are those of the published ones.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
@@ -72,7 +74,7 @@ def assert_same_outputs(kind, folder, size, sizes, overrides):
         # 1e-4 of the largest value: masks are sums of 256 products.
         torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * max(1.0, want.abs().max().item()))
     assert "as its release computes: MODEL.MASK_FORMER.MERGE_AT input" in report.notes
-    ours.merge_at = "input"
+    ours.options = replace(ours.options, merge_at="input")
     # The released semantic inference on their maps: masks enlarged to the padded input, merged, cut to the frame.
     height, width = size[0] - 5, size[1] - 7
     frame = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(4))

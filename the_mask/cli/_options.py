@@ -27,6 +27,18 @@ def trust_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--trust-pickle", action="store_true", help="open weights files that can run code (.pkl)")
 
 
+def import_option(parser: argparse._ActionsContainer) -> None:
+    """``--import MODULE``, any number of times: what registers a data set."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
+    )
+
+
 def process_options(parser: argparse._ActionsContainer) -> None:
     """``--num-gpus`` and ``--num-processes``, counted as in Detectron2."""
     parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="processes per machine, one per GPU")

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from the_mask.cli import _options
+
 if TYPE_CHECKING:
     from the_mask.data.check import CheckReport
 
@@ -20,14 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("name", help="name of the data set, e.g. camvid_train")
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
-    )
+    _options.import_option(parser)
     parser.add_argument("--max-files", type=int, metavar="N", help="read only N frames, spread evenly (default: all)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that read files (default: 1)")
     parser.add_argument("--show", type=int, metavar="N", help="list only the first N problems (default: all)")

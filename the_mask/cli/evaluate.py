@@ -28,14 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _options.trust_option(model)
     folder = parser.add_argument_group("of a folder and of the baseline")
     folder.add_argument("--dataset", metavar="NAME", help="e.g. vspw_val, camvid_val, moving_shapes_val")
-    folder.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
-    )
+    _options.import_option(folder)
     values = folder.add_mutually_exclusive_group()
     values.add_argument("--raw", action="store_true", help="PNGs hold raw values, VSPW: 1..124 (default)")
     values.add_argument("--train-ids", action="store_true", help="PNGs hold train ids 0..K-1")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from the_mask.cli import _options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
@@ -28,14 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=int, default=12, metavar="N", help="number of worst frames to show (default: 12)"
     )
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module or .py file that registers the data set, as in DATASETS.IMPORT; may be repeated",
-    )
+    _options.import_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:

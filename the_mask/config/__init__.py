@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from the_mask.config.allowed import Allowed, add_and_record
 from the_mask.config.compose import ConfigFile, config_names, find_config, flat_keys, read_config
-from the_mask.config.keys import SUBJECTS
+from the_mask.config.keys import SUBJECTS, subject_options
+from the_mask.config.options import Allowed
 
 __all__ = [
     "ConfigFile",
@@ -28,19 +28,20 @@ __all__ = [
 ]
 
 
+_ALL_OPTIONS = [options for subject in SUBJECTS for options in subject_options(subject)]
+
+
 def add_the_mask_config(cfg: CfgNode) -> None:
     """Add the keys of the_mask to a Detectron2 config, in place."""
-    _add(cfg)
+    for options in _ALL_OPTIONS:
+        options.add_to(cfg)
 
 
 @lru_cache(maxsize=1)
 def allowed_values() -> Mapping[str, Allowed]:
-    """Allowed values of the keys that do not accept every value, by full key."""
-    return MappingProxyType(_add(get_cfg()))
-
-
-def _add(cfg: CfgNode) -> dict[str, Allowed]:
-    return add_and_record(cfg, (subject.add_keys for subject in SUBJECTS))
+    """Allowed values of the keys that do not take any, by full key."""
+    keys = [pair for options in _ALL_OPTIONS for pair in options.config_keys.items()]
+    return MappingProxyType({key: what for key, field in keys if (what := field.metadata.get("allowed"))})
 
 
 def load_config(

@@ -22,9 +22,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from the_mask.config.keys.solver import DECAY_MODES
+from the_mask.config.keys.solver import NUM_STAGES, LayerDecayOptions
 
-NUM_STAGES = 4
 # InternImage-H, -G: one more norm inside the third level after every sixth block.
 EXTRA_NORM_PERIOD = 6
 # Parts of the mask decoder that the InternImage release treats as stem, because none of its rules matches them.
@@ -92,39 +91,7 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class LayerDecay:
-    """Decay of learning rates from the head to the stem.
-
-    Attributes:
-        mode: one of :data:`DECAY_MODES`.
-        rate: factor from one id to the next lower one, above 0, at most 1.
-        num_layers: for ``stage``; 0 means 4, the number of stages. ``layer`` counts the blocks itself.
-        quirk_extra_norms: the k-th extra norm of InternImage's third level gets the id of that level's k-th block, as
-            in the release, instead of the preceding block.
-        quirk_queries: query, level, class and mask embeddings of the mask decoder get id 0, as in the release, although
-            they are not pretrained.
-    """
-
-    mode: str = "none"
-    rate: float = 1.0
-    num_layers: int = 0
-    quirk_extra_norms: bool = False
-    quirk_queries: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mode not in DECAY_MODES:
-            raise ValueError(f"SOLVER.LR_DECAY.MODE {self.mode!r}: expected one of {', '.join(DECAY_MODES)}")
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"SOLVER.LR_DECAY.RATE {self.rate}: expected a number above 0, at most 1")
-        if self.num_layers and (self.mode != "stage" or self.num_layers < NUM_STAGES):
-            raise ValueError(
-                f"SOLVER.LR_DECAY.NUM_LAYERS {self.num_layers}: expected 0 (counted), or with MODE stage a number >= "
-                f"{NUM_STAGES}"
-            )
-
-
-def layer_decay_factors(names: Iterable[str], decay: LayerDecay) -> dict[str, float]:
+def layer_decay_factors(names: Iterable[str], decay: LayerDecayOptions) -> dict[str, float]:
     """Factor on the learning rate of each parameter.
 
     Args:
@@ -141,7 +108,7 @@ def layer_decay_factors(names: Iterable[str], decay: LayerDecay) -> dict[str, fl
     return {name: decay.rate ** (top - ids[name]) for name in names}
 
 
-def layer_ids(names: Iterable[str], decay: LayerDecay) -> tuple[dict[str, int], int]:
+def layer_ids(names: Iterable[str], decay: LayerDecayOptions) -> tuple[dict[str, int], int]:
     """Id of each parameter, 0..top, and ``top``; see the module's docstring.
 
     Raises:
@@ -185,7 +152,7 @@ def _family_and_depths(names: list[str]) -> tuple[Family | None, list[int]]:
     return None, []
 
 
-def _layer_id(name: str, family: Family, decay: LayerDecay, starts: list[int], top: int) -> int:
+def _layer_id(name: str, family: Family, decay: LayerDecayOptions, starts: list[int], top: int) -> int:
     """Id of one parameter. ``starts``: for ``layer``, the id of each stage's first block, and one past the last."""
     by_stage = decay.mode == "stage"
     if decay.quirk_queries and re.match(QUERY_PARTS, name):

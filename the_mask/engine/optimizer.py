@@ -17,8 +17,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from the_mask.config.keys.solver import CLIP_TYPES, OPTIMIZERS
-from the_mask.engine.layer_decay import LayerDecay, layer_decay_factors
+from the_mask.config.keys.solver import CLIP_TYPES, OPTIMIZERS, LayerDecayOptions
+from the_mask.engine.layer_decay import layer_decay_factors
 from the_mask.weights.sharding import like, whole
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ EMBEDDING_PARAMETERS = (
     "reg_token",
     "mask_token",
 )
-UNIFORM = LayerDecay()
+UNIFORM = LayerDecayOptions()
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ParameterRule:
     weight_decay_vector: float | None = None
     no_decay: tuple[str, ...] = ()
     backbone_multiplier: float = 1.0
-    layer_decay: LayerDecay = UNIFORM
+    layer_decay: LayerDecayOptions = UNIFORM
     two_stages: bool = False
 
     @classmethod
@@ -84,13 +84,7 @@ class ParameterRule:
             weight_decay_vector=solver.WEIGHT_DECAY_VECTOR,
             no_decay=tuple(solver.NO_DECAY),
             backbone_multiplier=solver.BACKBONE_MULTIPLIER,
-            layer_decay=LayerDecay(
-                mode=solver.LR_DECAY.MODE,
-                rate=solver.LR_DECAY.RATE,
-                num_layers=solver.LR_DECAY.NUM_LAYERS,
-                quirk_extra_norms=solver.LR_DECAY.QUIRK_EXTRA_NORMS,
-                quirk_queries=solver.LR_DECAY.QUIRK_QUERIES,
-            ),
+            layer_decay=LayerDecayOptions.from_config(cfg),
             two_stages=solver.BACKBONE_WARMUP_ITERS > 0,
         )
 

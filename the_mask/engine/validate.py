@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from the_mask.config import allowed_values
-from the_mask.config.allowed import value_problems
+from the_mask.config.options import value_problems
 from the_mask.data import get_records, import_dataset_modules
 from the_mask.data.class_names import config_classes
 from the_mask.engine.trackers import tracker_problems

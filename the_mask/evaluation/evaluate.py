@@ -19,9 +19,10 @@ from the_mask.evaluation.claims import disclaim
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.keyframe import evaluate_keyframes
 from the_mask.evaluation.label_png import raw_values_of_classes
-from the_mask.evaluation.loop import Sink, evaluation_mode, predict_videos, unwrap
+from the_mask.evaluation.loop import Sink, predict_videos, unwrap
 from the_mask.evaluation.sinks import PngSink
 from the_mask.evaluation.temporal_consistency import raft_flow
+from the_mask.modeling.freezing import evaluation_mode
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ distance, or files on disk. Sinks consume them: metrics, PNGs, samples, reports.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,7 @@ from the_mask.data.video_tree import Record
 from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.progress import ProgressMeter
 from the_mask.inference.compose import build_stream, is_plain, must_stream
+from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.stream import Hints, Stream, StreamState
 
 Clip = Mapping[str, Any]
@@ -132,21 +133,6 @@ def unlabelled(records: Sequence[Record]) -> list[Record]:
     return [
         {**record, "frames": [{**frame, "sem_seg_file_name": None} for frame in record["frames"]]} for record in records
     ]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch a model to eval mode inside the block, and restore every module's mode afterwards.
-
-    Calling ``model.train()`` afterwards would be wrong: it also switches modules that are frozen in eval mode.
-    """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def unwrap(model: nn.Module) -> nn.Module:

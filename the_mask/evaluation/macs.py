@@ -51,7 +51,7 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacReport:
 def propagation_macs(model: PropagatedSegmentor, size: tuple[int, int]) -> tuple[MacReport, MacReport]:
     """Operations of a keyframe and of a propagated frame of ``size`` (H, W), the keyframe at ``key_scale``."""
     frame = torch.zeros(3, *size, device=model.device)
-    key = [max(1, round(side * model.key_scale)) for side in size]
+    key = [max(1, round(side * model.options.key_scale)) for side in size]
     images, _ = model.segmentor.stack([{"frames": [torch.zeros(3, *key, device=model.device)]}])
     small = model.small_frames([frame])[0][None]
     scores = torch.zeros(1, model.num_classes, *small.shape[-2:], device=model.device)

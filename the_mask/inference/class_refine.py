@@ -15,12 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from the_mask.config.keys.inference import RefinementOptions
 from the_mask.inference.merge import normalize_scores
-from the_mask.inference.refine import LONG_EDGE, global_step, normalised, resize, working_size
+from the_mask.inference.refine import global_step, normalised, resize, working_size
 from the_mask.modeling.stream import FrameName
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ LEAST_AREA = 32 * 32
 # Side of the disk that joins parts of a class; the radius is half of it (released code).
 JOIN_SIDE = 10
 MARGIN_OF_BOX = 0.125
-LEAST_EDGE = 224
 START_CONFIDENCE = 0.5
 STUFF_FACTOR = 0.51
 # Width in pixels, on either side of a contour, of the band that decides whether it is uncertain.
@@ -137,13 +136,8 @@ class ClassRefinement:
 
     Args:
         network: a refiner; put in eval mode.
-        stuff: classes that give way to things.
-        least_area: smaller classes and components are not refined, in pixels.
-        margin, min_uncertain: a component is refined if at least the share ``min_uncertain`` of the band around its
-            contour has its two best classes closer than ``margin``; 0 refines all, as released.
-        long_edge, least_edge: range of the long edge of crops at which the network works, in pixels.
+        options: what is refined, and at which sizes.
         multiple: sides of the working size are rounded to multiples of this.
-        batch: largest number of crops of one size that run together.
 
     Attributes:
         frames, components, seconds: number of frames and components so far, and their wall time; logged every 50
@@ -153,47 +147,15 @@ class ClassRefinement:
     def __init__(
         self,
         network: Any,
-        stuff: Collection[int] = (),
-        *,
-        least_area: int = LEAST_AREA,
-        margin: float = 0.5,
-        min_uncertain: float = 0.1,
-        long_edge: int = LONG_EDGE,
-        least_edge: int = LEAST_EDGE,
+        options: RefinementOptions = RefinementOptions(),
         multiple: int = 32,
-        batch: int = 8,
     ) -> None:
-        if least_edge > long_edge or multiple < 1 or batch < 1 or not 0 <= min_uncertain <= 1:
-            raise ValueError(
-                f"TEST.REFINER: expected LEAST_EDGE <= LONG_EDGE, BATCH >= 1 and MIN_UNCERTAIN in 0..1, got "
-                f"{least_edge}, {long_edge}, {batch} and {min_uncertain}"
-            )
         self.network = network.eval()
-        self.stuff = frozenset(stuff)
-        self.least_area = least_area
-        self.margin = margin
-        self.min_uncertain = min_uncertain
-        self.long_edge = long_edge
-        self.least_edge = least_edge
+        self.options = options
+        self.stuff = frozenset(options.stuff)
         self.multiple = multiple
-        self.batch = batch
         self.frames = self.components = 0
         self.seconds = 0.0
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, network: Any) -> ClassRefinement:
-        """The step configured by ``TEST.REFINER``."""
-        node = cfg.TEST.REFINER
-        return cls(
-            network,
-            node.STUFF,
-            least_area=node.LEAST_AREA,
-            margin=node.MARGIN,
-            min_uncertain=node.MIN_UNCERTAIN,
-            long_edge=node.LONG_EDGE,
-            least_edge=node.LEAST_EDGE,
-            batch=node.BATCH,
-        )
 
     @torch.no_grad()
     def __call__(self, image: NDArray[np.uint8], labels: Tensor, scores: Tensor, name: FrameName | None) -> Tensor:
@@ -222,11 +184,13 @@ class ClassRefinement:
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, piece in enumerate(pieces):
             height, width = piece.mask.shape
-            groups[working_size(height, width, self.long_edge, self.least_edge, self.multiple)].append(index)
+            groups[working_size(height, width, self.options.long_edge, self.options.least_edge, self.multiple)].append(
+                index
+            )
         refined: dict[int, NDArray[np.floating]] = {}
         for size, members in groups.items():
-            for start in range(0, len(members), self.batch):
-                chosen = members[start : start + self.batch]
+            for start in range(0, len(members), self.options.batch):
+                chosen = members[start : start + self.options.batch]
                 for index, probability in zip(chosen, self._refine(picture, [pieces[i] for i in chosen], size)):
                     refined[index] = probability
         ordered = [(pieces[index], refined[index]) for index in range(len(pieces))]
@@ -236,12 +200,16 @@ class ClassRefinement:
         """The components to refine; none in a map of a single class, which has no borders."""
         if labels.size == 0 or (labels == labels.flat[0]).all():
             return []
-        pieces = list(split_classes(labels, self.least_area))
-        if self.min_uncertain == 0 or not pieces:
+        pieces = list(split_classes(labels, self.options.least_area))
+        if self.options.min_uncertain == 0 or not pieces:
             return pieces
         best = normalize_scores(scores, "sum-to-one").topk(2, dim=0).values
         margin = (best[0] - best[1]).cpu().numpy()
-        return [piece for piece in pieces if uncertain_share(piece, margin, self.margin) >= self.min_uncertain]
+        return [
+            piece
+            for piece in pieces
+            if uncertain_share(piece, margin, self.options.margin) >= self.options.min_uncertain
+        ]
 
     def _refine(self, picture: Tensor, pieces: Sequence[Piece], size: tuple[int, int]) -> list[NDArray[np.floating]]:
         """Refine pieces with the same working size; returns probabilities, each of the size of its box."""

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from the_mask.config import load_config
+from the_mask.config.keys.inference import RefinementOptions
 from the_mask.data.class_names import config_classes
 from the_mask.data.io import read_image
 from the_mask.inference.class_refine import ClassRefinement
@@ -230,7 +231,7 @@ def build_steps(cfg: CfgNode, trust_pickle: bool = False) -> list[LabelStep]:
     """The post-processing steps of a config: refinement, then voting."""
     steps: list[LabelStep] = []
     if cfg.TEST.REFINER.WEIGHTS:
-        steps.append(ClassRefinement.from_config(cfg, trained_refiner(cfg, trust_pickle)))
+        steps.append(ClassRefinement(trained_refiner(cfg, trust_pickle), RefinementOptions.from_config(cfg)))
     voting = cfg.TEST.VOTING
     if voting.MASKS:
         classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
-from the_mask.config.keys.memory import FRAMES
+from the_mask.config.keys.context import FRAMES
 from the_mask.data.prior_masks import read_prior_mask
 from the_mask.inference.merge import score_labels
 from the_mask.inference.views import MultiView

@@ -19,7 +19,7 @@ from the_mask.data.augmentation import fit_size, resize_image, round_up
 from the_mask.data.io import read_image
 from the_mask.inference.merge import PARITIES, ScoreMean, check_merge, normalize_scores, score_labels
 from the_mask.modeling.scores import label_map, resize_scores
-from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
+from the_mask.modeling.stream import NO_HINTS, Around, Hints, StreamState
 
 Clip = Mapping[str, Any]
 # (network inputs, the model's states, hints) -> (scores, the model's new states), as ``Stream.step_many``.
@@ -48,7 +48,7 @@ def make_views(scales: Sequence[float], flip: bool) -> list[View]:
     return [View(float(scale), mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
 
-class MultiView(Stream):
+class MultiView(Around):
     """Averages a segmentor's scores over views of a frame; also predicts clips.
 
     Each view is its own stream, whose state (memories, priors) is in the state's ``views``. Views run one at a time:
@@ -123,16 +123,6 @@ class MultiView(Stream):
             parity=views.PARITY,
             output=output,
         )
-
-    @property
-    def looks_back(self) -> bool:
-        """That of the model."""
-        return self.model.looks_back
-
-    @property
-    def reads_prior(self) -> bool:
-        """That of the model."""
-        return self.model.reads_prior
 
     @property
     def keyframe_interval(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
+from the_mask.modeling.stream import NO_HINTS, Around, Hints, StreamState
 
 Clip = Mapping[str, Any]
 Box = tuple[int, int, int, int]
@@ -41,7 +41,7 @@ def check_window(size: Sequence[int], stride: Sequence[int]) -> None:
         raise ValueError(f"TEST.WINDOW.STRIDE {list(stride)} is larger than the window {list(size)} and leaves gaps")
 
 
-class SlidingWindow(Stream):
+class SlidingWindow(Around):
     """Wraps a segmentor, with the same interface (``step``, ``score_maps``, ``score_stride``).
 
     Scores of overlapping windows are averaged in float32 at score size; besides one window's forward pass, memory holds
@@ -65,16 +65,6 @@ class SlidingWindow(Stream):
         self.size = (size[0], size[1])
         self.stride = (stride[0], stride[1])
         self.pad = pad
-
-    @property
-    def looks_back(self) -> bool:
-        """That of the model."""
-        return self.model.looks_back
-
-    @property
-    def reads_prior(self) -> bool:
-        """That of the model."""
-        return self.model.reads_prior
 
     @property
     def score_stride(self) -> int:

@@ -1,8 +1,9 @@
-"""Choose which parameters train, and keep frozen modules in eval mode."""
+"""Choose which parameters train, and which modules are in eval mode."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -36,3 +37,18 @@ def eval_frozen(module: nn.Module) -> None:
         return
     for child in module.children():
         eval_frozen(child)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch a model to eval mode inside the block, and restore every module's mode afterwards.
+
+    Calling ``model.train()`` afterwards would be wrong: it also switches modules that are frozen in eval mode.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

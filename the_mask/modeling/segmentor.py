@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -34,6 +35,8 @@ class Segmentor(nn.Module, Stream):
         num_classes: K.
         ignore_label: label of pixels without a class.
         size_divisibility: images are padded at the bottom and right to a multiple of this.
+        trainable: substrings of the parameter names that stay trainable; () is all. A subclass calls
+            :func:`freeze_except` when it is complete.
         frozen_eval: keep modules without a trainable parameter in eval mode while training.
         iteration: the trainer's, see :meth:`set_iteration`.
     """
@@ -49,16 +52,30 @@ class Segmentor(nn.Module, Stream):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int = 1,
+        trainable: Sequence[str] = (),
         frozen_eval: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.size_divisibility = max(size_divisibility, 1)
+        self.trainable = tuple(trainable)
         self.frozen_eval = frozen_eval
         self.iteration = 0
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments of this class but the divisibility, to be joined with a subclass's own."""
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "trainable": cfg.MODEL.THE_MASK.TRAINABLE,
+            "frozen_eval": cfg.MODEL.THE_MASK.FROZEN_EVAL,
+        }
 
     # Implemented by subclasses.
 

@@ -156,6 +156,26 @@ class Stream:
             raise ValueError(f"a state of {found}, not of {own}; make one with init_state()")
 
 
+class Around(Stream):
+    """A stream around one other.
+
+    Attributes:
+        model: what it wraps.
+    """
+
+    model: Any
+
+    @property
+    def looks_back(self) -> bool:
+        """The model's."""
+        return self.model.looks_back
+
+    @property
+    def reads_prior(self) -> bool:
+        """The model's."""
+        return self.model.reads_prior
+
+
 @dataclass(frozen=True)
 class Ring:
     """Chooses the past frames that a stream keeps and reads. The entries are a list in its state, oldest first.

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from the_mask.config.keys.parallel import MODES
+from the_mask.config.keys.model import MODES
 from the_mask.modeling.backbones.internimage import InternImageBlock
 from the_mask.modeling.backbones.mit import MiTBlock
 from the_mask.modeling.mask.mask_decoders.layers import CrossAttentionLayer, FFNLayer, SelfAttentionLayer

@@ -1,9 +1,13 @@
-"""Every configuration key, its default, one line of meaning: one file per subject.
+"""Every configuration key with its default, what is allowed and one line of meaning: one file per subject.
 
-A file has ``add_keys(cfg)``; :data:`SUBJECTS` lists the files in the order they are added.
+The classes are what the parts of the library read (:mod:`the_mask.config.options`). They are here and not beside those
+parts, since importing these would import every model: a config needs none of them.
 """
 
 from __future__ import annotations
+
+import inspect
+from types import ModuleType
 
 from the_mask.config.keys import (
     backbones,
@@ -15,17 +19,16 @@ from the_mask.config.keys import (
     keyframe,
     mask_former,
     memory,
-    parallel,
+    model,
     solver,
     test,
-    the_mask,
-    transfer,
 )
+from the_mask.config.options import Options
 
 SUBJECTS = (
+    model,
     input,
     mask_former,
-    the_mask,
     backbones,
     encoder,
     context,
@@ -35,6 +38,10 @@ SUBJECTS = (
     data,
     keyframe,
     memory,
-    transfer,
-    parallel,
 )
+
+
+def subject_options(subject: ModuleType) -> list[type[Options]]:
+    """The options that a file declares, in order."""
+    found = [value for value in vars(subject).values() if inspect.isclass(value) and issubclass(value, Options)]
+    return [cls for cls in found if cls.__module__ == subject.__name__]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from the_mask.modeling.backbones.plain_vit import PlainViT
 
 
+def _shared(options: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+    """Arguments that all models of timm have."""
+    return {
+        "pretrained": options.PRETRAINED,
+        "weights": options.WEIGHTS,
+        "in_channels": input_shape.channels or 3,
+        "drop_path": options.DROP_PATH,
+        "recompute": options.CHECKPOINT,
+    }
+
+
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone:
     """timm model from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``."""
@@ -23,14 +34,10 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone
     options = cfg.MODEL.TIMM
     return TimmBackbone(
         options.NAME,
-        pretrained=options.PRETRAINED,
-        weights=options.WEIGHTS,
+        **_shared(options, input_shape),
         out_indices=options.OUT_INDICES,
-        in_channels=input_shape.channels or 3,
-        drop_path=options.DROP_PATH,
         out_norm=options.OUT_NORM,
         norm=options.NORM,
-        recompute=options.CHECKPOINT,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
 
@@ -44,13 +51,9 @@ def build_beit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone
     return BeitPyramid(
         options.NAME,
         image_size=options.IMG_SIZE,
-        pretrained=options.PRETRAINED,
-        weights=options.WEIGHTS,
+        **_shared(options, input_shape),
         out_indices=options.OUT_INDICES,
-        in_channels=input_shape.channels or 3,
-        drop_path=options.DROP_PATH,
         norm=options.NORM,
-        recompute=options.CHECKPOINT,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
 
@@ -65,14 +68,10 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PlainViT:
         options.NAME,
         image_size=options.IMG_SIZE,
         patch_size=options.PATCH_SIZE,
-        pretrained=options.PRETRAINED,
-        weights=options.WEIGHTS,
-        in_channels=input_shape.channels or 3,
-        drop_path=options.DROP_PATH,
+        **_shared(options, input_shape),
         width=options.WIDTH,
         depth=options.DEPTH,
         heads=options.HEADS,
-        recompute=options.CHECKPOINT,
         levels=cfg.MODEL.ENCODER.FROZEN.LEVELS if cfg.MODEL.ENCODER.FROZEN.ENABLED else (),
     )
     return backbone.requires_grad_(cfg.MODEL.BACKBONE.FREEZE_AT == 0)

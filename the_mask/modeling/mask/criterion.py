@@ -17,7 +17,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from the_mask.config.keys.mask_former import MATCHINGS
+from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
 from the_mask.modeling.mask import losses
 from the_mask.modeling.mask.matched_maps import MapGroup, gather_maps
 from the_mask.modeling.mask.matching import Pairs, first_frames, match_all
@@ -68,52 +68,13 @@ class MaskCriterion(nn.Module):
         self,
         *,
         num_classes: int,
-        no_object_weight: float = 0.1,
-        class_weight: float = 2.0,
-        mask_weight: float = 5.0,
-        dice_weight: float = 5.0,
-        num_points: int = 12544,
-        oversample_ratio: float = 3.0,
-        importance_ratio: float = 0.75,
-        valid_mask: bool = True,
-        rounds: int = 1,
-        second_round_cost: str = "full",
-        primary_weight: float = 1.0,
-        secondary_weight: float = 0.5,
-        secondary_mask_weight: float = 0.5,
-        secondary_dice_weight: float = 0.5,
-        secondary_num_points: int = 0,
-        frame_weight: float = 0.25,
-        warmup_iters: int = 0,
-        warmup_mode: str = "iteration",
-        matching: str = "clip",
+        options: LossOptions = LossOptions(),
+        hierarchy: HierarchyOptions = HierarchyOptions(),
     ):
-        """Weights and options, explained at the keys of ``MODEL.MASK_FORMER`` and ``MODEL.THE_MASK``.
-
-        Raises:
-            ValueError: ``rounds < 1`` or an unknown ``second_round_cost``, ``warmup_mode`` or ``matching``.
-        """
         super().__init__()
-        if rounds < 1:
-            raise ValueError(f"MODEL.THE_MASK.ROUNDS must be >= 1, got {rounds}")
-        if second_round_cost not in ("full", "bce"):
-            raise ValueError(f"MODEL.THE_MASK.SECOND_ROUND_COST must be 'full' or 'bce', got {second_round_cost!r}")
-        if warmup_mode not in ("iteration", "reference"):
-            raise ValueError(f"MODEL.THE_MASK.WARMUP_MODE must be 'iteration' or 'reference', got {warmup_mode!r}")
-        if matching not in MATCHINGS:
-            raise ValueError(f"MODEL.MASK_FORMER.MATCHING must be 'clip' or 'first-frame', got {matching!r}")
-        self.matching = matching
-        self.num_classes = num_classes
-        self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
-        self.num_points, self.oversample_ratio = num_points, oversample_ratio
-        self.importance_ratio, self.valid_mask = importance_ratio, valid_mask
-        self.rounds, self.second_round_cost = rounds, second_round_cost
-        self.primary_weight, self.secondary_weight = primary_weight, secondary_weight
-        self.secondary_mask_weight, self.secondary_dice_weight = secondary_mask_weight, secondary_dice_weight
-        self.secondary_num_points, self.frame_weight = secondary_num_points, frame_weight
-        self.warmup_iters, self.warmup_mode = warmup_iters, warmup_mode
+        self.num_classes, self.options, self.hierarchy = num_classes, options, hierarchy
         empty_weight = torch.ones(num_classes + 1)
-        empty_weight[-1] = no_object_weight
+        empty_weight[-1] = options.no_object_weight
         self.register_buffer("empty_weight", empty_weight)
         self.last_stats: dict[str, Any] = {}
         self.nonfinite_total = 0
@@ -122,28 +83,10 @@ class MaskCriterion(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from ``MODEL.MASK_FORMER``, ``MODEL.THE_MASK`` and ``MODEL.SEM_SEG_HEAD``."""
-        mask_former, the_mask = cfg.MODEL.MASK_FORMER, cfg.MODEL.THE_MASK
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "no_object_weight": mask_former.NO_OBJECT_WEIGHT,
-            "class_weight": mask_former.CLASS_WEIGHT,
-            "mask_weight": mask_former.MASK_WEIGHT,
-            "dice_weight": mask_former.DICE_WEIGHT,
-            "num_points": mask_former.TRAIN_NUM_POINTS,
-            "oversample_ratio": mask_former.OVERSAMPLE_RATIO,
-            "importance_ratio": mask_former.IMPORTANCE_SAMPLE_RATIO,
-            "valid_mask": mask_former.VALID_MASK,
-            "rounds": the_mask.ROUNDS,
-            "second_round_cost": the_mask.SECOND_ROUND_COST,
-            "primary_weight": the_mask.PRIMARY_WEIGHT,
-            "secondary_weight": the_mask.SECONDARY_WEIGHT,
-            "secondary_mask_weight": the_mask.SECONDARY_MASK_WEIGHT,
-            "secondary_dice_weight": the_mask.SECONDARY_DICE_WEIGHT,
-            "secondary_num_points": the_mask.SECONDARY_NUM_POINTS,
-            "frame_weight": the_mask.FRAME_WEIGHT,
-            "warmup_iters": the_mask.WARMUP_ITERS,
-            "warmup_mode": the_mask.WARMUP_MODE,
-            "matching": mask_former.MATCHING,
+            "options": LossOptions.from_config(cfg),
+            "hierarchy": HierarchyOptions.from_config(cfg),
         }
 
     def active_rounds(self, iteration: int) -> int:
@@ -151,8 +94,9 @@ class MaskCriterion(nn.Module):
 
         ``warmup_mode = "reference"`` is the released code, whose counter never moves, so any warm-up lasts for ever.
         """
-        warming = self.warmup_iters > 0 and (self.warmup_mode == "reference" or iteration < self.warmup_iters)
-        return 1 if warming else self.rounds
+        rule = self.hierarchy
+        warming = rule.warmup_iters > 0 and (rule.warmup_mode == "reference" or iteration < rule.warmup_iters)
+        return 1 if warming else rule.rounds
 
     def mode(self, iteration: int) -> str:
         """The name of the loss at a trainer iteration, for the log: "primary" (one round) or "hierarchical"."""
@@ -190,7 +134,7 @@ class MaskCriterion(nn.Module):
         with torch.autocast(device_type=branches[""][0]["pred_logits"].device.type, enabled=False):
             matches = self._match(branches, targets, seeds, rounds)
             for prefix, sets in branches.items():
-                weight = self.frame_weight if prefix else 1.0
+                weight = self.hierarchy.frame_weight if prefix else 1.0
                 terms = self._classification(sets, matches, targets, bool(prefix))
                 terms |= self._masks(sets, matches, targets, seeds, rounds, bool(prefix))
                 for name, values in terms.items():
@@ -232,13 +176,13 @@ class MaskCriterion(nn.Module):
             if target.num_targets == 0:
                 orders.append([])
                 continue
-            frames = target.supervised_frames(self.valid_mask)
-            firsts = first_frames(target.present, frames) if self.matching == "first-frame" else []
+            frames = target.supervised_frames(self.options.valid_mask)
+            firsts = first_frames(target.present, frames) if self.options.matching == "first-frame" else []
             orders.append(firsts)
             if firsts:
                 frames = sorted(set(firsts))
             generator = point_generator(seeds[b], _MATCHING, device)
-            points = torch.rand(num_sets, self.num_points, 2, generator=generator, device=device)
+            points = torch.rand(num_sets, self.options.train_num_points, 2, generator=generator, device=device)
             # [T'][S, P, N + 1]; the last column is the ignored share of the point.
             sampled = [shared_index_sample(target.index_map[t], points, target.num_targets + 1) for t in frames]
             labels = target.labels.to(device)
@@ -248,7 +192,7 @@ class MaskCriterion(nn.Module):
                 for t, values in zip(frames, sampled, strict=True):
                     truth = values[s]
                     # Outside the map, the border pixel is repeated; normalising the share has that effect.
-                    skip_ignored = self.valid_mask and target.has_ignored[t]
+                    skip_ignored = self.options.valid_mask and target.has_ignored[t]
                     valid = 1 - truth[:, -1] / truth.sum(1) if skip_ignored else None
                     parts.append(_mask_sums(mask_sets[s]["pred_masks"][b, :, t], truth[:, :-1], valid, points[s]))
                 if firsts:
@@ -266,9 +210,9 @@ class MaskCriterion(nn.Module):
                     bce, dice = losses.bce_cost(sums), losses.dice_cost(sums)
                     class_logits = logits if logits.ndim == 2 else logits[frames]
                 costs[s, b] = (
-                    self.class_weight * _class_cost(class_logits, labels, bool(firsts))
-                    + self.mask_weight * bce
-                    + self.dice_weight * dice
+                    self.options.class_weight * _class_cost(class_logits, labels, bool(firsts))
+                    + self.options.mask_weight * bce
+                    + self.options.dice_weight * dice
                 )
                 later[s, b] = bce
         keys = sorted(costs)
@@ -276,10 +220,10 @@ class MaskCriterion(nn.Module):
         found = match_all(
             [costs[k] for k in keys],
             rounds,
-            [later[k] for k in keys] if self.second_round_cost == "bce" else None,
+            [later[k] for k in keys] if self.hierarchy.second_round_cost == "bce" else None,
             [f"{_set_name(s, num_sets)} of clip {targets[b].name or b}" for s, b in keys],
             self._report_nonfinite,
-            [orders[b] for _, b in keys] if self.matching == "first-frame" else None,
+            [orders[b] for _, b in keys] if self.options.matching == "first-frame" else None,
         )
         by_key = dict(zip(keys, found, strict=True))
         empty = torch.zeros(0, dtype=torch.long)
@@ -311,7 +255,7 @@ class MaskCriterion(nn.Module):
         classes = torch.full((num_sets, num_clips, num_frames, num_queries), self.num_classes)
         counted = torch.zeros(num_clips, num_frames)
         for b, target in enumerate(targets):
-            frames = target.supervised_frames(self.valid_mask)
+            frames = target.supervised_frames(self.options.valid_mask)
             counted[b, frames if per_frame else slice(0, len(frames) > 0)] = 1.0
             shown = torch.tensor(target.present, dtype=torch.bool).reshape(len(target.present), target.num_targets)
             for s in range(num_sets):
@@ -328,7 +272,7 @@ class MaskCriterion(nn.Module):
         # spread over GPUs. Here the sum is over all ranks.
         normaliser = losses.mean_over_ranks(weights.sum(1))
         value = losses.classification_loss(logits.reshape(num_sets, -1, logits.shape[-1]), rows, weights, normaliser)
-        return {"loss_ce": self.class_weight * value}
+        return {"loss_ce": self.options.class_weight * value}
 
     def _masks(
         self,
@@ -340,7 +284,7 @@ class MaskCriterion(nn.Module):
         frame_branch: bool,
     ) -> dict[str, Tensor]:
         """``loss_mask``, ``loss_dice`` and, with later rounds, the secondary ones, each [S]."""
-        supervised = [t.supervised_frames(self.valid_mask) for t in targets]
+        supervised = [t.supervised_frames(self.options.valid_mask) for t in targets]
         by_presence = sets[0]["pred_logits"].ndim == 4 and not frame_branch
         groups, maps = gather_maps(sets, matches, supervised, [t.present for t in targets] if by_presence else None)
         device = maps.device
@@ -364,10 +308,10 @@ class MaskCriterion(nn.Module):
             totals["loss_mask" + suffix] = totals["loss_mask" + suffix].index_add(0, owner, bce)
             totals["loss_dice" + suffix] = totals["loss_dice" + suffix].index_add(0, owner, dice)
         weights = {
-            "loss_mask": self.primary_weight * self.mask_weight,
-            "loss_dice": self.primary_weight * self.dice_weight,
-            "loss_mask_secondary": self.secondary_weight * self.secondary_mask_weight,
-            "loss_dice_secondary": self.secondary_weight * self.secondary_dice_weight,
+            "loss_mask": self.hierarchy.primary_weight * self.options.mask_weight,
+            "loss_dice": self.hierarchy.primary_weight * self.options.dice_weight,
+            "loss_mask_secondary": self.hierarchy.secondary_weight * self.hierarchy.secondary_mask_weight,
+            "loss_dice_secondary": self.hierarchy.secondary_weight * self.hierarchy.secondary_dice_weight,
         }
         return {name: weights[name] * total / num_maps for name, total in totals.items()}
 
@@ -375,10 +319,15 @@ class MaskCriterion(nn.Module):
         self, logits: Tensor, group: MapGroup, target: ClipTargets, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """BCE and dice [M] of maps [M, h, w] at importance-sampled points."""
-        skip_ignored = self.valid_mask and target.has_ignored[group.frame]
+        skip_ignored = self.options.valid_mask and target.has_ignored[group.frame]
         ignored = target.mask(target.num_targets, group.frame) if skip_ignored else None
         points = importance_points(
-            logits.detach(), self.num_points, self.oversample_ratio, self.importance_ratio, generator, ignored
+            logits.detach(),
+            self.options.train_num_points,
+            self.options.oversample_ratio,
+            self.options.importance_sample_ratio,
+            generator,
+            ignored,
         )
         values = point_sample(logits[:, None], points)[:, 0]
         truth = torch.empty_like(values, requires_grad=False)
@@ -396,11 +345,11 @@ class MaskCriterion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """BCE and dice [M] of maps [M, h, w] enlarged to H x W by nearest neighbour, on pseudo-targets."""
         points = None
-        if self.secondary_num_points > 0:
-            points = torch.rand(self.secondary_num_points, 2, generator=generator, device=logits.device)
+        if self.hierarchy.secondary_num_points > 0:
+            points = torch.rand(self.hierarchy.secondary_num_points, 2, generator=generator, device=logits.device)
         num_targets = target.num_targets
         counts = cell_counts(target.index_map[group.frame], num_targets + 1, logits.shape[-2:], points)
-        area = (counts[:num_targets] if self.valid_mask else counts).sum(0).expand(len(logits), -1)
+        area = (counts[:num_targets] if self.options.valid_mask else counts).sum(0).expand(len(logits), -1)
         values = logits.flatten(1)
         truth = losses.pseudo_targets(values, counts[group.targets])
         return losses.mask_bce_loss(values, truth, area), losses.mask_dice_loss(values, truth, area)
@@ -417,7 +366,7 @@ class MaskCriterion(nn.Module):
         videos: list[dict[str, Any]] = []
         unmatched = 0
         for b, target in enumerate(targets):
-            if not target.supervised_frames(self.valid_mask):
+            if not target.supervised_frames(self.options.valid_mask):
                 continue
             found = [len(pair[0]) for pair in matches[-1][b]]
             unmatched += target.num_targets * rounds - sum(found)

@@ -18,7 +18,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
-from the_mask.config.keys.encoder import CLASS_LOGITS
+from the_mask.config.keys.encoder import EncoderOptions, FrozenDecoderOptions
+from the_mask.config.keys.mask_former import MaskOptions
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.encoder_head import (
@@ -29,7 +30,6 @@ from the_mask.modeling.mask.encoder_head import (
     check_annealing,
 )
 from the_mask.modeling.mask.frozen_decoder import GRID_STRIDE, build_frozen_decoder
-from the_mask.modeling.mask.mask_classifier import MERGE_PLACES
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets, clip_name
 from the_mask.modeling.scores import semantic_scores
@@ -57,62 +57,40 @@ class EncoderSegmentor(Segmentor):
         backbone: Backbone,
         sem_seg_head: EncoderHead,
         criterion: MaskCriterion,
-        num_classes: int,
-        ignore_label: int,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
         num_blocks: int,
-        norm_queries: bool = False,
-        norm_auxiliary: bool = True,
-        masked_attention: bool = True,
-        anneal_start: Sequence[float] = (),
-        anneal_end: Sequence[float] = (),
-        anneal_power: float = 0.9,
+        options: EncoderOptions = EncoderOptions(),
+        mask_options: MaskOptions = MaskOptions(),
         max_iter: int = 1,
-        deep_supervision: bool = True,
-        class_logits: str = "causal-mean",
-        merge_at: str = "mask",
-        trainable: Sequence[str] = (),
-        frozen_eval: bool = True,
+        **shared: Any,
     ) -> None:
-        """Args name the config keys; see :meth:`from_config`.
+        """
+        Args:
+            num_blocks: blocks that see the queries, of the encoder or of the head's own decoder.
+            max_iter: of the training, for the annealing.
+            shared: the arguments of :class:`Segmentor`.
 
         Raises:
             ValueError: values outside their range.
         """
-        super().__init__(
-            num_classes=num_classes,
-            ignore_label=ignore_label,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            size_divisibility=max(shape.stride or 1 for shape in backbone.output_shape().values()),
-            frozen_eval=frozen_eval,
-        )
+        strides = [shape.stride or 1 for shape in backbone.output_shape().values()]
+        super().__init__(size_divisibility=max(strides), **shared)
         depth = getattr(backbone, "depth", 0)
         if sem_seg_head.decoder is None and not 1 <= num_blocks <= depth:
             raise ValueError(f"MODEL.ENCODER.NUM_BLOCKS is {num_blocks}; the encoder has {depth} blocks")
-        if class_logits not in CLASS_LOGITS:
-            raise ValueError(f"TEST.CLASS_LOGITS {class_logits!r}: expected one of {', '.join(CLASS_LOGITS)}")
-        if merge_at not in MERGE_PLACES:
-            raise ValueError(f"MODEL.MASK_FORMER.MERGE_AT {merge_at!r}: expected one of {', '.join(MERGE_PLACES)}")
         # The published steps of both data sets are evenly spread: block i from (i + 1) / (n + 2) to (i + 2) / (n + 2).
         shares = [(i + 1) / (num_blocks + 2) for i in range(num_blocks + 1)]
-        self.anneal_start = list(anneal_start) or shares[:-1]
-        self.anneal_end = list(anneal_end) or shares[1:]
+        self.anneal_start = list(options.anneal_start) or shares[:-1]
+        self.anneal_end = list(options.anneal_end) or shares[1:]
         check_annealing(self.anneal_start, self.anneal_end, num_blocks)
         self.backbone: Any = backbone
         self.sem_seg_head: EncoderHead = sem_seg_head
         self.criterion = criterion
         self.num_blocks = num_blocks
         self.patch_size: int = getattr(backbone, "patch_size", GRID_STRIDE)
-        self.norm_queries = norm_queries
-        self.norm_auxiliary = norm_auxiliary
-        self.masked_attention = masked_attention
-        self.anneal_power = anneal_power
+        self.options = options
         self.max_iter = max(max_iter, 1)
-        self.deep_supervision = deep_supervision
-        self.class_logits = class_logits
-        self.enlarge = MASK_STRIDE if merge_at == "input" else 1
+        self.deep_supervision = mask_options.deep_supervision
+        self.enlarge = MASK_STRIDE if mask_options.merge_at == "input" else 1
         self._probabilities = [1.0] * num_blocks
         if sem_seg_head.decoder is None:
             vit: Any = backbone
@@ -121,51 +99,39 @@ class EncoderSegmentor(Segmentor):
         else:
             backbone.requires_grad_(False)
             self.num_prefix_tokens = sem_seg_head.decoder.num_prefix_tokens
-        freeze_except(self, trainable)
+        freeze_except(self, self.trainable)
         self.train()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        options = cfg.MODEL.ENCODER
+        options, frozen = EncoderOptions.from_config(cfg), FrozenDecoderOptions.from_config(cfg)
         backbone: Any = build_backbone(cfg)
-        queries, frozen = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, options.FROZEN.ENABLED
-        if not frozen and not hasattr(backbone, "make_room"):
+        queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+        if not frozen.enabled and not hasattr(backbone, "make_room"):
             raise ValueError(
                 f"EncoderSegmentor needs MODEL.BACKBONE.NAME build_vit_backbone, not {cfg.MODEL.BACKBONE.NAME}, or "
                 "MODEL.ENCODER.FROZEN.ENABLED True"
             )
-        decoder = build_frozen_decoder(options.FROZEN, backbone, queries) if frozen else None
-        num_blocks = options.FROZEN.BLOCKS if frozen else options.NUM_BLOCKS
+        decoder = build_frozen_decoder(frozen, backbone, queries) if frozen.enabled else None
+        num_blocks = frozen.blocks if frozen.enabled else options.num_blocks
         head = EncoderHead(
             backbone.width if decoder is None else decoder.width,
             queries,
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             getattr(backbone, "patch_size", GRID_STRIDE),
             num_blocks,
-            options.PROPAGATE,
+            options.propagate,
             decoder,
         )
         return {
+            **super().from_config(cfg),
             "backbone": backbone,
             "sem_seg_head": head,
             "criterion": MaskCriterion(cfg),
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_blocks": num_blocks,
-            "norm_queries": options.NORM_QUERIES,
-            "norm_auxiliary": options.NORM_AUXILIARY,
-            "masked_attention": options.MASKED_ATTENTION,
-            "anneal_start": options.ANNEAL_START,
-            "anneal_end": options.ANNEAL_END,
-            "anneal_power": options.ANNEAL_POWER,
+            "options": options,
+            "mask_options": MaskOptions.from_config(cfg),
             "max_iter": cfg.SOLVER.MAX_ITER,
-            "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
-            "class_logits": cfg.TEST.CLASS_LOGITS,
-            "merge_at": cfg.MODEL.MASK_FORMER.MERGE_AT,
-            "trainable": cfg.MODEL.THE_MASK.TRAINABLE,
-            "frozen_eval": cfg.MODEL.THE_MASK.FROZEN_EVAL,
         }
 
     @property
@@ -188,7 +154,7 @@ class EncoderSegmentor(Segmentor):
         super().set_iteration(iteration)
         share = iteration / self.max_iter
         self._probabilities = [
-            annealed_probability(share, start, end, self.anneal_power)
+            annealed_probability(share, start, end, self.options.anneal_power)
             for start, end in zip(self.anneal_start, self.anneal_end, strict=True)
         ]
         self.sem_seg_head.attn_mask_probs.copy_(torch.tensor(self._probabilities))
@@ -253,7 +219,7 @@ class EncoderSegmentor(Segmentor):
         Frames run one after the other, just as in a stream, so that a clip's scores are those of its stream.
         """
         by_frame = images.unflatten(0, (-1, num_frames))
-        if self.propagates and self.class_logits == "whole-video":
+        if self.propagates and self.options.class_logits == "whole-video":
             results = self._whole_video_scores(by_frame)
         else:
             results = self._causal_scores(by_frame)
@@ -337,7 +303,7 @@ class EncoderSegmentor(Segmentor):
     def _advance(
         self, frames: Sequence[Tensor], states: Sequence[StreamState]
     ) -> list[tuple[Tensor, Tensor, Tensor, StreamState]]:
-        if self.propagates and self.class_logits == "whole-video":
+        if self.propagates and self.options.class_logits == "whole-video":
             raise ValueError(
                 "TEST.CLASS_LOGITS whole-video needs the whole video at once: set TEST.STREAMING False and "
                 "TEST.CLIP_LENGTH to at least the longest video, or TEST.CLASS_LOGITS causal-mean for streams"
@@ -379,7 +345,7 @@ class EncoderSegmentor(Segmentor):
         if not carried:
             return logits, masks, carried
         total, count = carried["class_sum"] + logits.float(), carried["count"] + 1
-        own = logits if self.class_logits == "per-frame" else total / count
+        own = logits if self.options.class_logits == "per-frame" else total / count
         return own, masks, {"queries": queries, "class_sum": total, "count": count}
 
     # The network.
@@ -427,11 +393,11 @@ class EncoderSegmentor(Segmentor):
         x = torch.cat([queries.to(tokens.values.dtype), tokens.values], dim=1)
         sets: list[Pair] = []
         for number, probability in enumerate(self._probabilities):
-            masked = self.training and self.masked_attention and probability > 0
+            masked = self.training and self.options.masked_attention and probability > 0
             allowed = None
             if aux or masked:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and aux):
-                    pair = self._predict(norm(x) if self.norm_auxiliary else x, tokens.grid)
+                    pair = self._predict(norm(x) if self.options.norm_auxiliary else x, tokens.grid)
                 if aux:
                     sets.append(pair)
                 if masked:
@@ -444,7 +410,7 @@ class EncoderSegmentor(Segmentor):
         sets.append(self._predict(normed, tokens.grid))
         if not self.propagates:
             return sets, queries
-        return sets, self.sem_seg_head.carry((normed if self.norm_queries else x)[:, :count])
+        return sets, self.sem_seg_head.carry((normed if self.options.norm_queries else x)[:, :count])
 
     def _norm(self, x: Tensor) -> Tensor:
         decoder = self.sem_seg_head.decoder

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.config.keys.encoder import FrozenDecoderOptions
+
 if TYPE_CHECKING:
     from the_mask.modeling.backbones.plain_vit import Tokens
 
@@ -44,14 +46,9 @@ class FrozenDecoder(nn.Module):
 
     Args:
         channels: C of each level.
-        width: D; a multiple of 4 times ``heads``.
         num_queries: tokens in front of the others in the blocks.
         num_prefix_tokens: P of the levels.
-        num_blocks: transformer blocks.
-        heads: of their attention.
-        hidden: width inside their MLPs.
-        layer_scale: start of their layer scales.
-        rope_base: base of the rotary positions of the patches.
+        options: of the decoder; its width D must be a multiple of 4 times its heads.
 
     Raises:
         ValueError: a width that does not divide by 4 times ``heads``.
@@ -60,20 +57,16 @@ class FrozenDecoder(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        width: int,
         num_queries: int,
         num_prefix_tokens: int = 0,
-        num_blocks: int = 6,
-        heads: int = 16,
-        hidden: int = 1024,
-        layer_scale: float = 1.0,
-        rope_base: float = 100.0,
+        options: FrozenDecoderOptions = FrozenDecoderOptions(),
     ) -> None:
         super().__init__()
         from timm.layers import LayerNorm
         from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
         from timm.models.eva import EvaBlock
 
+        width, heads = options.width or channels[-1], options.heads
         if width % (4 * heads):
             raise ValueError(
                 f"MODEL.ENCODER.FROZEN.WIDTH {width} and HEADS {heads}: rotary positions need a width that is a "
@@ -87,15 +80,15 @@ class FrozenDecoder(nn.Module):
                 width,
                 heads,
                 qkv_bias=True,
-                mlp_ratio=hidden / width,
+                mlp_ratio=options.hidden / width,
                 num_prefix_tokens=num_queries + num_prefix_tokens,
                 rotate_half=True,
-                init_values=layer_scale,
+                init_values=options.layer_scale,
                 norm_layer=LayerNorm,
             )
-            for _ in range(num_blocks)
+            for _ in range(options.blocks)
         )
-        self.rope = RotaryEmbeddingDinoV3(width // heads, temperature=rope_base, rotate_half=True)
+        self.rope = RotaryEmbeddingDinoV3(width // heads, temperature=options.rope_base, rotate_half=True)
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -128,19 +121,9 @@ def _tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def build_frozen_decoder(options: Any, backbone: Any, num_queries: int) -> FrozenDecoder:
+def build_frozen_decoder(options: FrozenDecoderOptions, backbone: Any, num_queries: int) -> FrozenDecoder:
     """The decoder of ``MODEL.ENCODER.FROZEN`` for a backbone."""
     shapes = backbone.output_shape()
     channels = [shape.channels for shape in shapes.values()]
     prefix = getattr(backbone, "num_prefix_tokens", 0)
-    return FrozenDecoder(
-        channels,
-        options.WIDTH or channels[-1],
-        num_queries,
-        prefix,
-        options.BLOCKS,
-        options.HEADS,
-        options.HIDDEN,
-        options.LAYER_SCALE,
-        options.ROPE_BASE,
-    )
+    return FrozenDecoder(channels, num_queries, prefix, options)

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
-from the_mask.config.keys.mask_former import MERGE_PLACES
+from the_mask.config.keys.mask_former import MaskOptions
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.head import MaskClassificationHead
@@ -40,63 +40,35 @@ class MaskClassifier(Segmentor):
         backbone: Backbone,
         sem_seg_head: MaskClassificationHead,
         criterion: MaskCriterion,
-        num_classes: int,
-        ignore_label: int,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        size_divisibility: int,
-        deep_supervision: bool = True,
-        clip_score_weight: float = 0.5,
-        merge_at: str = "mask",
+        options: MaskOptions = MaskOptions(),
         clip_length: int = 1,
         clip_stride: int = 1,
-        trainable: Sequence[str] = (),
-        frozen_eval: bool = True,
+        **shared: Any,
     ) -> None:
-        """Args name the config keys; see :meth:`from_config`. ``clip_length`` and ``clip_stride`` are for streams."""
-        super().__init__(
-            num_classes=num_classes,
-            ignore_label=ignore_label,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            size_divisibility=math.lcm(max(size_divisibility, 1), max(backbone.size_divisibility, 1)),
-            frozen_eval=frozen_eval,
-        )
+        """``clip_length`` and ``clip_stride`` are for streams; ``shared`` are the arguments of :class:`Segmentor`."""
+        least = math.lcm(max(options.size_divisibility, 1), max(backbone.size_divisibility, 1))
+        super().__init__(size_divisibility=least, **shared)
         if clip_length < 1 or clip_stride < 1:
             raise ValueError(f"TEST.CLIP_LENGTH ({clip_length}) and TEST.CLIP_STRIDE ({clip_stride}) must be >= 1")
-        if not 0 <= clip_score_weight <= 1:
-            raise ValueError(f"MODEL.THE_MASK.CLIP_SCORE_WEIGHT is {clip_score_weight}; expected 0..1")
-        if merge_at not in MERGE_PLACES:
-            raise ValueError(f"MODEL.MASK_FORMER.MERGE_AT {merge_at!r}: expected one of {', '.join(MERGE_PLACES)}")
         self.backbone: Backbone = backbone
         self.sem_seg_head: MaskClassificationHead = sem_seg_head
         self.criterion = criterion
-        self.deep_supervision = deep_supervision
-        self.clip_score_weight = clip_score_weight
-        self.merge_at = merge_at
+        self.options = options
         self.ring = Ring(clip_length, clip_stride)
-        freeze_except(self, trainable)
+        freeze_except(self, self.trainable)
         self.train()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_backbone(cfg)
         return {
+            **super().from_config(cfg),
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": MaskCriterion(cfg),
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
-            "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
-            "clip_score_weight": cfg.MODEL.THE_MASK.CLIP_SCORE_WEIGHT,
-            "merge_at": cfg.MODEL.MASK_FORMER.MERGE_AT,
+            "options": MaskOptions.from_config(cfg),
             "clip_length": cfg.TEST.CLIP_LENGTH,
             "clip_stride": cfg.TEST.CLIP_STRIDE,
-            "trainable": cfg.MODEL.THE_MASK.TRAINABLE,
-            "frozen_eval": cfg.MODEL.THE_MASK.FROZEN_EVAL,
         }
 
     @property
@@ -107,7 +79,7 @@ class MaskClassifier(Segmentor):
     @property
     def _enlarge(self) -> int:
         """Score cells per mask cell, along each side."""
-        return self.sem_seg_head.pixel_decoder.mask_stride if self.merge_at == "input" else 1
+        return self.sem_seg_head.pixel_decoder.mask_stride if self.options.merge_at == "input" else 1
 
     def runtime_parts(self) -> list[tuple[nn.Module, str]]:
         """The three networks separately, because deformable attention is faster here than in graph runtimes."""
@@ -116,7 +88,7 @@ class MaskClassifier(Segmentor):
     def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """Weighted training losses of a batch of clips, in either mode."""
         images, frames = self.stack(clips)
-        outputs = self.sem_seg_head(self.backbone(images), frames, aux=self.deep_supervision)
+        outputs = self.sem_seg_head(self.backbone(images), frames, aux=self.options.deep_supervision)
         size = (images.shape[-2], images.shape[-1])
         targets = build_targets(clips, self.ignore_label, self.num_classes, size, self.device)
         return self.criterion(outputs, targets, [clip["seed"] for clip in clips], self.iteration)
@@ -125,7 +97,7 @@ class MaskClassifier(Segmentor):
         """Scores of a group of equal clips, one clip at a time; see :class:`Segmentor`."""
         outputs = self.sem_seg_head(self.backbone(images), num_frames)
         for row in range(len(images) // num_frames):
-            yield clip_scores(outputs, row, self.clip_score_weight, enlarge=self._enlarge)
+            yield clip_scores(outputs, row, self.options.clip_score_weight, enlarge=self._enlarge)
 
     @property
     def looks_back(self) -> bool:
@@ -135,7 +107,7 @@ class MaskClassifier(Segmentor):
     @property
     def has_queries(self) -> bool:
         """Whether scores are sums over queries: MERGE_AT mask."""
-        return self.merge_at == "mask"
+        return self.options.merge_at == "mask"
 
     def init_state(self) -> StreamState:
         """State before the first frame.
@@ -165,16 +137,16 @@ class MaskClassifier(Segmentor):
         Raises:
             ValueError: ``MODEL.MASK_FORMER.MERGE_AT`` is input, so scores are not a sum over queries.
         """
-        if self.merge_at == "input":
+        if self.options.merge_at == "input":
             raise ValueError("masks of queries cannot be carried with MODEL.MASK_FORMER.MERGE_AT input: set it to mask")
         outputs, state = self._advance(frame, state)
-        classes, masks = query_maps(outputs, 0, self.clip_score_weight)
+        classes, masks = query_maps(outputs, 0, self.options.clip_score_weight)
         masks = self.crop_scores(masks, frame.shape[-2], frame.shape[-1])
         return self._frame_scores(outputs, frame, state), classes, masks, state
 
     def _frame_scores(self, outputs: Predictions, frame: Tensor, state: StreamState) -> Tensor:
         """Scores of the newest frame of a stream."""
-        scores = clip_scores(outputs, 0, self.clip_score_weight, enlarge=self._enlarge)[-1]
+        scores = clip_scores(outputs, 0, self.options.clip_score_weight, enlarge=self._enlarge)[-1]
         scores = self.crop_scores(scores, frame.shape[-2], frame.shape[-1])
         check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
         return scores

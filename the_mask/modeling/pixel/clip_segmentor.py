@@ -17,11 +17,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
+from the_mask.config.keys.context import ClipSegmentorOptions
 from the_mask.data.clips import clip_name
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.pixel.context.prior_providers import PriorProvider, build_prior_provider
 from the_mask.modeling.pixel.context.types import (
-    PAD_POLICIES,
     ClipFeatures,
     FrameFeatures,
     HeadOutput,
@@ -53,35 +53,20 @@ class ClipSegmentor(Segmentor):
         *,
         backbone: Backbone,
         sem_seg_head: PixelHead,
-        num_classes: int,
-        ignore_label: int,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
         auxiliary_heads: nn.ModuleDict | None = None,
         prior_provider: PriorProvider | None = None,
-        size_divisibility: int = 32,
-        aux_weight: float = DEFAULT_AUX_WEIGHT,
         hard_pixels: HardPixels | None = None,
-        class_weights: Sequence[float] = (),
-        fold_time: bool = True,
-        memory_grad: bool = True,
-        pad: str = "repeat_first",
+        options: ClipSegmentorOptions = ClipSegmentorOptions(),
         memory_stride: int = 1,
-        trainable: Sequence[str] = (),
-        frozen_eval: bool = True,
+        **shared: Any,
     ) -> None:
-        """Args name the config keys; see :meth:`from_config`. ``memory_stride`` is for streams: frames between two
-        memory frames, as far apart as those of the training clips."""
-        super().__init__(
-            num_classes=num_classes,
-            ignore_label=ignore_label,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            size_divisibility=math.lcm(max(size_divisibility, 1), max(backbone.size_divisibility, 1)),
-            frozen_eval=frozen_eval,
-        )
-        if pad not in PAD_POLICIES:
-            raise ValueError(f"MODEL.CLIP_SEGMENTOR.PAD {pad!r}: expected one of {', '.join(PAD_POLICIES)}")
+        """
+        Args:
+            memory_stride: of streams: frames between two memory frames, as far apart as those of the training clips.
+            shared: the arguments of :class:`Segmentor`.
+        """
+        least = math.lcm(max(options.size_divisibility, 1), max(backbone.size_divisibility, 1))
+        super().__init__(size_divisibility=least, **shared)
         if memory_stride < 1:
             raise ValueError(f"TEST.CLIP_STRIDE {memory_stride}: expected at least 1")
         if not isinstance(sem_seg_head, PixelHead):
@@ -98,46 +83,34 @@ class ClipSegmentor(Segmentor):
         self.sem_seg_head: PixelHead = sem_seg_head
         self.auxiliary_heads = auxiliary_heads if auxiliary_heads is not None else nn.ModuleDict()
         self.prior_provider = prior_provider or PriorProvider()
-        self.aux_weight = aux_weight
         self.hard_pixels = hard_pixels
-        if class_weights and (len(class_weights) != num_classes or min(class_weights) < 0):
+        self.options = options
+        class_weights = options.class_weights
+        if class_weights and (len(class_weights) != self.num_classes or min(class_weights) < 0):
             raise ValueError(
-                f"MODEL.CLIP_SEGMENTOR.CLASS_WEIGHTS {list(class_weights)}: expected {num_classes} numbers >= 0, one "
-                "per class, or none"
+                f"MODEL.CLIP_SEGMENTOR.CLASS_WEIGHTS {list(class_weights)}: expected {self.num_classes} numbers >= 0, "
+                "one per class, or none"
             )
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None
-        self.fold_time = fold_time
-        self.memory_grad = memory_grad
-        self.pad = pad
         self.ring = Ring(sem_seg_head.memory_length, memory_stride, newest=memory_stride)
-        freeze_except(self, trainable)
+        freeze_except(self, self.trainable)
         self.train()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_backbone(cfg)
-        options, ohem = cfg.MODEL.CLIP_SEGMENTOR, cfg.MODEL.CLIP_SEGMENTOR.OHEM
+        ohem = cfg.MODEL.CLIP_SEGMENTOR.OHEM
         return {
+            **super().from_config(cfg),
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "auxiliary_heads": build_aux_heads(cfg, backbone.output_shape()),
             "prior_provider": build_prior_provider(cfg),
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": options.SIZE_DIVISIBILITY,
-            "aux_weight": options.AUX_WEIGHT,
             "hard_pixels": HardPixels(ohem.THRESHOLD, ohem.MIN_KEPT) if ohem.ENABLED else None,
-            "class_weights": options.CLASS_WEIGHTS,
-            "fold_time": options.FOLD_TIME,
-            "memory_grad": options.MEMORY_GRAD,
-            "pad": options.PAD,
+            "options": ClipSegmentorOptions.from_config(cfg),
             "memory_stride": cfg.TEST.CLIP_STRIDE,
-            "trainable": cfg.MODEL.THE_MASK.TRAINABLE,
-            "frozen_eval": cfg.MODEL.THE_MASK.FROZEN_EVAL,
         }
 
     @property
@@ -178,7 +151,9 @@ class ClipSegmentor(Segmentor):
             losses[f"loss_ce_{name}"] = weight * pixel_loss(logits, *rule, None, self.class_weights)
         for level, head in self.auxiliary_heads.items():
             logits = head(features).logits
-            losses[f"loss_ce_aux_{level}"] = self.aux_weight * pixel_loss(logits, *rule, None, self.class_weights)
+            losses[f"loss_ce_aux_{level}"] = self.options.aux_weight * pixel_loss(
+                logits, *rule, None, self.class_weights
+            )
         if self.training:
             losses.update(self.sem_seg_head.extra_losses(self.iteration))
             with torch.no_grad():
@@ -205,7 +180,7 @@ class ClipSegmentor(Segmentor):
         cut = [_cut_clip(clip, past) for clip in clips]
         valid = torch.tensor([_valid_slots(clip, own, past) for clip, own in zip(cut, (_frames(c) for c in cut))])
         valid = valid.reshape(len(clips), past)
-        if self.pad == "drop" and not bool(valid.all()):
+        if self.options.pad == "drop" and not bool(valid.all()):
             bad = next(clip for clip, row in zip(clips, valid) if not bool(row.all()))
             raise ValueError(
                 f"clip {clip_name(bad)} has no {past} frames before its reference, and MODEL.CLIP_SEGMENTOR.PAD is "
@@ -225,20 +200,20 @@ class ClipSegmentor(Segmentor):
         if length:
             memory = ClipFeatures(tuple(past), batch.valid[:, batch.valid.shape[1] - length :])
             levels = self.sem_seg_head.memory_levels
-            memory = fill_missing(memory, self.pad, {level: current[level] for level in levels})
+            memory = fill_missing(memory, self.options.pad, {level: current[level] for level in levels})
         return current, self.sem_seg_head(current, memory, prior)
 
     def _clip_features(self, images: Tensor) -> tuple[FrameFeatures, Sequence[FrameFeatures]]:
         """Backbone features of the last of some frames [B, T+1, 3, H, W], and memory levels of the frames before."""
         frames, levels = images.shape[1], self.sem_seg_head.memory_levels
         past: list[FrameFeatures] = []
-        if self.fold_time and self.memory_grad:
+        if self.options.fold_time and self.options.memory_grad:
             folded = self.backbone(images.flatten(0, 1))
             split = {name: x.unflatten(0, (-1, frames)) for name, x in folded.items()}
             past += [{level: split[level][:, t] for level in levels} for t in range(frames - 1)]
             return {name: x[:, -1] for name, x in split.items()}, past
-        with nullcontext() if self.memory_grad else torch.no_grad():
-            if self.fold_time and frames > 1:
+        with nullcontext() if self.options.memory_grad else torch.no_grad():
+            if self.options.fold_time and frames > 1:
                 folded = self.backbone(images[:, :-1].flatten(0, 1))
                 split = {level: folded[level].unflatten(0, (-1, frames - 1)) for level in levels}
                 past += [{level: split[level][:, t] for level in levels} for t in range(frames - 1)]
@@ -332,15 +307,15 @@ class ClipSegmentor(Segmentor):
         found = self.ring.read(kept)
         missing = self.memory_length - len(found)
         # As long as a slot is missing, the oldest entry is the stream's first frame.
-        repeats_first = bool(kept) and self.pad in ("repeat_first", "drop")
-        fill = kept[0] if kept and self.pad != "repeat_current" else current
+        repeats_first = bool(kept) and self.options.pad in ("repeat_first", "drop")
+        fill = kept[0] if kept and self.options.pad != "repeat_current" else current
         valid = torch.tensor(
             [slot >= missing or repeats_first for slot in range(self.memory_length)],
             device=next(iter(current.values())).device,
         )
         batch = next(iter(current.values())).shape[0]
         memory = ClipFeatures((*[fill] * missing, *found), valid.expand(batch, -1))
-        return fill_missing(memory, self.pad, current)
+        return fill_missing(memory, self.options.pad, current)
 
 
 def stack_labels(

@@ -6,7 +6,6 @@ classes, C channels, h w map size, P regions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -92,19 +91,6 @@ def content_mask(
     )
     masks = [(rows < height)[:, None] & (columns < width)[None] for height, width in contents]
     return torch.stack(masks)
-
-
-def check_distillation(pixel_weight: float, pair_weight: float, temperature: float, pair_scale: float) -> None:
-    """Raise a ValueError for weights or scales out of range."""
-    if min(pixel_weight, pair_weight) < 0 or pixel_weight + pair_weight == 0:
-        raise ValueError(
-            f"MODEL.DISTILLATION: PIXEL_WEIGHT {pixel_weight} and PAIR_WEIGHT {pair_weight} must be >= 0, and one of "
-            "them > 0"
-        )
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"MODEL.DISTILLATION.TEMPERATURE {temperature}: expected a number > 0")
-    if not 0 < pair_scale <= 1:
-        raise ValueError(f"MODEL.DISTILLATION.PAIR_SCALE {pair_scale}: expected a share in 0..1, above 0")
 
 
 def missing_teacher(options: CfgNode) -> Iterator[str]:

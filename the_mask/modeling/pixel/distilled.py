@@ -11,11 +11,11 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from the_mask.config import load_config
+from the_mask.config.keys.memory import DistillationOptions
 from the_mask.modeling.build import trained_model
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
 from the_mask.modeling.pixel.context.types import FrameFeatures, HeadOutput, TrainBatch
 from the_mask.modeling.pixel.distillation import (
-    check_distillation,
     content_mask,
     missing_teacher,
     pair_distillation,
@@ -41,21 +41,14 @@ class DistilledSegmentor(Segmentor):
         *,
         student: ClipSegmentor,
         build_teacher: Callable[[], ClipSegmentor],
-        pixel_weight: float = 10.0,
-        temperature: float = 1.0,
-        pair_weight: float = 0.5,
-        pair_scale: float = 0.5,
-        pair_level: str = "res5",
+        options: DistillationOptions = DistillationOptions(),
     ) -> None:
         """
         Args:
             student: the model that is trained.
             build_teacher: gives the teacher with its trained weights.
-            pixel_weight, temperature: of :func:`~the_mask.modeling.pixel.distillation.pixel_distillation`.
-            pair_weight, pair_scale: of :func:`~the_mask.modeling.pixel.distillation.pair_distillation`.
-            pair_level: backbone level that the latter compares, or "main".
+            options: of the terms.
         """
-        check_distillation(pixel_weight, pair_weight, temperature, pair_scale)
         super().__init__(
             num_classes=student.num_classes,
             ignore_label=student.ignore_label,
@@ -66,25 +59,16 @@ class DistilledSegmentor(Segmentor):
         )
         self.student = student
         self.build_teacher = build_teacher
-        self.pixel_weight = pixel_weight
-        self.temperature = temperature
-        self.pair_weight = pair_weight
-        self.pair_scale = pair_scale
-        self.pair_level = pair_level
+        self.options = options
         # In a list, which hides it from parameters(), state_dict() and train().
         self._teachers: list[ClipSegmentor] = []
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        options = cfg.MODEL.DISTILLATION
         return {
             "student": _build_student(cfg),
             "build_teacher": lambda: build_teacher(cfg),
-            "pixel_weight": options.PIXEL_WEIGHT,
-            "temperature": options.TEMPERATURE,
-            "pair_weight": options.PAIR_WEIGHT,
-            "pair_scale": options.PAIR_SCALE,
-            "pair_level": options.PAIR_LEVEL,
+            "options": DistillationOptions.from_config(cfg),
         }
 
     @property
@@ -131,13 +115,13 @@ class DistilledSegmentor(Segmentor):
         losses = student.output_losses(batch, features, output)
         with torch.no_grad():
             lessons, answer = self.teacher.clip_output(self.teacher.training_batch(clips))
-        if self.pixel_weight:
+        if self.options.pixel_weight:
             valid = self._content(batch, (output.logits.shape[-2], output.logits.shape[-1]))
-            term = pixel_distillation(output.logits, answer.logits, self.temperature, valid)
-            losses["loss_distill_pixel"] = self.pixel_weight * term
-        if self.pair_weight:
+            term = pixel_distillation(output.logits, answer.logits, self.options.temperature, valid)
+            losses["loss_distill_pixel"] = self.options.pixel_weight * term
+        if self.options.pair_weight:
             maps = (self._level(features, output, "student"), self._level(lessons, answer, "teacher"))
-            losses["loss_distill_pair"] = self.pair_weight * pair_distillation(*maps, self.pair_scale)
+            losses["loss_distill_pair"] = self.options.pair_weight * pair_distillation(*maps, self.options.pair_scale)
         return losses
 
     def _content(self, batch: TrainBatch, size: tuple[int, int]) -> Tensor:
@@ -146,11 +130,11 @@ class DistilledSegmentor(Segmentor):
 
     def _level(self, features: FrameFeatures, output: HeadOutput, who: str) -> Tensor:
         found: Mapping[str, Tensor] = {**features, **output.features}
-        if self.pair_level not in found:
+        if self.options.pair_level not in found:
             raise ValueError(
-                f"MODEL.DISTILLATION.PAIR_LEVEL {self.pair_level!r}: the {who} has {', '.join(sorted(found))}"
+                f"MODEL.DISTILLATION.PAIR_LEVEL {self.options.pair_level!r}: the {who} has {', '.join(sorted(found))}"
             )
-        return found[self.pair_level]
+        return found[self.options.pair_level]
 
     # Everything else is the student's.
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from the_mask.config.keys.keyframe import KeyframeOptions
 from the_mask.data.clips import clip_name
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor, stack_labels
 from the_mask.modeling.propagation import geometry, stream_state, training
 from the_mask.modeling.propagation.build import build_propagator
-from the_mask.modeling.propagation.options import check_options
 from the_mask.modeling.propagation.policies import Gate, Measure, build_policy, decide
 from the_mask.modeling.propagation.propagators import Propagated, Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
@@ -75,21 +75,13 @@ class PropagatedSegmentor(Segmentor):
         policy: tuple[str, Measure, Gate],
         frame_mean: Sequence[float],
         frame_std: Sequence[float],
-        carry: str = "classes",
-        stride: int = 8,
-        key_scale: float = 1.0,
-        released: bool = False,
-        distances: Sequence[int] = (1, 2, 3, 4),
-        unroll: int = 2,
-        loss_weight: float = 1.0,
-        distill_weight: float = 0.0,
-        class_weights: Sequence[float] = (),
+        options: KeyframeOptions = KeyframeOptions(),
         cache: ScoreCache | None = None,
     ) -> None:
-        """Args name the config keys in ``MODEL.KEYFRAME``; ``policy`` is of :func:`build_policy`.
+        """``policy`` is of :func:`build_policy`.
 
         Raises:
-            ValueError: values outside their range, or parts that do not fit each other.
+            ValueError: parts that do not fit each other.
         """
         super().__init__(
             num_classes=segmentor.num_classes,
@@ -98,13 +90,17 @@ class PropagatedSegmentor(Segmentor):
             pixel_mean=(0.0, 0.0, 0.0),
             pixel_std=(1.0, 1.0, 1.0),
         )
-        check_options(stride, key_scale, carry, distances, unroll, class_weights, self.num_classes)
-        if carry == "queries" and not (propagator.carries_queries and segmentor.has_queries):
+        class_weights = options.class_weights
+        if class_weights and len(class_weights) != self.num_classes:
+            raise ValueError(
+                f"MODEL.KEYFRAME.CLASS_WEIGHTS has {len(class_weights)} values for {self.num_classes} classes"
+            )
+        if options.carry == "queries" and not (propagator.carries_queries and segmentor.has_queries):
             raise ValueError(
                 "MODEL.KEYFRAME.CARRY queries needs a segmentor with queries (MaskClassifier, MASK_FORMER.MERGE_AT "
                 "mask) and a propagator that carries masks (copy, warp, or gsvnet with VARIANT agnostic)"
             )
-        if released and (not isinstance(segmentor, ClipSegmentor) or segmentor.looks_back):
+        if options.released and (not isinstance(segmentor, ClipSegmentor) or segmentor.looks_back):
             raise ValueError(
                 "MODEL.KEYFRAME.RELEASED needs the raw logits of a ClipSegmentor with an image head, not "
                 f"{type(segmentor).__name__}"
@@ -112,14 +108,7 @@ class PropagatedSegmentor(Segmentor):
         self.segmentor = segmentor.requires_grad_(False)
         self.propagator = propagator
         self.policy_name, self.measure, self.gate = policy
-        self.carry = carry
-        self.stride = stride
-        self.key_scale = key_scale
-        self.released = released
-        self.distances = tuple(distances)
-        self.unroll = unroll
-        self.loss_weight = loss_weight
-        self.distill_weight = distill_weight
+        self.options = options
         self.cache = cache
         self.register_buffer("frame_mean", torch.tensor(list(frame_mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("frame_std", torch.tensor(list(frame_std)).view(-1, 1, 1), persistent=False)
@@ -129,31 +118,23 @@ class PropagatedSegmentor(Segmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        options = cfg.MODEL.KEYFRAME
+        options = KeyframeOptions.from_config(cfg)
         segmentor = _build_segmentor(cfg)
         propagator = build_propagator(cfg, segmentor.num_classes)
         return {
             "segmentor": segmentor,
             "propagator": propagator,
             "policy": build_policy(cfg, propagator),
-            "frame_mean": options.PIXEL_MEAN or cfg.MODEL.PIXEL_MEAN,
-            "frame_std": options.PIXEL_STD or cfg.MODEL.PIXEL_STD,
-            "carry": options.CARRY,
-            "stride": options.STRIDE,
-            "key_scale": options.KEY_SCALE,
-            "released": options.RELEASED,
-            "distances": options.DISTANCES,
-            "unroll": options.UNROLL,
-            "loss_weight": options.LOSS_WEIGHT,
-            "distill_weight": options.DISTILL_WEIGHT,
-            "class_weights": options.CLASS_WEIGHTS,
+            "frame_mean": options.pixel_mean or cfg.MODEL.PIXEL_MEAN,
+            "frame_std": options.pixel_std or cfg.MODEL.PIXEL_STD,
+            "options": options,
             "cache": cache_from_config(cfg),
         }
 
     @property
     def score_stride(self) -> int:
         """Input pixels per cell of the score maps."""
-        return self.stride
+        return self.options.stride
 
     def train(self, mode: bool = True) -> Self:
         """Switch the propagator's mode; the segmentor stays in eval mode."""
@@ -259,7 +240,8 @@ class PropagatedSegmentor(Segmentor):
     def small_frames(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Frames [3, H, W] of any dtype -> small RGB frames [3, h, w], float 0..255, on the model's device."""
         return [
-            geometry.downscale_frames(frame[None].to(self.device), self.stride, self.released)[0] for frame in frames
+            geometry.downscale_frames(frame[None].to(self.device), self.options.stride, self.options.released)[0]
+            for frame in frames
         ]
 
     @torch.no_grad()
@@ -282,7 +264,7 @@ class PropagatedSegmentor(Segmentor):
 
     def _key(self, turns: Sequence[_Turn]) -> list[StreamState]:
         """States after keyframes."""
-        if not self.segmentor.looks_back and self.carry == "classes":
+        if not self.segmentor.looks_back and self.options.carry == "classes":
             maps = self._key_maps([turn.frame for turn in turns])
             return [
                 stream_state.after_key(turn.state, turn.small, scores, turn.state["segmentor"], turn.reason)
@@ -307,9 +289,9 @@ class PropagatedSegmentor(Segmentor):
         """Probabilities [K, h, w] of a stream's last frame, float32."""
         scores = state["scores"].float()
         check_finite(scores, f"frame {state['seen'] - 1} of a stream", ())
-        if self.released:
+        if self.options.released:
             height, width = state["size"]
-            scores = geometry.from_aligned_grid(scores, (height, width), self.stride)
+            scores = geometry.from_aligned_grid(scores, (height, width), self.options.stride)
         return scores.softmax(dim=0)
 
     def _propagate(
@@ -340,20 +322,20 @@ class PropagatedSegmentor(Segmentor):
     def normalise(self, smalls: Tensor) -> Tensor:
         """Normalise small frames [B, 3, h, w], RGB 0..255, for the propagator."""
         frames = (smalls - self.frame_mean) / self.frame_std
-        return frames.flip(1) if self.released else frames
+        return frames.flip(1) if self.options.released else frames
 
     # Keyframes.
 
     def _scaled(self, frame: Tensor) -> Tensor:
-        if self.key_scale == 1:
+        if self.options.key_scale == 1:
             return frame
-        size = [max(1, round(side * self.key_scale)) for side in frame.shape[-2:]]
-        return F.interpolate(frame[None].float(), size=size, mode="bilinear", align_corners=self.released)[0]
+        size = [max(1, round(side * self.options.key_scale)) for side in frame.shape[-2:]]
+        return F.interpolate(frame[None].float(), size=size, mode="bilinear", align_corners=self.options.released)[0]
 
     def _key_maps(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Carried scores [K, h, w] of keyframes of a segmentor that does not look back, in one batch per size."""
         clips = [{"frames": [self._scaled(frame)]} for frame in frames]
-        maps = [self._raw_logits(clip) for clip in clips] if self.released else self.segmentor.score_maps(clips)
+        maps = [self._raw_logits(clip) for clip in clips] if self.options.released else self.segmentor.score_maps(clips)
         return [self._to_carried(scores[0], frame) for scores, frame in zip(maps, frames, strict=True)]
 
     def _raw_logits(self, clip: Clip) -> Tensor:
@@ -367,7 +349,7 @@ class PropagatedSegmentor(Segmentor):
     def _key_in_stream(
         self, frame: Tensor, state: StreamState
     ) -> tuple[Tensor, StreamState, tuple[Tensor, Tensor] | None]:
-        if self.carry == "classes":
+        if self.options.carry == "classes":
             scores, state = self.segmentor.step(self._scaled(frame), state)
             return self._to_carried(scores, frame), state, None
         scores, classes, masks, state = self.segmentor.step_queries(self._scaled(frame), state)
@@ -376,14 +358,14 @@ class PropagatedSegmentor(Segmentor):
 
     def _to_carried(self, scores: Tensor, frame: Tensor) -> Tensor:
         """A segmentor's scores [K, h', w'] of a frame -> carried scores [K, h, w]."""
-        if self.released:
-            size = geometry.grid_size((frame.shape[-2], frame.shape[-1]), self.stride)
+        if self.options.released:
+            size = geometry.grid_size((frame.shape[-2], frame.shape[-1]), self.options.stride)
             return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=True)[0]
         return log_probabilities(self._regrid(scores / scores.sum(dim=0, keepdim=True).clamp(min=1e-9), frame))
 
     def _regrid(self, maps: Tensor, frame: Tensor) -> Tensor:
         size = (frame.shape[-2], frame.shape[-1])
-        return geometry.to_grid(maps, size, self.stride, self.segmentor.score_stride, self.key_scale)
+        return geometry.to_grid(maps, size, self.options.stride, self.segmentor.score_stride, self.options.key_scale)
 
     # Clips.
 
@@ -405,12 +387,13 @@ class PropagatedSegmentor(Segmentor):
         Raises:
             ValueError: clips too short for the largest distance, or without labels on the last frame.
         """
-        distance = training.draw_distance(self.distances, self.iteration)
+        distance = training.draw_distance(self.options.distances, self.iteration)
         shortest = min(len(clip["frames"]) for clip in clips)
-        if shortest <= max(self.distances):
+        distances = self.options.distances
+        if shortest <= max(distances):
             raise ValueError(
-                f"clips of {shortest} frames are too short for MODEL.KEYFRAME.DISTANCES {list(self.distances)}: set "
-                f"INPUT.CLIP.DILATIONS to the {max(self.distances)} frames before the labelled one"
+                f"clips of {shortest} frames are too short for MODEL.KEYFRAME.DISTANCES {list(distances)}: set "
+                f"INPUT.CLIP.DILATIONS to the {max(distances)} frames before the labelled one"
             )
         unlabelled = [clip_name(clip) for clip in clips if clip["labels"][-1] is None]
         if unlabelled:
@@ -423,19 +406,21 @@ class PropagatedSegmentor(Segmentor):
         frames = images.unflatten(0, (len(clips), distance + 1))
         size = (images.shape[-2], images.shape[-1])
         labels = stack_labels(clips, -1, self.num_classes, self.ignore_label, size).to(self.device)
-        smalls = geometry.downscale_frames(images, self.stride, self.released).unflatten(0, frames.shape[:2])
+        smalls = geometry.downscale_frames(images, self.options.stride, self.options.released).unflatten(
+            0, frames.shape[:2]
+        )
         small = [self.normalise(frame) for frame in smalls.unbind(dim=1)]
 
         with torch.no_grad():
             scores = self._training_maps(clips, frames[:, 0], -distance - 1)
-        result = training.unroll(self.propagator, scores, small, self.unroll)
-        logits = training.upsample(result.scores, size, self.stride, self.released)
+        result = training.unroll(self.propagator, scores, small, self.options.unroll)
+        logits = training.upsample(result.scores, size, self.options.stride, self.options.released)
         loss = training.segmentation_loss(logits, labels, self.ignore_label, self.class_weights)
-        losses = {"loss_ce": loss * self.loss_weight}
-        if self.distill_weight:
+        losses = {"loss_ce": loss * self.options.loss_weight}
+        if self.options.distill_weight:
             with torch.no_grad():
                 teacher = self._training_maps(clips, frames[:, -1], -1)
-            losses["loss_distill"] = training.distillation_loss(result.scores, teacher) * self.distill_weight
+            losses["loss_distill"] = training.distillation_loss(result.scores, teacher) * self.options.distill_weight
         return losses
 
     def _training_maps(self, clips: Sequence[Clip], frames: Tensor, position: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.propagation.propagators import Propagated, Propagator
 
 
@@ -53,16 +54,11 @@ def unroll(propagator: Propagator, scores: Tensor, frames: Sequence[Tensor], dif
 
 @contextmanager
 def _only_flow_learns(propagator: Propagator) -> Iterator[None]:
-    training = [module for module in propagator.modules() if module.training]
-    propagator.eval()
-    flow = getattr(propagator, "flow", None)
-    if isinstance(flow, nn.Module):
-        flow.train()
-    try:
+    with evaluation_mode(propagator):
+        flow = getattr(propagator, "flow", None)
+        if isinstance(flow, nn.Module):
+            flow.train()
         yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def upsample(scores: Tensor, size: tuple[int, int], stride: int, align_corners: bool) -> Tensor:

@@ -143,19 +143,21 @@ def _work_dtype(value: Tensor) -> torch.dtype:
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("the_mask::ms_deform_attn", mutates_args=())
+# One list of arguments for the operator, its gradient and the fake kernels of both.
+_ARGUMENTS = (
+    "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights, Tensor? device_shapes"
+)
+
+
+@torch.library.custom_op("the_mask::ms_deform_attn", mutates_args=(), schema=f"({_ARGUMENTS}=None) -> Tensor")
 def _operator(
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    device_shapes: Tensor | None = None,
+    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> Tensor:
     path = choose(value.device).path
     if path != "compiled":
-        levels = _resolve(value, spatial_shapes, sampling_locations, attention_weights, device_shapes)
-        return _run_python(path, value, levels, sampling_locations, attention_weights).contiguous()
-    arguments = _kernel_arguments(value, spatial_shapes, sampling_locations, attention_weights, device_shapes)
+        levels = _resolve(value, sizes, locations, weights, device_shapes)
+        return _run_python(path, value, levels, locations, weights).contiguous()
+    arguments = _kernel_arguments(value, sizes, locations, weights, device_shapes)
     return torch.ops.the_mask_kernels.ms_deform_attn_forward(*arguments)
 
 
@@ -181,61 +183,47 @@ def _kernel_arguments(
 
 @_operator.register_fake
 def _(
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    device_shapes: Tensor | None = None,
+    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> Tensor:
-    levels = to_levels(list(zip(spatial_shapes[::2], spatial_shapes[1::2]))) if device_shapes is None else None
-    _check(value, levels, device_shapes, sampling_locations, attention_weights)
-    return value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
+    levels = to_levels(list(zip(sizes[::2], sizes[1::2]))) if device_shapes is None else None
+    _check(value, levels, device_shapes, locations, weights)
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.custom_op("the_mask::ms_deform_attn_backward", mutates_args=())
+@torch.library.custom_op(
+    "the_mask::ms_deform_attn_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
 def _backward_operator(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    device_shapes: Tensor | None = None,
+    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, sampling_locations and attention_weights, each in its argument's dtype."""
-    inputs = (value, sampling_locations, attention_weights)
+    inputs = (value, locations, weights)
     path = choose(value.device).path
     if path == "compiled":
-        arguments = _kernel_arguments(value, spatial_shapes, sampling_locations, attention_weights, device_shapes)
+        arguments = _kernel_arguments(value, sizes, locations, weights, device_shapes)
         deterministic = torch.are_deterministic_algorithms_enabled()
         grads = torch.ops.the_mask_kernels.ms_deform_attn_backward(
-            grad_output.to(value.dtype).contiguous(), *arguments, deterministic
+            grad.to(value.dtype).contiguous(), *arguments, deterministic
         )
     else:
-        levels = _resolve(value, spatial_shapes, sampling_locations, attention_weights, device_shapes)
+        levels = _resolve(value, sizes, locations, weights, device_shapes)
         work = torch.float64 if path == "reference" else _work_dtype(value)
         grads = ms_deform_attn_python_backward(
-            grad_output.to(work), value.to(work), levels, sampling_locations.to(work), attention_weights.to(work)
+            grad.to(work), value.to(work), levels, locations.to(work), weights.to(work)
         )
     grad_value, grad_locations, grad_weights = (
-        grad.to(tensor.dtype).contiguous() for grad, tensor in zip(grads, inputs)
+        found.to(tensor.dtype).contiguous() for found, tensor in zip(grads, inputs)
     )
     return grad_value, grad_locations, grad_weights
 
 
 @_backward_operator.register_fake
 def _(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    device_shapes: Tensor | None = None,
+    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        value.new_empty(value.shape),
-        sampling_locations.new_empty(sampling_locations.shape),
-        attention_weights.new_empty(attention_weights.shape),
-    )
+    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -70,7 +70,7 @@ def model_type(model: EncoderSegmentor) -> str:
     dinov3 = _is_dinov3(model)
     if dinov3 and model.propagates:
         raise ValueError("transformers has no VidEoMT on DINOv3, only on DINOv2")
-    if model.propagates and (model.norm_queries or model.class_logits == "whole-video"):
+    if model.propagates and (model.options.norm_queries or model.options.class_logits == "whole-video"):
         raise ValueError("transformers' VidEoMT carries queries without the norm: MODEL.ENCODER.NORM_QUERIES False")
     return "eomt_dinov3" if dinov3 else "videomt" if model.propagates else "eomt"
 

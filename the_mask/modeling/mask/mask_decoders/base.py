@@ -17,6 +17,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.config.keys.mask_former import MaskDecoderOptions
 from the_mask.modeling.mask.mask_decoders.layers import (
     MLP,
     CrossAttentionLayer,
@@ -73,7 +74,7 @@ def attention_mask(embeddings: Tensor, features: Tensor) -> Tensor:
 
 
 class MaskDecoder(nn.Module):
-    """Parameters and steps shared by the decoders. Subclasses define ``forward``.
+    """Parameters and steps shared by the decoders. Subclasses define :meth:`decode`.
 
     State-dict keys are those of the official Detectron2 Mask2Former.
     """
@@ -84,40 +85,30 @@ class MaskDecoder(nn.Module):
         in_channels: Sequence[int],
         *,
         num_classes: int,
-        hidden_dim: int,
-        num_queries: int,
-        heads: int,
-        feedforward: int,
-        layers: int,
-        pre_norm: bool,
-        dropout: float,
         mask_dim: int,
-        enforce_input_proj: bool,
-        position: str,
+        options: MaskDecoderOptions = MaskDecoderOptions(),
     ) -> None:
-        """Args name the config keys; see :meth:`from_config`. ``layers`` excludes the initial queries."""
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"MODEL.MASK_FORMER.DEC_LAYERS is {layers + 1}; it counts the initial queries: at least 2")
+        hidden_dim, layers = options.hidden_dim, options.dec_layers - 1
         if hidden_dim % 4:
             raise ValueError(f"MODEL.MASK_FORMER.HIDDEN_DIM is {hidden_dim}; position encoding needs a multiple of 4")
-        self.num_classes = num_classes
-        self.position: Callable[..., Tensor] = position_encoding(position)
+        self.num_classes, self.mask_dim = num_classes, mask_dim
+        self.position: Callable[..., Tensor] = position_encoding(options.position_encoding)
         self.input_proj = nn.ModuleList(
-            _projection(channels, hidden_dim) if channels != hidden_dim or enforce_input_proj else nn.Identity()
+            _projection(channels, hidden_dim) if channels != hidden_dim or options.enforce_input_proj else nn.Identity()
             for channels in in_channels
         )
         self.level_embed = nn.Embedding(len(in_channels), hidden_dim)
-        self.query_feat = nn.Embedding(num_queries, hidden_dim)
-        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.query_feat = nn.Embedding(options.num_object_queries, hidden_dim)
+        self.query_embed = nn.Embedding(options.num_object_queries, hidden_dim)
         self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(hidden_dim, heads, dropout, pre_norm) for _ in range(layers)
+            CrossAttentionLayer(hidden_dim, options.nheads, options.dropout, options.pre_norm) for _ in range(layers)
         )
         self.transformer_self_attention_layers = nn.ModuleList(
-            SelfAttentionLayer(hidden_dim, heads, dropout, pre_norm) for _ in range(layers)
+            SelfAttentionLayer(hidden_dim, options.nheads, options.dropout, options.pre_norm) for _ in range(layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(
-            FFNLayer(hidden_dim, feedforward, dropout, pre_norm) for _ in range(layers)
+            FFNLayer(hidden_dim, options.dim_feedforward, options.dropout, options.pre_norm) for _ in range(layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
@@ -125,21 +116,53 @@ class MaskDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: Sequence[int]) -> dict[str, Any]:
-        former = cfg.MODEL.MASK_FORMER
         return {
             "in_channels": in_channels,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "hidden_dim": former.HIDDEN_DIM,
-            "num_queries": former.NUM_OBJECT_QUERIES,
-            "heads": former.NHEADS,
-            "feedforward": former.DIM_FEEDFORWARD,
-            "layers": former.DEC_LAYERS - 1,
-            "pre_norm": former.PRE_NORM,
-            "dropout": former.DROPOUT,
             "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
-            "enforce_input_proj": former.ENFORCE_INPUT_PROJ,
-            "position": former.POSITION_ENCODING,
+            "options": MaskDecoderOptions.from_config(cfg),
         }
+
+    def forward(
+        self,
+        maps: Sequence[Tensor],
+        mask_features: Tensor,
+        num_frames: int = 1,
+        aux: bool = False,
+        last_frame_only: bool = False,
+    ) -> Predictions:
+        """Decode clips.
+
+        Args:
+            maps: L tensors [B*T, C_l, h_l, w_l], coarsest first.
+            mask_features: [B*T, C, h, w].
+            num_frames: T.
+            aux: also predict from the initial queries and from every layer.
+            last_frame_only: masks of the newest frame of each clip only (its T axis is 1).
+
+        Returns:
+            predictions as described in :mod:`the_mask.modeling.mask.mask_decoders.base`.
+        """
+        if num_frames < 1 or mask_features.shape[0] % num_frames:
+            raise ValueError(f"{mask_features.shape[0]} stacked frames do not form clips of {num_frames} frames")
+        keys, values = self.tokenize(maps, num_frames)
+        small = shrink_mask_features(mask_features, maps, num_frames)
+        shown = slice(num_frames - 1, None) if last_frame_only else slice(None)
+        return self.decode(keys, values, small, mask_features.unflatten(0, (-1, num_frames))[:, shown], shown, aux)
+
+    def decode(
+        self, keys: list[Tensor], values: list[Tensor], small: list[Tensor], features: Tensor, shown: slice, aux: bool
+    ) -> Predictions:
+        """What a subclass makes of the tokens.
+
+        Args:
+            keys, values: of :meth:`tokenize`.
+            small: of :func:`shrink_mask_features`.
+            features: mask features [B, T, C, h, w] of the frames that are shown.
+            shown: these frames.
+            aux: see :meth:`forward`.
+        """
+        raise NotImplementedError
 
     def tokenize(self, maps: Sequence[Tensor], num_frames: int) -> tuple[list[Tensor], list[Tensor]]:
         """Turn maps [B*T,C_l,h_l,w_l] into keys and values of attention, two lists of [B,T,S_l,C].
@@ -169,12 +192,6 @@ class MaskDecoder(nn.Module):
         queries = self.transformer_cross_attention_layers[layer](queries, query_position, keys, values, allowed)
         queries = self.transformer_self_attention_layers[layer](queries, query_position)
         return self.transformer_ffn_layers[layer](queries)
-
-
-def check_frames(mask_features: Tensor, num_frames: int) -> None:
-    """Raise a ValueError unless the stacked frames form whole clips."""
-    if num_frames < 1 or mask_features.shape[0] % num_frames:
-        raise ValueError(f"{mask_features.shape[0]} stacked frames do not form clips of {num_frames} frames")
 
 
 def nest_predictions(logits: Sequence[Tensor], masks: Sequence[Tensor]) -> Predictions:

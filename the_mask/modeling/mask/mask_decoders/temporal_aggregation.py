@@ -30,21 +30,20 @@ State-dict names, ours and those of the released checkpoints (under ``predictor`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
+from the_mask.config.keys.mask_former import MaskDecoderOptions
 from the_mask.modeling.mask.mask_decoders.base import (
     MaskDecoder,
     Predictions,
     attention_mask,
-    check_frames,
     mask_logits,
     nest_predictions,
-    shrink_mask_features,
 )
 from the_mask.modeling.mask.mask_decoders.layers import MLP
 from the_mask.modeling.mask.mask_decoders.registry import MASK_DECODERS
@@ -61,41 +60,20 @@ class TemporalAggregationDecoder(MaskDecoder):
     """
 
     @configurable
-    def __init__(self, in_channels: Sequence[int], *, temporal: Mapping[str, Any], **shared: Any) -> None:
-        """``shared`` are the arguments of :class:`MaskDecoder`; ``temporal`` more of :class:`TemporalLayer`."""
-        super().__init__(in_channels, **shared)
-        dim = shared["hidden_dim"]
-        self.temporal_layer = TemporalLayer(dim, shared["heads"], shared["feedforward"], **temporal)
+    def __init__(
+        self, in_channels: Sequence[int], *, options: MaskDecoderOptions = MaskDecoderOptions(), **shared: Any
+    ) -> None:
+        """``shared`` are the other arguments of :class:`MaskDecoder`."""
+        super().__init__(in_channels, options=options, **shared)
+        dim = options.hidden_dim
+        self.temporal_layer = TemporalLayer(options)
         self.frame_norm = nn.LayerNorm(dim)
-        self.frame_class_embed = nn.Linear(dim, shared["num_classes"] + 1)
-        self.frame_mask_embed = MLP(dim, dim, dim, shared["mask_dim"])
+        self.frame_class_embed = nn.Linear(dim, self.num_classes + 1)
+        self.frame_mask_embed = MLP(dim, dim, dim, self.mask_dim)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: Sequence[int]) -> dict[str, Any]:
-        return {
-            **super().from_config(cfg, in_channels),
-            "temporal": {
-                "dropout": cfg.MODEL.THE_MASK.TEMPORAL_DROPOUT,
-                "init": cfg.MODEL.THE_MASK.TEMPORAL_INIT,
-            },
-        }
-
-    def forward(
-        self,
-        maps: Sequence[Tensor],
-        mask_features: Tensor,
-        num_frames: int = 1,
-        aux: bool = False,
-        last_frame_only: bool = False,
+    def decode(
+        self, keys: list[Tensor], values: list[Tensor], small: list[Tensor], features: Tensor, shown: slice, aux: bool
     ) -> Predictions:
-        """Decode clips; arguments as :meth:`MaskedAttentionDecoder.forward`, plus the frame branch in the result."""
-        check_frames(mask_features, num_frames)
-        keys, values = self.tokenize(maps, num_frames)
-        small_features = shrink_mask_features(mask_features, maps, num_frames)
-        features = mask_features.unflatten(0, (-1, num_frames))
-        shown = slice(num_frames - 1, None) if last_frame_only else slice(None)
-        features = features[:, shown]
-
         clip, frame = self.temporal_layer.start(
             self.query_feat.weight, self.query_embed.weight, torch.cat(keys, dim=2), torch.cat(values, dim=2)
         )
@@ -111,12 +89,12 @@ class TemporalAggregationDecoder(MaskDecoder):
                 frame_logits.append(self.frame_class_embed(decoded))
                 frame_masks.append(mask_logits(self.frame_mask_embed(decoded), features))
             if layer < layers:
-                level = layer % len(maps)
-                allowed = attention_mask(embeddings, small_features[level]).flatten(0, 1)
+                level = layer % len(keys)
+                allowed = attention_mask(embeddings, small[level]).flatten(0, 1)
                 # Each frame is its own sequence.
                 frame = self.refine(
                     layer, frame.flatten(0, 1), keys[level].flatten(0, 1), values[level].flatten(0, 1), allowed
-                ).unflatten(0, (-1, num_frames))
+                ).unflatten(0, (-1, frame.shape[1]))
                 clip = self.temporal_layer.combine(clip, frame)
         return {
             **nest_predictions(clip_logits, clip_masks),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from the_mask.config.keys.the_mask import INITIALISATIONS
+from the_mask.config.keys.mask_former import MaskDecoderOptions
 from the_mask.modeling.mask.mask_decoders.layers import MultiheadAttention
 
 # With identity initialisation, the share of a clip query that comes from its frames after one layer.
@@ -38,42 +38,28 @@ class TemporalLayer(nn.Module):
     released layer has one more linear map, C to 2, whose output is unused; it is left out. Source: spec section 3 (a).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        feedforward: int,
-        dropout: float,
-        init: str = "identity",
-    ) -> None:
-        """
-        Args:
-            init: "identity": the layer starts as one that passes the learned queries to the frames unchanged and their
-                mean to the clip, so that stage 2 starts where stage 1 ended; "xavier": as released.
-
-        Raises:
-            ValueError: unknown ``init``.
-        """
+    def __init__(self, options: MaskDecoderOptions) -> None:
+        """With ``temporal_init`` "identity" it starts by passing the learned queries to the frames unchanged and their
+        mean to the clip, so that stage 2 starts where stage 1 ended."""
         super().__init__()
-        if init not in INITIALISATIONS:
-            raise ValueError(f"MODEL.THE_MASK.TEMPORAL_INIT is {init!r}; expected one of {', '.join(INITIALISATIONS)}")
+        dim, heads, dropout = options.hidden_dim, options.nheads, options.temporal_dropout
         self.clip_self_attn = MultiheadAttention(dim, heads, dropout)
         self.clip_self_norm = nn.LayerNorm(dim)
         self.frame_self_attn = MultiheadAttention(dim, heads, dropout)
         self.frame_self_norm = nn.LayerNorm(dim)
         self.frame_cross_attn = MultiheadAttention(dim, heads, dropout)
         self.frame_cross_norm = nn.LayerNorm(dim)
-        self.frame_ffn = FeedForward(dim, feedforward, dropout)
+        self.frame_ffn = FeedForward(dim, options.dim_feedforward, dropout)
         self.frame_ffn_norm = nn.LayerNorm(dim)
         self.frame_score = nn.Linear(dim, 1)
         self.frame_value = nn.Linear(dim, dim)
         self.combine_norm = nn.LayerNorm(dim)
-        self.clip_ffn = FeedForward(dim, feedforward, dropout)
+        self.clip_ffn = FeedForward(dim, options.dim_feedforward, dropout)
         self.clip_ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.frame_score, self.frame_value):
             nn.init.xavier_uniform_(layer.weight)
-        if init == "identity":
+        if options.temporal_init == "identity":
             self._start_as_identity()
 
     def _start_as_identity(self) -> None:

@@ -15,6 +15,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from the_mask.config.keys.mask_former import PixelDecoderOptions
 from the_mask.modeling.mask.pixel_decoders.registry import PIXEL_DECODERS, PixelDecoder
 from the_mask.modeling.mask.position_encoding import sine_2d
 from the_mask.ops import MSDeformAttn
@@ -121,25 +122,17 @@ class MSDeformAttnPixelDecoder(PixelDecoder):
         self,
         input_shape: Mapping[str, ShapeSpec],
         *,
-        in_features: Sequence[str],
-        transformer_in_features: Sequence[str],
-        common_stride: int,
-        conv_dim: int,
-        mask_dim: int,
-        norm: str,
-        heads: int,
-        points: int,
-        layers: int,
-        feedforward: int,
-        dropout: float,
+        options: PixelDecoderOptions = PixelDecoderOptions(),
+        dropout: float = 0.0,
     ) -> None:
-        """Args name the config keys; see :meth:`from_config`.
-
+        """
         Raises:
             ValueError: a feature that the backbone does not have, or a size that does not divide; names the config key.
         """
         super().__init__()
-        _check_features(input_shape, in_features, transformer_in_features)
+        transformer_in_features = options.deformable_transformer_encoder_in_features
+        conv_dim, norm, heads = options.convs_dim, options.norm, options.transformer_enc_nheads
+        _check_features(input_shape, options.in_features, transformer_in_features)
         strides = {name: shape.stride or 1 for name, shape in input_shape.items()}
         channels = {name: shape.channels or 0 for name, shape in input_shape.items()}
         if conv_dim % NORM_GROUPS:
@@ -157,15 +150,21 @@ class MSDeformAttnPixelDecoder(PixelDecoder):
         self.out_channels = [conv_dim] * len(self.out_strides)
         finest = self.out_strides[-1]
         self.fpn_in_features = sorted(
-            (f for f in in_features if common_stride <= strides[f] < finest), key=strides.__getitem__
+            (f for f in options.in_features if options.common_stride <= strides[f] < finest), key=strides.__getitem__
         )
         self.mask_stride = min([finest, *(strides[f] for f in self.fpn_in_features)])
 
         self.input_proj = nn.ModuleList(_projection(channels[f], conv_dim) for f in self.transformer_in_features)
         self.transformer = DeformableTransformer(
-            conv_dim, feedforward, len(self.out_strides), heads, points, layers, dropout
+            conv_dim,
+            options.transformer_enc_dim_feedforward,
+            len(self.out_strides),
+            heads,
+            options.deformable_transformer_encoder_n_points,
+            options.transformer_enc_layers,
+            dropout,
         )
-        self.mask_features = _caffe2_init(nn.Conv2d(conv_dim, mask_dim, 1))
+        self.mask_features = _caffe2_init(nn.Conv2d(conv_dim, options.mask_dim, 1))
         for number, feature in enumerate(self.fpn_in_features, start=1):
             bias = norm == ""
             adapter = Conv2d(channels[feature], conv_dim, 1, bias=bias, norm=get_norm(norm, conv_dim))
@@ -177,19 +176,9 @@ class MSDeformAttnPixelDecoder(PixelDecoder):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "input_shape": input_shape,
-            "in_features": head.IN_FEATURES,
-            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
-            "common_stride": head.COMMON_STRIDE,
-            "conv_dim": head.CONVS_DIM,
-            "mask_dim": head.MASK_DIM,
-            "norm": head.NORM,
-            "heads": head.TRANSFORMER_ENC_NHEADS,
-            "points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
-            "layers": head.TRANSFORMER_ENC_LAYERS,
-            "feedforward": head.TRANSFORMER_ENC_DIM_FEEDFORWARD,
+            "options": PixelDecoderOptions.from_config(cfg),
             "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
         }
 

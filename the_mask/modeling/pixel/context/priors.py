@@ -6,14 +6,13 @@ classes, H W size of the network input, h w size of a score map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
 
+from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.pixel.context.prior_providers import PriorProvider, prior_provider
 from the_mask.modeling.pixel.context.types import PriorMap, TrainBatch
 
@@ -49,7 +48,7 @@ class PreviousPrediction(PriorProvider):
 
     def for_training(self, model: ClipSegmentor, batch: TrainBatch) -> PriorMap | None:
         earlier = TrainBatch(batch.clips, batch.images[:, :-1], batch.labels, batch.valid[:, :-1])
-        with torch.no_grad(), inference_mode_of(model):
+        with torch.no_grad(), evaluation_mode(model):
             _, output = model.clip_output(earlier)
         prior = PriorMap.from_logits(output.logits, model.ignore_label)
         assert prior.probabilities is not None
@@ -142,18 +141,6 @@ def label_prior(model: ClipSegmentor, batch: TrainBatch, key: str, frame: str) -
         if labels is not None:
             stacked[row, : labels.shape[0], : labels.shape[1]] = labels
     return PriorMap.from_labels(stacked.to(batch.images.device), model.num_classes, model.ignore_label)
-
-
-@contextmanager
-def inference_mode_of(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block, each module's own mode afterwards: no dropout, unchanged batch norm statistics."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _warmed(cfg: CfgNode, then: Stage1Prior | PreviousPrediction | StoredMasks) -> PriorProvider:

@@ -78,8 +78,3 @@ def level_stride(shape: ShapeSpec) -> int:
     """Stride of a backbone level in pixels."""
     assert shape.stride is not None
     return shape.stride
-
-
-def drop_and_classify(x: Tensor, dropout: nn.Module, conv_seg: nn.Module) -> Tensor:
-    """Logits [B, K, h, w] of features [B, C, h, w]."""
-    return conv_seg(dropout(x))

@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.modeling.pixel.context.registry import ContextBlock
 from the_mask.modeling.pixel.context.tree import BlockTree
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
@@ -22,22 +23,16 @@ class ContextHead(PixelHead):
     """Blocks of ``MODEL.CONTEXT.EXPRESSION`` (``blocks.<name>``), a 3x3 convolution after ``&``, and a classifier."""
 
     @configurable
-    def __init__(self, *, tree: BlockTree, channels: int, num_classes: int, norm: str, dropout: float = 0.1) -> None:
-        """
-        Args:
-            tree: the built expression.
-            channels: after the convolution that joins the operands of an outermost ``&``.
-            num_classes: K.
-            norm: of that convolution.
-            dropout: of whole channels, before the classifier.
-        """
+    def __init__(self, *, tree: BlockTree, options: PixelHeadOptions = PixelHeadOptions()) -> None:
+        """``CONVS_DIM`` and ``NORM`` are of the convolution that joins the operands of an outermost ``&``."""
         super().__init__()
         assert tree.out_shape.channels is not None
+        channels = options.convs_dim
         self.tree = tree
         self.blocks = tree.blocks
-        self.fusion = ConvNorm(tree.out_shape.channels, channels, 3, norm) if tree.is_concat else nn.Identity()
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = classifier(channels if tree.is_concat else tree.out_shape.channels, num_classes)
+        self.fusion = ConvNorm(tree.out_shape.channels, channels, 3, options.norm) if tree.is_concat else nn.Identity()
+        self.dropout = nn.Dropout2d(options.dropout)
+        self.conv_seg = classifier(channels if tree.is_concat else tree.out_shape.channels, options.num_classes)
         for name, block in zip(tree.blocks, tree.instances(), strict=True):
             if block.classifier_channels not in (0, self.conv_seg.in_channels):
                 raise ValueError(
@@ -50,19 +45,13 @@ class ContextHead(PixelHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        options = cfg.MODEL.SEM_SEG_HEAD
-        require_levels("MODEL.SEM_SEG_HEAD.IN_FEATURES", options.IN_FEATURES, input_shape)
-        levels = {name: input_shape[name] for name in options.IN_FEATURES}
+        options = PixelHeadOptions.from_config(cfg)
+        require_levels("MODEL.SEM_SEG_HEAD.IN_FEATURES", options.in_features, input_shape)
+        levels = {name: input_shape[name] for name in options.in_features}
         tree = BlockTree(
-            cfg.MODEL.CONTEXT.EXPRESSION, cfg, levels, options.IN_FEATURES[-1], cfg.MODEL.CLIP_SEGMENTOR.FOLD_TIME
+            cfg.MODEL.CONTEXT.EXPRESSION, cfg, levels, options.in_features[-1], cfg.MODEL.CLIP_SEGMENTOR.FOLD_TIME
         )
-        return {
-            "tree": tree,
-            "channels": options.CONVS_DIM,
-            "num_classes": options.NUM_CLASSES,
-            "norm": options.NORM,
-            "dropout": options.DROPOUT,
-        }
+        return {"tree": tree, "options": options}
 
     @property
     def uses_prior(self) -> bool:

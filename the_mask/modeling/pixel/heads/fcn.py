@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -11,6 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_stride, require_levels
 from the_mask.modeling.pixel.layers import ConvNorm, classifier
@@ -29,44 +31,22 @@ class FCNHead(PixelHead):
         *,
         level: str,
         shape: ShapeSpec,
-        channels: int,
-        num_convs: int,
-        num_classes: int,
-        norm: str,
-        dropout: float = 0.1,
+        options: PixelHeadOptions = PixelHeadOptions(),
     ) -> None:
-        """
-        Args:
-            level: backbone level it reads, of shape ``shape``.
-            channels: of every convolution.
-            num_convs: at least 1.
-            num_classes: K.
-            norm: as for Detectron2's ``get_norm``.
-            dropout: of whole channels, before the classifier.
-        """
+        """It reads backbone level ``level``, of shape ``shape``."""
         super().__init__()
-        if num_convs < 1:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.NUM_CONVS {num_convs}: expected at least 1")
         self.level = level
         self.stride = level_stride(shape)
-        widths = [level_channels(shape)] + [channels] * num_convs
-        self.convs = nn.Sequential(*(ConvNorm(a, b, 3, norm) for a, b in itertools.pairwise(widths)))
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = classifier(channels, num_classes)
+        widths = [level_channels(shape)] + [options.convs_dim] * options.num_convs
+        self.convs = nn.Sequential(*(ConvNorm(a, b, 3, options.norm) for a, b in itertools.pairwise(widths)))
+        self.dropout = nn.Dropout2d(options.dropout)
+        self.conv_seg = classifier(options.convs_dim, options.num_classes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        options = cfg.MODEL.SEM_SEG_HEAD
-        shapes = require_levels("MODEL.SEM_SEG_HEAD.IN_FEATURES", options.IN_FEATURES, input_shape)
-        return {
-            "level": options.IN_FEATURES[-1],
-            "shape": shapes[-1],
-            "channels": options.CONVS_DIM,
-            "num_convs": options.NUM_CONVS,
-            "num_classes": options.NUM_CLASSES,
-            "norm": options.NORM,
-            "dropout": options.DROPOUT,
-        }
+        options = PixelHeadOptions.from_config(cfg)
+        shapes = require_levels("MODEL.SEM_SEG_HEAD.IN_FEATURES", options.in_features, input_shape)
+        return {"level": options.in_features[-1], "shape": shapes[-1], "options": options}
 
     def forward(
         self, features: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None
@@ -78,18 +58,8 @@ class FCNHead(PixelHead):
 def build_aux_heads(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.ModuleDict:
     """One FCN head of a single convolution per level of ``MODEL.AUX_HEADS``, by level."""
     require_levels("MODEL.AUX_HEADS", cfg.MODEL.AUX_HEADS or list(input_shape), input_shape)
-    options = cfg.MODEL.SEM_SEG_HEAD
+    head = PixelHeadOptions.from_config(cfg)
+    options = replace(head, convs_dim=cfg.MODEL.CLIP_SEGMENTOR.AUX_CHANNELS, num_convs=1)
     return nn.ModuleDict(
-        {
-            level: FCNHead(
-                level=level,
-                shape=input_shape[level],
-                channels=cfg.MODEL.CLIP_SEGMENTOR.AUX_CHANNELS,
-                num_convs=1,
-                num_classes=options.NUM_CLASSES,
-                norm=options.NORM,
-                dropout=options.DROPOUT,
-            )
-            for level in cfg.MODEL.AUX_HEADS
-        }
+        {level: FCNHead(level=level, shape=input_shape[level], options=options) for level in cfg.MODEL.AUX_HEADS}
     )

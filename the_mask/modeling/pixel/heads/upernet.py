@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
+from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_stride, require_levels
 from the_mask.modeling.pixel.layers import classifier
@@ -30,39 +31,21 @@ class UperNetHead(UperNet, PixelHead):
         *,
         levels: Sequence[str],
         shapes: Sequence[ShapeSpec],
-        channels: int,
-        num_classes: int,
-        norm: str,
-        pool_sizes: Sequence[int],
-        dropout: float = 0.1,
+        options: PixelHeadOptions = PixelHeadOptions(),
     ) -> None:
-        """
-        Args:
-            levels: backbone levels, finest first, of shapes ``shapes``.
-            channels: width of every convolution.
-            num_classes: K.
-            norm: as for Detectron2's ``get_norm``.
-            pool_sizes: cells per side of the pyramid pooling.
-            dropout: of whole channels, before the classifier.
-        """
-        super().__init__([level_channels(shape) for shape in shapes], channels, norm, pool_sizes)
+        """``levels`` of the backbone, finest first, are of shapes ``shapes``."""
+        channels = [level_channels(shape) for shape in shapes]
+        super().__init__(channels, options.convs_dim, options.norm, options.pool_sizes)
         self.levels = tuple(levels)
         self.stride = level_stride(shapes[0])
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = classifier(channels, num_classes)
+        self.dropout = nn.Dropout2d(options.dropout)
+        self.conv_seg = classifier(options.convs_dim, options.num_classes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        options = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "levels": options.IN_FEATURES,
-            "shapes": require_levels("MODEL.SEM_SEG_HEAD.IN_FEATURES", options.IN_FEATURES, input_shape),
-            "channels": options.CONVS_DIM,
-            "num_classes": options.NUM_CLASSES,
-            "norm": options.NORM,
-            "pool_sizes": options.POOL_SIZES,
-            "dropout": options.DROPOUT,
-        }
+        options = PixelHeadOptions.from_config(cfg)
+        shapes = require_levels("MODEL.SEM_SEG_HEAD.IN_FEATURES", options.in_features, input_shape)
+        return {"levels": options.in_features, "shapes": shapes, "options": options}
 
     def forward(
         self, features: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None
