@@ -67,12 +67,16 @@ def test_what_is_collected(dataset):
     assert [(frame.video, frame.frame) for frame in run.worst] == [("b", "3")]
     assert {(frame.video, frame.frame) for frame in run.flickers} == {("b", "3"), ("b", "4")}
     assert set(run.worst[0].pictures) == {"frame", "prediction", "ground truth", "wrong pixels"}
+    # Cars were taken for road, and came back.
+    assert [frame.classes for frame in [*run.worst, *run.flickers]] == [[0, 1]] * 3
 
 
 def test_only_the_worst_are_kept(dataset):
     run, _ = collect(dataset / "two", "two", pictures=1)
     assert len(run.flickers) == 1
     assert run.flickers[0].frame == "3"  # the first of equals
+    none, _ = collect(dataset / "two", "two", pictures=0)
+    assert none.worst == none.flickers == []
 
 
 class Page(HTMLParser):

@@ -44,13 +44,18 @@ class FrameNote:
 
 @dataclass(order=True)
 class WorstFrame:
-    """A frame with its pictures, ordered by ``badness``; ``order`` breaks ties."""
+    """A frame with its pictures, ordered by ``badness``; ``order`` breaks ties.
+
+    Attributes:
+        classes: classes of the wrong pixels (for a flicker: of the changed ones), in prediction or ground truth.
+    """
 
     badness: float
     order: int
     video: str = field(compare=False)
     frame: str = field(compare=False)
     pictures: dict[str, str] = field(compare=False)
+    classes: list[int] = field(compare=False, default_factory=list)
 
 
 @dataclass
@@ -114,7 +119,9 @@ class ReportSink:
         self, video: str, frame: str, file: str, labels: NDArray[np.integer], truth: NDArray[np.integer] | None
     ) -> None:
         run, miou, flicker = self.run, None, None
+        wrong = changed = np.zeros(labels.shape, bool)
         if truth is not None:
+            wrong = (labels != truth) & (truth != self.ignore_label)
             counts = confusion_matrix(labels, truth, len(run.class_names), self.ignore_label)
             run.confusion += counts
             run.per_video.setdefault(video, np.zeros_like(run.confusion))
@@ -125,12 +132,21 @@ class ReportSink:
             still = np.ones(labels.shape, bool)
             if truth is not None and self._before[2] is not None:
                 still = truth == self._before[2]
-            flicker = float((labels != self._before[1])[still].mean()) if still.any() else 0.0
+            changed = (labels != self._before[1]) & still
+            flicker = float(changed[still].mean()) if still.any() else 0.0
+        before = None if self._before is None else self._before[1]
         self._before = (video, labels, truth)
         run.curves.setdefault(video, []).append(FrameNote(frame, miou, flicker))
-        for kept, badness in ((run.worst, None if miou is None else 1 - miou), (run.flickers, flicker)):
-            if badness:
-                self._keep(kept, badness, video, frame, file, labels, truth)
+        if miou is not None and miou < 1:
+            self._keep(run.worst, 1 - miou, video, frame, file, labels, truth, self._classes(wrong, labels, truth))
+        if flicker:
+            classes = self._classes(changed, labels, before)
+            self._keep(run.flickers, flicker, video, frame, file, labels, truth, classes)
+
+    def _classes(self, where: NDArray[np.bool_], *maps: NDArray[np.integer] | None) -> list[int]:
+        """Classes that some label maps have at some pixels."""
+        found = {int(label) for labels in maps if labels is not None for label in np.unique(labels[where])}
+        return sorted(label for label in found if label < len(self.run.class_names))
 
     def _keep(
         self,
@@ -141,9 +157,10 @@ class ReportSink:
         file: str,
         labels: NDArray[np.integer],
         truth: NDArray[np.integer] | None,
+        classes: list[int],
     ) -> None:
         self._count += 1
-        if len(kept) >= self.pictures and badness <= kept[0].badness:
+        if len(kept) >= self.pictures and (not kept or badness <= kept[0].badness):
             return
         picture = read_image(file)
         width = min(THUMBNAIL_WIDTH, picture.shape[1])
@@ -154,7 +171,8 @@ class ReportSink:
             shown["ground truth"] = overlay(small, resize_labels(truth, height, width), self.palette)
             wrong = np.where((labels != truth) & (truth != self.ignore_label), labels, self.ignore_label)
             shown["wrong pixels"] = colorize(resize_labels(wrong, height, width), self.palette)
-        worst = WorstFrame(badness, -self._count, video, frame, {name: _data_url(p) for name, p in shown.items()})
+        pictures = {name: _data_url(picture) for name, picture in shown.items()}
+        worst = WorstFrame(badness, -self._count, video, frame, pictures, classes)
         if len(kept) < self.pictures:
             heapq.heappush(kept, worst)
         else:

@@ -66,10 +66,16 @@ def write_report(path: str | Path, runs: Sequence[RunReport]) -> Path:
 
 def _figures(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
     names = [name for name in runs[0].figures if not name.startswith("IoU-")]
-    return [
-        {"name": name, "meaning": meaning(name), "values": [_number(run.figures.get(name, math.nan)) for run in runs]}
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        values = [_number(run.figures.get(name, math.nan)) for run in runs]
+        rows.append({"name": name, "meaning": meaning(name), "values": values, "changes": _changes(values)})
+    return rows
+
+
+def _changes(values: Sequence[float | None]) -> list[float | None]:
+    """Differences from the first value."""
+    return [None if value is None or values[0] is None else value - values[0] for value in values]
 
 
 def _classes(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
@@ -79,14 +85,13 @@ def _classes(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
     rows = []
     for index, name in enumerate(runs[0].class_names):
         values = [_number(100 * float(report["IoU"][index])) for report in reports]
-        first = values[0]
         rows.append(
             {
                 "name": name,
                 "color": "#{:02x}{:02x}{:02x}".format(*runs[0].colors[index]),
                 "support": 100 * int(pixels[index]) / total,
                 "values": values,
-                "changes": [None if v is None or first is None else v - first for v in values],
+                "changes": _changes(values),
             }
         )
     return rows
