@@ -95,6 +95,22 @@ def test_every_name_is_found() -> None:
         find_config(name)
 
 
+def test_a_published_model_is_a_few_lines() -> None:
+    """What a newcomer has to read to see what a model is: its parts, and what differs."""
+    long = {}
+    for name in config_names():
+        found = find_config(name)
+        if name.partition("/")[0] in ("vspw", "cityscapes", "ade20k", "coco_stuff164k"):
+            lines = found.path.read_text(encoding="utf-8").splitlines()
+            if found.row is not None:
+                start = next(i for i, line in enumerate(lines) if line.startswith(f"{found.row}:"))
+                ends = [i for i, line in enumerate(lines) if i > start and not line.startswith(" ")]
+                lines = lines[start : min(ends, default=len(lines))]
+            long[name] = sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+    assert len(long) > 50
+    assert {name: count for name, count in long.items() if count > 10} == {}
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
