@@ -28,7 +28,7 @@ from timing import quartiles, synchronise
 from torch import Tensor
 
 import the_mask
-from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
+from the_mask.data.clips import Clip
 from the_mask.modeling.mask import losses
 from the_mask.modeling.mask import points as sampling
 from the_mask.modeling.mask.criterion import MaskCriterion
@@ -66,7 +66,7 @@ def random_outputs(args: argparse.Namespace, device: torch.device) -> dict[str, 
     return outputs
 
 
-def random_clips(args: argparse.Namespace) -> list[dict[str, Any]]:
+def random_clips(args: argparse.Namespace) -> list[Clip]:
     """Clips of blocky label maps with ``--targets`` classes and a little void."""
     generator = torch.Generator().manual_seed(1)
     clips = []
@@ -79,7 +79,7 @@ def random_clips(args: argparse.Namespace) -> list[dict[str, Any]]:
             label[-8:] = 255
             labels.append(label)
         frames = [torch.randint(256, (3, *args.size), generator=generator, dtype=torch.uint8) for _ in labels]
-        clips.append({"labels": labels, "frames": frames, "seed": b, "dataset": "random", "video_id": str(b)})
+        clips.append(Clip(frames, labels, seed=b, dataset="random", video_id=str(b)))
     return clips
 
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.modeling.build import build_segmentor
 from the_mask.weights.converters import check, convert
 
@@ -137,7 +138,7 @@ def training(args: argparse.Namespace, name: str) -> dict[str, Callable[[], obje
     classes = labels.unique()
     masks = torch.stack([labels == c for c in classes]).float()
     frame = (frames_of(args, 1)[0] * 50 + 120).clamp(0, 255)
-    clip = {"frames": [frame], "labels": [labels], "seed": 0}
+    clip = Clip([frame], [labels])
     images, _ = ours.stack([clip])
 
     def step_theirs() -> None:

@@ -26,6 +26,7 @@ from op_contenders import LEVELS, STAGES, Problem, encoder_problem, stage_proble
 from timing import quartiles, race, ratio
 
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.ops import explain, use
 from the_mask.ops.extension import missing_for
 
@@ -205,11 +206,11 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
         for name, size in (("frame 480x853", (480, 853)), ("training step 240x427", (240, 427))):
             frame = torch.randint(256, (3, *size), dtype=torch.uint8)
             labels = (torch.arange(size[0])[:, None] // 60 * 8 + torch.arange(size[1]) // 110).expand(size)
-            clip = {"frames": [frame], "labels": [labels % 124], "seed": 0, "dataset": "random", "video_id": "0"}
+            clip = Clip([frame], [labels % 124], dataset="random", video_id="0")
             train = name.startswith("training")
             model.train(train)
 
-            def step(path: str, clip: dict[str, Any] = clip, train: bool = train) -> None:
+            def step(path: str, clip: Clip = clip, train: bool = train) -> None:
                 with use(path):
                     if not train:
                         with torch.no_grad():

@@ -204,7 +204,7 @@ def double_softmax(args: argparse.Namespace, every: int = 10) -> dict[str, Any]:
         disagreed += int(differ.sum())
         for name, found in labels.items():
             to_b[name] += int((found == labels["B"])[differ].sum())
-            confusion[name] += confusion_matrix(found, clip["labels"][0], classes, ignore_label)
+            confusion[name] += confusion_matrix(found, clip.labels[0], classes, ignore_label)
     return {
         "frames": frames,
         "mIoU": {name: 100 * iou_from_confusion(matrix)["mIoU"] for name, matrix in confusion.items()},

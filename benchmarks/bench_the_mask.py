@@ -36,7 +36,7 @@ from timing import quartiles, race, synchronise
 from torch import nn
 
 from the_mask.config import load_config
-from the_mask.config.keys.mask_former import HierarchyOptions
+from the_mask.data.clips import Clip
 from the_mask.modeling import MaskClassifier
 from the_mask.modeling.mask.targets import build_targets
 from the_mask.modeling.stream import Ring
@@ -54,7 +54,7 @@ def build(config: Path, classes: int, *overrides: Any) -> MaskClassifier:
     return MaskClassifier(load_config(config, [str(key) for key in keys]))
 
 
-def clips_of(size: tuple[int, int], frames: int = 1) -> list[dict[str, Any]]:
+def clips_of(size: tuple[int, int], frames: int = 1) -> list[Clip]:
     """One clip of random pixels and blocky labels of 8 classes."""
     return random_clips(argparse.Namespace(clips=1, frames=frames, size=size, targets=8))
 
@@ -66,7 +66,7 @@ def update(model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
 
 
 def one_step(
-    model: MaskClassifier, optimiser: torch.optim.Optimizer, clips: list[dict[str, Any]], repeat: int, clock: Clock
+    model: MaskClassifier, optimiser: torch.optim.Optimizer, clips: list[Clip], repeat: int, clock: Clock
 ) -> dict[str, float]:
     """Seconds of the parts of one training step."""
     device = model.device
@@ -138,7 +138,7 @@ def median_ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def hugging_face_step(args: argparse.Namespace, clips: list[dict[str, Any]]) -> Callable[[], None]:
+def hugging_face_step(args: argparse.Namespace, clips: list[Clip]) -> Callable[[], None]:
     """A training step of transformers' Mask2Former on the same image, its deformable attention as it comes."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
 
@@ -148,8 +148,8 @@ def hugging_face_step(args: argparse.Namespace, clips: list[dict[str, Any]]) -> 
     config.num_labels = args.classes
     model = Mask2FormerForUniversalSegmentation(config).to(args.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    frame, labels = clips[0]["frames"][0], clips[0]["labels"][0]
-    # Ours pads to a multiple of 32; the peer gets the same padding, so that both see the same pixels.
+    frame, labels = clips[0].frames[0], clips[0].labels[0]
+    # Ours pads to a multiple of 32; so that both see the same pixels, the peer gets the same padding.
     height, width = (-(-side // 32) * 32 for side in frame.shape[-2:])
     pixels = torch.zeros(1, 3, height, width)
     pixels[0, :, : frame.shape[-2], : frame.shape[-1]] = (frame.float() - 120) / 58
@@ -180,7 +180,7 @@ def bench_evaluate(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
 def bench_stream(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     """Steps of a temporal model's streams with full memories, alternating the windows."""
     model = build(TEMPORAL, 124).eval()
-    frame = clips_of((480, 853))[0]["frames"][0]
+    frame = clips_of((480, 853))[0].frames[0]
     states: dict[int, Any] = {}
     times: dict[int, list[float]] = {window: [] for window in WINDOWS}
     for window in WINDOWS:

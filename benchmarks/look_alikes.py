@@ -55,11 +55,11 @@ def count(options: RunOptions) -> Counter[tuple[int, bool, bool]]:
     pixels: Counter[tuple[int, bool, bool]] = Counter()
     for clips, maps in tile_videos(cfg, model, DATASET):
         for clip, predictions in zip(clips, maps, strict=True):
-            for file, predicted, label in zip(clip["file_names"], predictions, clip["labels"], strict=True):
+            for file, predicted, label in zip(clip.file_names, predictions, clip.labels, strict=True):
                 if label is None:
                     continue
                 predicted, truth = predicted.long() - FIRST_SHAPE, label.long() - FIRST_SHAPE
-                bad = spoiled[clip["video_id"]][int(Path(file).stem)]
+                bad = spoiled[clip.video_id][int(Path(file).stem)]
                 for pair in range(len(SHAPES) // 2):
                     told = (truth // 2 == pair) & (predicted // 2 == pair)
                     right = int((told & (predicted == truth)).sum())

@@ -21,6 +21,8 @@ from unittest import mock
 
 from common import machine, write_json
 
+from the_mask.data.clips import Clip
+
 PLAIN = ["MODEL.CHANNELS_LAST", "False", "SOLVER.AMP.ENABLED", "False"]
 CHANNELS_LAST = ["MODEL.CHANNELS_LAST", "True", "SOLVER.AMP.ENABLED", "False"]
 BF16 = ["MODEL.CHANNELS_LAST", "True", "SOLVER.AMP.ENABLED", "True"]
@@ -62,10 +64,7 @@ def step_time(args: argparse.Namespace, label: str) -> float:
     blocks = torch.randint(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (args.batch, height // 32, width // 32))
     labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
     frames = torch.randint(256, (args.batch, 3, *labels.shape[1:]), dtype=torch.uint8)
-    clips = [
-        {"frames": [frame], "labels": [label], "seed": i, "video_id": str(i)}
-        for i, (frame, label) in enumerate(zip(frames, labels))
-    ]
+    clips = [Clip([frame], [label], seed=i, video_id=str(i)) for i, (frame, label) in enumerate(zip(frames, labels))]
     times = []
     for _ in range(args.steps):
         started = time.process_time()

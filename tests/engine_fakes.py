@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ class FakeModel(nn.Module):
     def set_iteration(self, iteration: int) -> None:
         self.iterations.append(iteration)
 
-    def forward(self, clips: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def forward(self, clips: list[Sample]) -> dict[str, torch.Tensor]:
         device = self.head.weight.device
-        x = torch.stack([clip["x"] for clip in clips]).to(device)
-        y = torch.stack([clip["y"] for clip in clips]).to(device)
+        x = torch.stack([clip.x for clip in clips]).to(device)
+        y = torch.stack([clip.y for clip in clips]).to(device)
         if self.training:
             self.count += 1
         if self.noise:
@@ -53,12 +54,21 @@ class FakeModel(nn.Module):
         return {"loss_square": ((out - y) ** 2).mean(), "loss_size": 0.01 * out.abs().mean()}
 
 
-def fake_clip(position: int, bad: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sample:
+    """What stands for a clip: an input and its target."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    file_names: tuple[str, ...]
+
+
+def fake_clip(position: int, bad: bool = False) -> Sample:
     """The sample at a position of the endless stream; ``bad`` makes its target NaN."""
     generator = torch.Generator().manual_seed(position)
     x = torch.randn(FEATURES, generator=generator)
     y = x.sum() * float("nan") if bad else x[0] - 2 * x[1]
-    return {"x": x, "y": y, "file_names": [f"video/{position:03d}.jpg"]}
+    return Sample(x, y, (f"video/{position:03d}.jpg",))
 
 
 class FakeTrainer(Trainer):
@@ -75,7 +85,7 @@ class FakeTrainer(Trainer):
         return FakeModel(cls.dropout, cls.noise).to(cfg.MODEL.DEVICE)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterator[list[dict[str, Any]]]:
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterator[list[Sample]]:
         total, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUM_STEPS * comm.get_world_size()
         size = total // parts
         torch.rand(3)  # creating a loader may draw from the global generator

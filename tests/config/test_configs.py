@@ -12,6 +12,7 @@ import the_mask.weights  # noqa: F401  (reads the teachers)
 from the_mask.config import ConfigFile, config_names, find_config, load_config
 from the_mask.config.compose import TABLE, config_bases, config_root
 from the_mask.config.strict_yaml import parse_yaml
+from the_mask.data.clips import Clip
 from the_mask.modeling.backbones.internimage import VARIANTS
 
 CONFIGS = config_root()
@@ -93,7 +94,7 @@ def random_clips(cfg, num_clips=2, size=64):
         labels = torch.full((size, size), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
         labels[:, : size // 2] = int(torch.randint(classes, (1,), generator=generator))
         labels[: size // 2, size // 2 :] = int(torch.randint(classes, (1,), generator=generator))
-        clips.append({"frames": frames, "labels": [labels] * num_frames, "seed": number, "video_id": str(number)})
+        clips.append(Clip(frames, [labels] * num_frames, seed=number, video_id=str(number)))
     return clips
 
 
@@ -144,7 +145,7 @@ def test_context_models_stream_as_they_train(name):
             torch.nn.init.constant_(parameter, 0.1)  # contexts that start at zero count too
     length = model.memory_length
     (clip,) = random_clips(cfg, 1)
-    frames = (clip["frames"] * 3)[: length + 3]
+    frames = (clip.frames * 3)[: length + 3]
     state, streamed = model.init_state(), []
     for frame in frames:
         scores, state = model.step(frame, state)
@@ -152,7 +153,7 @@ def test_context_models_stream_as_they_train(name):
     assert len(state["memory"]["frames"]) == length
     with torch.no_grad():
         for t in range(length, len(frames)):
-            window = {"frames": frames[t - length : t + 1], "labels": [clip["labels"][0]] * (length + 1)}
+            window = Clip(frames[t - length : t + 1], [clip.labels[0]] * (length + 1))
             _, output = model.clip_output(model.training_batch([window]))
             torch.testing.assert_close(output.logits.softmax(dim=1)[0], streamed[t], rtol=1e-4, atol=1e-5)
 

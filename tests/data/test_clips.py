@@ -1,12 +1,16 @@
 """Clip indices and tilings against hand-made cases, brute force and their defining properties."""
 
 import itertools
+import pickle
+from dataclasses import FrozenInstanceError
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from the_mask.data.clips import BOUNDARIES, clip_indices, clip_name, clip_offsets, tile_video, valid_references
+from the_mask.data.clips import BOUNDARIES, Clip, as_clips, clip_indices, clip_offsets, tile_video, valid_references
 
 dilations_lists = st.lists(st.integers(-6, 6), min_size=1, max_size=5, unique=True)
 
@@ -128,5 +132,65 @@ def test_bad_tilings_are_refused(args):
 
 
 def test_name_of_a_clip_for_messages():
-    assert clip_name({"dataset": "d", "video_id": "v", "frame_ids": ["a", "b"]}) == "d/v frames a, b"
-    assert clip_name({}) == ""
+    assert Clip(dataset="d", video_id="v", frame_ids=["a", "b"]).name == "d/v frames a, b"
+    assert Clip().name == ""
+
+
+def frames(count: int) -> list[Tensor]:
+    return [torch.full((3, 4, 5), float(t)) for t in range(count)]
+
+
+def test_a_clip_is_frozen_and_its_facts_have_one_length():
+    clip = Clip(frames(2), [None, None], frame_ids=["a", "b"])
+    assert len(clip) == 2
+    assert clip.frame_ids == ("a", "b")
+    with pytest.raises(FrozenInstanceError):
+        clip.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"clip 'd/v frames a' .*\{'labels': 2, 'frame_ids': 1\}"):
+        Clip(labels=[None, None], frame_ids=["a"], dataset="d", video_id="v")
+    assert len(Clip()) == 0
+
+
+def test_window_cuts_every_fact_and_moves_the_reference():
+    labels = [torch.full((4, 5), t) for t in range(4)]
+    clip = Clip(frames(4), labels, frame_ids="abcd", frame_indices=range(4), reference=2, seed=7, video_id="v")
+    part = clip.window(1, 3)
+    assert [float(frame.mean()) for frame in part.frames] == [1, 2]
+    assert [int(one.max()) for one in part.labels] == [1, 2]
+    assert (part.frame_ids, part.frame_indices, part.priors) == (("b", "c"), (1, 2), ())
+    assert (part.reference, part.seed, part.video_id) == (1, 7, "v")
+    assert clip.window(0, 2).reference is None
+    for start, stop in ((2, 2), (-1, 2), (0, 5)):
+        with pytest.raises(ValueError, match="of 4 frames has no frames"):
+            clip.window(start, stop)
+
+
+def test_a_lengthened_clip_repeats_its_oldest_frame():
+    clip = Clip(frames(2), frame_ids="ab", reference=1)
+    longer = clip.lengthened(4)
+    assert [float(frame.mean()) for frame in longer.frames] == [0, 0, 0, 1]
+    assert (longer.frame_ids, longer.labels, longer.reference) == (("a", "a", "a", "b"), (), 3)
+    assert clip.lengthened(1) is clip
+
+
+def test_sizes_of_a_clip():
+    clip = Clip(frames(2))
+    assert clip.frame_size == clip.output_size == (4, 5)
+    assert Clip(frames(1), height=40, width=50).output_size == (40, 50)
+    with pytest.raises(ValueError, match=r"differ in size: \[\(2, 5\), \(4, 5\)\]"):
+        Clip([*frames(1), torch.zeros(3, 2, 5)]).frame_size  # noqa: B018
+
+
+def test_dicts_of_a_data_loader_become_clips():
+    clip = Clip(frames(1))
+    same, made = as_clips([clip, {"frames": frames(2), "seed": 3, "height": 8, "width": 9, "image_id": 4}])
+    assert same is clip
+    assert (len(made), made.seed, made.output_size) == (2, 3, (8, 9))
+    with pytest.raises(ValueError, match=r"input 0 is no clip: it has the keys \['image', 'sem_seg'\], .*ClipMapper"):
+        as_clips([{"image": 0, "sem_seg": 0}])
+
+
+def test_a_clip_survives_a_worker_process():
+    clip = pickle.loads(pickle.dumps(Clip(frames(2), [None, torch.ones(4, 5)], seed=2)))
+    assert (len(clip), clip.seed, clip.labels[0]) == (2, 2, None)
+    assert torch.equal(clip.frames[1], frames(2)[1])

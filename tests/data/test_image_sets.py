@@ -180,11 +180,11 @@ def test_cityscapes_memory_is_the_frames_before(root: Path) -> None:
     cfg.INPUT.CLIP.DILATIONS, cfg.INPUT.CLIP.REVERSE_PROB = [-4, -2], 0.0
     cfg.INPUT.CROP.SIZE, cfg.INPUT.RESIZE.LONG_EDGE, cfg.INPUT.RESIZE.SHORT_EDGE = [8, 8], 16, 12
     clip = next(iter(build_train_loader(cfg)))[0]
-    assert clip["frame_ids"] == ["ulm_000003_000015", "ulm_000003_000017", "ulm_000003_000019"]
-    assert [label is not None for label in clip["labels"]] == [False, False, True]
+    assert clip.frame_ids == ("ulm_000003_000015", "ulm_000003_000017", "ulm_000003_000019")
+    assert [label is not None for label in clip.labels] == [False, False, True]
     cfg.TEST.CLIP_LENGTH = 4
     clips = [clip for batch in build_test_loader(cfg, "cityscapes_sequence_train") for clip in batch]
-    assert sum(len(clip["frames"]) for clip in clips) == 20
+    assert sum(len(clip.frames) for clip in clips) == 20
 
 
 def test_cityscapes_validation_snippets_end_with_the_labelled_frame(root: Path) -> None:

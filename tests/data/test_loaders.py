@@ -23,9 +23,9 @@ def take(loader, count):
 def assert_same(left, right):
     assert len(left) == len(right)
     for a, b in zip(left, right):
-        assert (a["seed"], a["video_id"], a["frame_ids"]) == (b["seed"], b["video_id"], b["frame_ids"])
-        assert all(torch.equal(x, y) for x, y in zip(a["frames"], b["frames"]))
-        assert all(torch.equal(x, y) for x, y in zip(a["labels"], b["labels"]))
+        assert (a.seed, a.video_id, a.frame_ids) == (b.seed, b.video_id, b.frame_ids)
+        assert all(torch.equal(x, y) for x, y in zip(a.frames, b.frames))
+        assert all(torch.equal(x, y) for x, y in zip(a.labels, b.labels))
 
 
 def flat(batches):
@@ -48,19 +48,19 @@ def test_batches(make_tree, clip_cfg):
     (batch,) = take(build_train_loader(clip_cfg(name)), 1)
     assert len(batch) == 4
     for clip in batch:
-        assert [x.shape for x in clip["frames"]] == [(3, 20, 28)] * 2
-        assert [x.shape for x in clip["labels"]] == [(20, 28)] * 2
-        assert set(torch.cat([x.unique() for x in clip["labels"]]).tolist()) <= {0, 1, 2, 255}
-    assert len({clip["seed"] for clip in batch}) == 4
+        assert [x.shape for x in clip.frames] == [(3, 20, 28)] * 2
+        assert [x.shape for x in clip.labels] == [(20, 28)] * 2
+        assert set(torch.cat([x.unique() for x in clip.labels]).tolist()) <= {0, 1, 2, 255}
+    assert len({clip.seed for clip in batch}) == 4
 
 
 def test_an_epoch_visits_each_item_once(make_tree, clip_cfg):
     name = make_tree("load_epoch", {"a": 3, "b": 4, "c": 5})
-    videos = [c["video_id"] for c in flat(take(build_train_loader(clip_cfg(name)), 3))]
+    videos = [c.video_id for c in flat(take(build_train_loader(clip_cfg(name)), 3))]
     assert all(sorted(videos[i : i + 3]) == ["a", "b", "c"] for i in range(0, 12, 3))
     loader = build_train_loader(clip_cfg(name, "INPUT.CLIP.ITEM", "frame"))
     assert loader.num_items == 12
-    seen = [(c["video_id"], c["frame_ids"][c["reference"]]) for c in flat(take(loader, 3))]
+    seen = [(c.video_id, c.frame_ids[c.reference]) for c in flat(take(loader, 3))]
     assert len(set(seen)) == 12
 
 
@@ -96,7 +96,7 @@ def test_ranks_and_accumulation_share_one_stream(make_tree, clip_cfg, ranks):
 def test_seeds(make_tree, clip_cfg):
     name = make_tree("load_seeds", {"a": 3, "b": 4, "c": 5})
     one, two = (flat(take(build_train_loader(clip_cfg(name, "SEED", s)), 1)) for s in (1, 2))
-    assert [c["seed"] for c in one] != [c["seed"] for c in two]
+    assert [c.seed for c in one] != [c.seed for c in two]
     assert_same(one, flat(take(build_train_loader(clip_cfg(name, "SEED", 9), seed=1), 1)))
     assert len(take(build_train_loader(clip_cfg(name, "SEED", -1)), 1)[0]) == 4
 
@@ -115,7 +115,7 @@ def test_datasets_are_concatenated_when_their_classes_agree(make_tree, clip_cfg)
     for frame in get_records(second)[0]["frames"]:
         Image.fromarray(np.array(Image.open(frame["sem_seg_file_name"])) % 3).save(frame["sem_seg_file_name"])
     batch = flat(take(build_train_loader(clip_cfg(first, "DATASETS.TRAIN", (first, second))), 1))
-    assert {clip["dataset"] for clip in batch} == {first, second}
+    assert {clip.dataset for clip in batch} == {first, second}
     other = make_tree("load_other", {"a": 1}, classes=["x", "y", "z"])
     with pytest.raises(ValueError, match=r"load_one \(3 classes\) and load_other \(3 classes\) have different"):
         build_train_loader(clip_cfg(first, "DATASETS.TRAIN", (first, other)))
@@ -149,7 +149,7 @@ def test_drop_refuses_short_videos_at_once(make_tree, clip_cfg):
     cfg = clip_cfg(name, "INPUT.CLIP.DILATIONS", [-3], "INPUT.CLIP.BOUNDARY", "drop", "INPUT.CLIP.ITEM", "frame")
     loader = build_train_loader(cfg)
     assert loader.num_items == 2
-    assert {abs(a - b) for clip in flat(take(loader, 3)) for a, b in [clip["frame_indices"]]} == {3}
+    assert {abs(a - b) for clip in flat(take(loader, 3)) for a, b in [clip.frame_indices]} == {3}
 
 
 def void(root, video):
@@ -163,10 +163,10 @@ def test_clips_without_labels_are_replaced_and_counted(make_tree, clip_cfg, tmp_
     loader = build_train_loader(clip_cfg(name))
     with caplog.at_level(logging.WARNING, logger="the_mask"):
         clips = flat(take(loader, 4))
-    assert {clip["video_id"] for clip in clips} == {"full"}
-    assert loader.resampled == sum(clip["resampled"] for clip in clips) >= 8
+    assert {clip.video_id for clip in clips} == {"full"}
+    assert loader.resampled == sum(clip.resampled for clip in clips) >= 8
     stream = SampleStream(2, seed=3)
-    assert [clip["seed"] for clip in clips] == [stream[p].seed for p in range(16)]
+    assert [clip.seed for clip in clips] == [stream[p].seed for p in range(16)]
     assert len([r for r in caplog.records if "only ignored pixels" in r.message]) == 1
     assert_same(clips, flat(take(build_train_loader(clip_cfg(name)), 4)))
 
@@ -199,15 +199,15 @@ def test_test_loader_gives_whole_videos_in_order(make_tree, clip_cfg):
     batches = list(build_test_loader(cfg, name))
     for batch in batches:
         assert len(batch) <= 2
-        assert len({(c["video_id"], len(c["frames"])) for c in batch}) == 1
+        assert len({(c.video_id, len(c.frames)) for c in batch}) == 1
     clips = flat(batches)
-    assert [(c["video_id"], c["frame_indices"]) for c in clips] == [
-        ("a", [0, 3]), ("a", [1, 4]), ("a", [2, 5]), ("a", [6, 7]), ("a", [8]), ("b", [0]),
-        ("c", [0, 3]), ("c", [1, 4]), ("c", [2, 5]),
+    assert [(c.video_id, c.frame_indices) for c in clips] == [
+        ("a", (0, 3)), ("a", (1, 4)), ("a", (2, 5)), ("a", (6, 7)), ("a", (8,)), ("b", (0,)),
+        ("c", (0, 3)), ("c", (1, 4)), ("c", (2, 5)),
     ]  # fmt: skip
-    assert [c["video_id"] for c in clips if c["is_first"]] == ["a", "b", "c"]
-    assert [c["frame_indices"] for c in clips if c["is_last"]] == [[8], [0], [2, 5]]
-    assert all(c["labels"][0].shape == (24, 40) == (c["height"], c["width"]) for c in clips)
+    assert [c.video_id for c in clips if c.is_first] == ["a", "b", "c"]
+    assert [c.frame_indices for c in clips if c.is_last] == [(8,), (0,), (2, 5)]
+    assert all(c.labels[0].shape == (24, 40) == (c.height, c.width) for c in clips)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -219,8 +219,8 @@ def test_test_loader_shards_by_video(make_tree, clip_cfg, ranks, world):
     for rank in range(world):
         ranks(rank, world)
         for clip in flat(build_test_loader(clip_cfg(name, "TEST.CLIP_LENGTH", 2), name)):
-            owners.setdefault(clip["video_id"], set()).add(rank)
-            frames += [(clip["video_id"], i) for i in clip["frame_indices"]]
+            owners.setdefault(clip.video_id, set()).add(rank)
+            frames += [(clip.video_id, i) for i in clip.frame_indices]
     assert all(len(who) == 1 for who in owners.values())
     assert sorted(frames) == sorted((v, i) for v, length in lengths.items() for i in range(length))
 
@@ -236,4 +236,4 @@ def test_a_sample_can_be_asked_for_directly(make_tree, clip_cfg):
     name = make_tree("load_direct", {"a": 2})
     data = TrainClips(get_records(name), ClipMapper.from_config(clip_cfg(name), True, [name]))
     clip = data[SampleKey(item=0, seed=11, position=0)]
-    assert (clip["seed"], clip["resampled"]) == (11, 0)
+    assert (clip.seed, clip.resampled) == (11, 0)

@@ -26,25 +26,25 @@ def test_without_augmentation_a_clip_holds_the_files(make_tree):
     name = make_tree("map_plain", {"v": 6})
     (record,) = get_records(name)
     clip = mapper(name, dilations=[-3], ranges=GeometryRange((0, 0), flip_prob=0.0))(record, 5, reference=4)
-    assert clip["frame_ids"] == ["001", "004"]
-    assert clip["frame_indices"] == [1, 4]
-    assert (clip["dataset"], clip["video_id"], clip["reference"], clip["seed"]) == (name, "v", 1, 5)
-    assert clip["padding"] == (24, 40)
+    assert clip.frame_ids == ("001", "004")
+    assert clip.frame_indices == (1, 4)
+    assert (clip.dataset, clip.video_id, clip.reference, clip.seed) == (name, "v", 1, 5)
+    assert clip.padding == (24, 40)
     for t, index in enumerate((1, 4)):
         image, label = stored(record["frames"][index])
-        assert clip["file_names"][t] == record["frames"][index]["file_name"]
-        assert clip["frames"][t].dtype == torch.uint8
-        assert clip["labels"][t].dtype == torch.int64
-        assert (clip["frames"][t].numpy() == image).all()
-        assert (clip["labels"][t].numpy() == label).all()
+        assert clip.file_names[t] == record["frames"][index]["file_name"]
+        assert clip.frames[t].dtype == torch.uint8
+        assert clip.labels[t].dtype == torch.int64
+        assert (clip.frames[t].numpy() == image).all()
+        assert (clip.labels[t].numpy() == label).all()
 
 
 def test_a_clip_of_one_frame_is_an_image(make_tree):
     name = make_tree("map_image", {"v": 1})
     (record,) = get_records(name)
     clip = mapper(name, ranges=GeometryRange((0, 0), flip_prob=0.0))(record, 0)
-    assert len(clip["frames"]) == len(clip["labels"]) == 1
-    assert clip["frame_ids"] == ["000"]
+    assert len(clip.frames) == len(clip.labels) == 1
+    assert clip.frame_ids == ("000",)
 
 
 def test_a_clip_depends_on_its_seed_only(make_tree):
@@ -58,10 +58,10 @@ def test_a_clip_depends_on_its_seed_only(make_tree):
     torch.manual_seed(1)
     for seed in reversed(range(12)):
         clip = again(record, seed)
-        assert clip["frame_ids"] == drawn[seed]["frame_ids"]
-        assert all(torch.equal(a, b) for a, b in zip(clip["frames"], drawn[seed]["frames"]))
-        assert all(torch.equal(a, b) for a, b in zip(clip["labels"], drawn[seed]["labels"]))
-    assert len({tuple(clip["frame_ids"]) for clip in drawn}) > 3
+        assert clip.frame_ids == drawn[seed].frame_ids
+        assert all(torch.equal(a, b) for a, b in zip(clip.frames, drawn[seed].frames))
+        assert all(torch.equal(a, b) for a, b in zip(clip.labels, drawn[seed].labels))
+    assert len({tuple(clip.frame_ids) for clip in drawn}) > 3
 
 
 def test_all_frames_share_one_geometry(make_tree):
@@ -70,9 +70,9 @@ def test_all_frames_share_one_geometry(make_tree):
     ranges = GeometryRange((40, 24), (0.5, 2.0), crop=(20, 28))
     for seed in range(8):
         clip = mapper(name, dilations=[-2, -1], ranges=ranges)(record, seed)
-        assert all(torch.equal(clip["frames"][0], x) for x in clip["frames"])
-        assert all(torch.equal(clip["labels"][0], x) for x in clip["labels"])
-        assert all(x.shape == (3, 20, 28) for x in clip["frames"])
+        assert all(torch.equal(clip.frames[0], x) for x in clip.frames)
+        assert all(torch.equal(clip.labels[0], x) for x in clip.labels)
+        assert all(x.shape == (3, 20, 28) for x in clip.frames)
 
 
 def test_the_reference_frame_judges_the_crop(make_tree, tmp_path):
@@ -84,8 +84,8 @@ def test_the_reference_frame_judges_the_crop(make_tree, tmp_path):
     (record,) = get_records(name)
     ranges = GeometryRange((0, 0), crop=(24, 10), max_category_share=0.75)
     clips = [mapper(name, dilations=[-1], ranges=ranges)(record, seed, reference=1) for seed in range(30)]
-    assert all(len(clip["labels"][0].unique()) == 1 for clip in clips)
-    assert sum(len(clip["labels"][1].unique()) == 2 for clip in clips) >= 20
+    assert all(len(clip.labels[0].unique()) == 1 for clip in clips)
+    assert sum(len(clip.labels[1].unique()) == 2 for clip in clips) >= 20
 
 
 def test_color_modes(make_tree):
@@ -94,7 +94,7 @@ def test_color_modes(make_tree):
 
     def clips(mode):
         make = mapper(name, dilations=[-1], ranges=GeometryRange((0, 0), flip_prob=0.0), color_jitter=mode)
-        return [make(record, seed)["frames"] for seed in range(10)]
+        return [make(record, seed).frames for seed in range(10)]
 
     assert all(torch.equal(a, b) for a, b in clips("none"))
     assert all(torch.equal(a, b) for a, b in clips("shared"))
@@ -108,10 +108,10 @@ def test_padding_has_the_mean_colour_and_no_label(make_tree):
     (record,) = get_records(name)
     ranges = GeometryRange((0, 0), crop=(30, 50))
     clip = mapper(name, ranges=ranges, color_jitter="per_frame", pixel_mean=(10.4, 20.6, 30))(record, 3)
-    assert clip["padding"] == (24, 40)
+    assert clip.padding == (24, 40)
     for region in ((slice(24, 30), slice(0, 50)), (slice(0, 30), slice(40, 50))):
-        assert (clip["frames"][0].permute(1, 2, 0)[region] == torch.tensor([10, 21, 30])).all()
-        assert (clip["labels"][0][region] == 255).all()
+        assert (clip.frames[0].permute(1, 2, 0)[region] == torch.tensor([10, 21, 30])).all()
+        assert (clip.labels[0][region] == 255).all()
 
 
 def test_references_are_whole_clips_when_there_are_any(make_tree):
@@ -125,11 +125,11 @@ def test_references_are_whole_clips_when_there_are_any(make_tree):
     assert drop.references(short) == []
     with pytest.raises(ValueError, match=r"video short of map_reference \(2 frames\) .* clamp"):
         drop(short, 0)
-    pairs = {tuple(drop(long, seed)["frame_indices"]) for seed in range(60)}
+    pairs = {tuple(drop(long, seed).frame_indices) for seed in range(60)}
     assert pairs == {(0, 3), (1, 4), (2, 5), (3, 0), (4, 1), (5, 2)}
     # A reference that is whole in one direction only is played in that direction.
-    assert {tuple(drop(long, seed, reference=5)["frame_indices"]) for seed in range(20)} == {(2, 5)}
-    assert {tuple(make(short, seed)["frame_indices"]) for seed in range(20)} == {(0, 0), (0, 1)}
+    assert {tuple(drop(long, seed, reference=5).frame_indices) for seed in range(20)} == {(2, 5)}
+    assert {tuple(make(short, seed).frame_indices) for seed in range(20)} == {(0, 0), (0, 1)}
 
 
 def test_unlabelled_frames_have_no_label(make_tree, tmp_path):
@@ -138,11 +138,11 @@ def test_unlabelled_frames_have_no_label(make_tree, tmp_path):
         (tmp_path / name / "data" / "v" / "mask" / f"{stem}.png").unlink()
     (record,) = get_records(name)
     clip = mapper(name, dilations=[-2])(record, 0)
-    assert clip["frame_indices"] == [0, 2]
-    assert clip["labels"][0] is None
-    assert clip["labels"][1] is not None
+    assert clip.frame_indices == (0, 2)
+    assert clip.labels[0] is None
+    assert clip.labels[1] is not None
     reverse = mapper(name, dilations=[-2], reverse_prob=1.0)(record, 0)
-    assert reverse["frame_indices"] == [4, 2]
+    assert reverse.frame_indices == (4, 2)
 
 
 def test_a_clip_without_labels_is_none(make_tree, tmp_path):
@@ -157,13 +157,13 @@ def test_test_clips_keep_original_labels(make_tree):
     name = make_tree("map_test", {"v": 3}, size=(30, 50))
     (record,) = get_records(name)
     clip = mapper(name, is_train=False, test_box=(40, 24), size_multiple=16).test_clip(record, (0, 2), True, False)
-    assert [x.shape for x in clip["frames"]] == [(3, 32, 48)] * 2  # 24x40 fits, stretched up to a multiple of 16
-    assert [x.shape for x in clip["labels"]] == [(30, 50)] * 2
-    assert (clip["height"], clip["width"], clip["padding"]) == (30, 50, (32, 48))
-    assert (clip["is_first"], clip["is_last"], clip["frame_indices"]) == (True, False, [0, 2])
-    assert (clip["labels"][1].numpy() == stored(record["frames"][2])[1]).all()
+    assert [x.shape for x in clip.frames] == [(3, 32, 48)] * 2  # 24x40 fits, stretched up to a multiple of 16
+    assert [x.shape for x in clip.labels] == [(30, 50)] * 2
+    assert (clip.height, clip.width, clip.padding) == (30, 50, (32, 48))
+    assert (clip.is_first, clip.is_last, clip.frame_indices) == (True, False, (0, 2))
+    assert (clip.labels[1].numpy() == stored(record["frames"][2])[1]).all()
     native = mapper(name, is_train=False, size_multiple=1).test_clip(record, (1,))
-    assert (native["frames"][0].numpy() == stored(record["frames"][1])[0]).all()
+    assert (native.frames[0].numpy() == stored(record["frames"][1])[0]).all()
 
 
 def test_bad_files_are_named(make_tree, tmp_path):
@@ -203,7 +203,7 @@ def test_from_config(make_tree, clip_cfg):
     assert made.fill == (124, 116, 104)
     clip = made(get_records(name)[0], 1)
     assert clip is not None
-    assert clip["frames"][0].shape == (3, 20, 28)
+    assert clip.frames[0].shape == (3, 20, 28)
     off = ClipMapper.from_config(clip_cfg(name, "INPUT.CROP.ENABLED", False), True, [name])
     assert off.ranges.crop is None
 

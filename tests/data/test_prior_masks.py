@@ -32,8 +32,8 @@ def test_a_mask_equal_to_the_label_stays_equal(make_tree, tmp_path):
         if clip is None:
             continue
         flips += 1
-        assert len(clip["priors"]) == 3
-        for prior, label in zip(clip["priors"], clip["labels"], strict=True):
+        assert len(clip.priors) == 3
+        for prior, label in zip(clip.priors, clip.labels, strict=True):
             assert prior.dtype == label.dtype
             np.testing.assert_array_equal(prior.numpy(), label.numpy())
     assert flips > 6

@@ -122,14 +122,14 @@ def test_mapper_makes_clips_of_images_and_only_of_them(make_tree, clip_cfg) -> N
     mapper = ClipMapper.from_config(cfg, True, ["pseudo_mixed"])
     image, video = get_records("pseudo_mixed")
     clip = mapper(image, seed=5)
-    assert clip["frame_ids"] == ["000"] * 3
-    assert clip["reference"] == 2
-    assert not torch.equal(clip["frames"][0], clip["frames"][2])
-    assert not torch.equal(clip["labels"][0], clip["labels"][1])
-    assert len(set(mapper(video, seed=5)["frame_ids"])) == 3
+    assert clip.frame_ids == ("000",) * 3
+    assert clip.reference == 2
+    assert not torch.equal(clip.frames[0], clip.frames[2])
+    assert not torch.equal(clip.labels[0], clip.labels[1])
+    assert len(set(mapper(video, seed=5).frame_ids)) == 3
     again, other = mapper(image, seed=5), mapper(image, seed=6)
-    assert all(torch.equal(a, b) for a, b in zip(clip["frames"] + clip["labels"], again["frames"] + again["labels"]))
-    assert not torch.equal(clip["labels"][0], other["labels"][0])
+    assert all(torch.equal(a, b) for a, b in zip(clip.frames + clip.labels, again.frames + again.labels))
+    assert not torch.equal(clip.labels[0], other.labels[0])
     test = ClipMapper.from_config(cfg, False, ["pseudo_mixed"])
     assert not test.is_pseudo(image)
 
@@ -145,9 +145,9 @@ def test_mapper_applies_one_geometry_after_the_motion(make_tree, clip_cfg) -> No
     (image,), (label,) = mapper._read(record, [0])
     motion = sample_motion(np.random.default_rng(derive_seed(11, 3)), MotionRange())
     images, labels = pseudo_clip(image, label, [-4, -2, 0], motion, mapper.fill, 255)
-    for frame, expected in zip(clip["frames"], images, strict=True):
+    for frame, expected in zip(clip.frames, images, strict=True):
         assert np.array_equal(frame.permute(1, 2, 0).numpy(), expected)
-    for found, expected in zip(clip["labels"], labels, strict=True):
+    for found, expected in zip(clip.labels, labels, strict=True):
         assert np.array_equal(found.numpy(), expected)
 
 
@@ -156,13 +156,13 @@ def test_loader(make_tree, clip_cfg, item: str) -> None:
     name = make_tree(f"pseudo_loader_{item}", {"a": 1, "b": 1})
     cfg = clip_cfg(name, *PSEUDO, "INPUT.CLIP.ITEM", item)
     batch = next(iter(build_train_loader(cfg)))
-    assert all(len(clip["frames"]) == 3 for clip in batch)
+    assert all(len(clip.frames) == 3 for clip in batch)
     cfg.INPUT.PSEUDO_CLIP.ENABLED = False
     with pytest.raises(ValueError, match=r"has 1 frames, too few .* or INPUT.PSEUDO_CLIP for data sets of images"):
         build_train_loader(cfg)
     cfg.INPUT.CLIP.BOUNDARY = "clamp"
     repeated = next(iter(build_train_loader(cfg)))[0]
-    assert torch.equal(repeated["labels"][0], repeated["labels"][2])
+    assert torch.equal(repeated.labels[0], repeated.labels[2])
 
 
 def test_stored_masks_do_not_move_along() -> None:

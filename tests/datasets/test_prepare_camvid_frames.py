@@ -106,8 +106,8 @@ def test_frames_are_decoded_and_found_by_the_mapper(
         boundary="drop",
     )
     clip = mapper(train[1], seed=0)
-    assert clip["frame_ids"] == found[train[1]["video_id"]]
-    assert [label is not None for label in clip["labels"]] == [False, False, True]
+    assert list(clip.frame_ids) == found[train[1]["video_id"]]
+    assert [label is not None for label in clip.labels] == [False, False, True]
 
 
 def test_a_video_that_starts_late_is_refused_and_mended_by_a_shift(

@@ -34,12 +34,12 @@ class Oracle(nn.Module):
 
     def predict(self, clips):
         assert not any(module.training for module in self.modules())
-        self.calls.append([clip["frame_indices"] for clip in clips])
-        return [[self.label(frame, clip) for frame in clip["frames"]] for clip in clips]
+        self.calls.append([clip.frame_indices for clip in clips])
+        return [[self.label(frame, clip) for frame in clip.frames] for clip in clips]
 
     @staticmethod
     def label(frame, clip):
-        small = torch.nn.functional.interpolate(frame[None].float(), (clip["height"], clip["width"]), mode="nearest")
+        small = torch.nn.functional.interpolate(frame[None].float(), (clip.height, clip.width), mode="nearest")
         return (small[0, 0] / 80).round().clamp(0, 2).to(torch.uint8)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from the_mask.data import register_video_tree
+from the_mask.data.clips import Clip
 from the_mask.data.io import apply_label_table, read_label_raw
 from the_mask.evaluation import (
     VideoSemSegEvaluator,
@@ -58,15 +60,15 @@ def tiled(video_id, pred, gt, clip_length=1, stride=1, labelled=lambda index: Tr
     groups += [[i] for i in range(length // block * block, length)]
     clips = []
     for group in groups:
-        clip = {
-            "video_id": video_id,
-            "frame_ids": [f"f{i:04d}" for i in group],
-            "file_names": [f"{video_id}/f{i:04d}.jpg" for i in group],
-            "frame_indices": group,
-            "labels": [torch.from_numpy(gt[i].astype(np.int64)) if labelled(i) else None for i in group],
-            "is_first": group is groups[0],
-            "is_last": group is groups[-1],
-        }
+        clip = Clip(
+            video_id=video_id,
+            frame_ids=[f"f{i:04d}" for i in group],
+            file_names=[f"{video_id}/f{i:04d}.jpg" for i in group],
+            frame_indices=group,
+            labels=[torch.from_numpy(gt[i].astype(np.int64)) if labelled(i) else None for i in group],
+            is_first=group is groups[0],
+            is_last=group is groups[-1],
+        )
         clips.append((clip, [torch.from_numpy(pred[i]) for i in group]))
     return clips
 
@@ -191,8 +193,8 @@ def test_temporal_consistency_reads_the_frames(dataset, tmp_path):
         evaluator = VideoSemSegEvaluator(dataset, flow=flow, tc_videos=tc_videos)
         for v in range(2):
             for clip, maps in tiled(f"v{v}", pred[v], pred[v]):
-                clip["file_names"] = [str(tmp_path / f"v{v}" / f"{f}.png") for f in clip["frame_ids"]]
-                evaluator.process([clip], [maps])
+                files = [str(tmp_path / f"v{v}" / f"{f}.png") for f in clip.frame_ids]
+                evaluator.process([replace(clip, file_names=files)], [maps])
         return evaluator.evaluate()["sem_seg"]["TC"]
 
     assert score({"v0"}) == pytest.approx(100 * temporal_consistency(images[0], pred[0], 4, flow))

@@ -13,6 +13,7 @@ import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.config.keys.keyframe import KeyframeOptions
 from the_mask.data import register_video_tree
+from the_mask.data.clips import Clip
 from the_mask.engine.model_stats import model_stats
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
 from the_mask.evaluation.keyframe import Start, evaluate_keyframes, plan_starts, summarise
@@ -49,7 +50,7 @@ class Grey(Segmentor):
         return {}
 
     def step(self, frame, state):
-        return self.score_maps([{"frames": [frame]}])[0][0], state
+        return self.score_maps([Clip([frame])])[0][0], state
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ class Recording:
 
     def process(self, clips, predictions):
         for clip, maps in zip(clips, predictions, strict=True):
-            for frame, labels, truth in zip(clip["frame_ids"], maps, clip["labels"], strict=True):
+            for frame, labels, truth in zip(clip.frame_ids, maps, clip.labels, strict=True):
                 known = None if truth is None else int(np.asarray(truth).max())
-                self.log.append((self.name, clip["video_id"], frame, int(labels.max()), known))
+                self.log.append((self.name, clip.video_id, frame, int(labels.max()), known))
 
 
 class Meter:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from the_mask.data.clips import Clip
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "modeling"))
 
 from encoder_cases import tiny_segmentor
@@ -73,6 +75,6 @@ def test_image_model_exports_as_an_image():
     with exportable():
         exported = torch.export.export(program.module, program.arguments, strict=False).module()
         (found,) = exported(frame)
-    torch.testing.assert_close(found, model.score_maps([{"frames": [frame]}])[0][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, model.score_maps([Clip([frame])])[0][0], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="keeps nothing between frames"):
         stream_programs(model, SIZE)

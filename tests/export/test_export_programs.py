@@ -12,6 +12,7 @@ from torch import nn
 
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.export import export_package, image_program, package, states, stream_programs
 from the_mask.export.package import (
     OnnxSession,
@@ -60,7 +61,7 @@ class Averaging(Segmentor):
     @torch.no_grad()
     def step(self, frame, state, hints=NO_HINTS):
         state = self.continue_state(state, frame.shape[-2:])
-        images, _ = self.stack([{"frames": [frame]}])
+        images, _ = self.stack([Clip([frame])])
         entries = self.ring.push(state["ring"], {"mask_features": images, "maps": [2 * images]})
         mean = torch.stack([entry["mask_features"] for entry in self.ring.read(entries)]).mean(dim=0)
         scores = self.conv(mean).softmax(dim=1)
@@ -116,13 +117,13 @@ def test_stream_from_files(averaging, tmp_path, kind):
 def test_image_of_any_fixed_size(averaging, tmp_path, output):
     manifest = export_package(averaging, tmp_path, (21, 31), kinds=["image"], output=output)
     frame = moving_frame((21, 31), 5)
-    (expected,) = averaging.score_maps([{"frames": [frame]}])
+    (expected,) = averaging.score_maps([Clip([frame])])
     for kind, session in (("torch", TorchSession), ("onnx", OnnxSession)):
         (found,) = session(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
         if output == "scores":
             torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=1e-4)
         else:
-            (labels,) = averaging.predict([{"frames": [frame]}])
+            (labels,) = averaging.predict([Clip([frame])])
             assert found.dtype == torch.int32
             assert torch.equal(found, labels[0].int())
 
@@ -131,7 +132,7 @@ def test_sizes_that_vary(averaging, tmp_path):
     manifest = export_package(averaging, tmp_path, (24, 32), kinds=["image"], dynamic=True)
     assert manifest["programs"]["image"]["sizes_may_vary"]
     frame = moving_frame((40, 16), 1)
-    (expected,) = averaging.score_maps([{"frames": [frame]}])
+    (expected,) = averaging.score_maps([Clip([frame])])
     for kind, session in (("torch", TorchSession), ("onnx", OnnxSession)):
         (found,) = session(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
         torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=1e-4)
@@ -150,7 +151,7 @@ def test_mask_classifier_to_onnx(tmp_path):
     assert "GridSample" in {node.op_type for node in graph.graph.node}
     assert {node.domain for node in graph.graph.node} == {""}
     frame = moving_frame((64, 96), 1)
-    (expected,) = model.score_maps([{"frames": [frame]}])
+    (expected,) = model.score_maps([Clip([frame])])
     torch.testing.assert_close(OnnxSession(path)(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
 
 
@@ -163,7 +164,7 @@ def test_swiftnet_of_any_size(tmp_path):
     sessions = [session(path) for path, session in files]
     for size in ((64, 96), (96, 64), (224, 352)):
         frame = moving_frame(size, 1)
-        (expected,) = model.score_maps([{"frames": [frame]}])
+        (expected,) = model.score_maps([Clip([frame])])
         for session in sessions:
             (found,) = session(frame)
             torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-3)
@@ -176,7 +177,7 @@ def test_mask_classifier_of_any_size(tmp_path):
     sessions = [to_exported(program).module(), OnnxSession(write_onnx(program, tmp_path))]
     for size in ((64, 96), (96, 64), (1024, 1152)):
         frame = moving_frame(size, 1)
-        (expected,) = model.score_maps([{"frames": [frame]}])
+        (expected,) = model.score_maps([Clip([frame])])
         for session in sessions:
             torch.testing.assert_close(session(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
 

@@ -40,7 +40,7 @@ def test_key_segmentor_of_a_propagated_one(carry):
     ]
     torch.manual_seed(0)
     model = randomize(build_model(tiny_config("dinov2", *overrides))).eval()
-    frames = random_clip(5)["frames"]
+    frames = random_clip(5).frames
     outputs, state = streamed(model, frames)
     assert all(output.shape[0] == CLASSES and torch.isfinite(output).all() for output in outputs)
     # Between keyframes the key's result is copied; the next keyframe carries the queries of the last one on.
@@ -54,7 +54,7 @@ def test_key_segmentor_of_a_propagated_one(carry):
 
 def test_views_and_windows_have_streams_of_their_own():
     model = tiny_segmentor("dinov2", *VIDEO)
-    frames = random_clip(3, 64, 96)["frames"]
+    frames = random_clip(3, 64, 96).frames
     views = MultiView(model, make_views([1.0], True), output="scores")
     outputs, _ = streamed(SlidingWindow(model, [64, 64], [64, 32]), frames)
     left, _ = streamed(model, [frame[:, :, :64] for frame in frames])
@@ -67,7 +67,7 @@ def test_views_and_windows_have_streams_of_their_own():
 
 def test_ensemble_with_another_member():
     first, second = tiny_segmentor("dinov2", *VIDEO), tiny_segmentor("dinov3", seed=1)
-    frames = [frame.permute(1, 2, 0).numpy() for frame in random_clip(3)["frames"]]
+    frames = [frame.permute(1, 2, 0).numpy() for frame in random_clip(3).frames]
     members = [
         Member(MultiView(model, make_views([1.0], False), output="scores"), name, None, 1.0, 1.0)
         for name, model in (("video", first), ("image", second))
@@ -79,7 +79,7 @@ def test_ensemble_with_another_member():
 
 def test_streaming_segmentor_and_many_streams():
     model = tiny_segmentor("dinov2", *VIDEO)
-    clips = [[frame.permute(1, 2, 0).numpy() for frame in random_clip(3, seed=seed)["frames"]] for seed in range(2)]
+    clips = [[frame.permute(1, 2, 0).numpy() for frame in random_clip(3, seed=seed).frames] for seed in range(2)]
     segmentor = StreamingSegmentor(tiny_config("dinov2", *VIDEO), model=model, output="scores")
     alone = [streamed(segmentor, clip)[0] for clip in clips]
     states = [segmentor.init_state() for _ in clips]
@@ -91,7 +91,7 @@ def test_streaming_segmentor_and_many_streams():
 
 def test_state_survives_a_file(tmp_path):
     model = tiny_segmentor("dinov2", *VIDEO)
-    frames = random_clip(3)["frames"]
+    frames = random_clip(3).frames
     _, state = streamed(model, frames[:2])
     torch.save(state, tmp_path / "state.pt")
     again = torch.load(tmp_path / "state.pt", weights_only=True)

@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
+from the_mask.data.clips import Clip
 from the_mask.inference import StreamingSegmentor
 from the_mask.modeling.scores import resize_scores
 
@@ -60,7 +61,7 @@ def test_stream_equals_the_clip_of_its_window(decoder, length, stride):
     state = model.init_state()
     for newest, frame in enumerate(frames):
         scores, state = model.step(frame, state)
-        clip = {"frames": [frames[i] for i in loop_window(newest, length, stride)]}
+        clip = Clip([frames[i] for i in loop_window(newest, length, stride)])
         (expected,) = model.score_maps([clip])
         torch.testing.assert_close(scores, expected[-1], atol=1e-6, rtol=1e-5)
 
@@ -180,7 +181,7 @@ def test_segmentor_equals_predict_on_the_mapped_frame(as_tensor):
     frame = np.random.default_rng(0).integers(0, 256, (57, 90, 3), dtype=np.uint8)
     size = round_up(fit_size(57, 90, (cfg.INPUT.TEST.LONG_EDGE, cfg.INPUT.TEST.SHORT_EDGE)), 32)
     mapped = torch.from_numpy(np.ascontiguousarray(resize_image(frame, size).transpose(2, 0, 1)))
-    clip = {"frames": [mapped], "height": 57, "width": 90}
+    clip = Clip([mapped], height=57, width=90)
     labels, state = segmentor.step(torch.from_numpy(frame) if as_tensor else frame, segmentor.init_state())
     assert labels.shape == (57, 90)
     assert labels.dtype == torch.uint8

@@ -12,6 +12,7 @@ from toy_segmentor import ToySegmentor
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
 from the_mask.data.augmentation import fit_size, resize_image, round_up
+from the_mask.data.clips import Clip
 from the_mask.inference import MultiView, SlidingWindow, StreamingSegmentor
 from the_mask.inference.views import View, make_views
 from the_mask.modeling.pixel.context.prior_map import PriorMap
@@ -57,7 +58,7 @@ def test_identity_view_equals_plain_inference(config):
 def test_identity_view_of_clips_equals_predict():
     _, model = real("debug/the_mask_debug_video")
     frames = [torch.from_numpy(frame(64, 64, seed)).permute(2, 0, 1).contiguous() for seed in range(2)]
-    clip = {"frames": frames, "height": 40, "width": 50, "file_names": []}
+    clip = Clip(frames, height=40, width=50)
     runner = MultiView(model, box=(64, 64), size_multiple=64)
     expected = model.predict([clip])[0]
     for result, labels in zip(runner.predict([clip])[0], expected, strict=True):
@@ -79,7 +80,7 @@ def test_flip_of_a_symmetric_model_is_exact(stride, width):
     else:
         # The last, partial column of cells is padded on one side and then on the other: turned back at frame size.
         pixels = torch.from_numpy(frame(30, width)).permute(2, 0, 1).flip(-1)
-        (scores,) = model.score_maps([{"frames": [pixels]}])
+        (scores,) = model.score_maps([Clip([pixels])])
         expected = resize_scores(scores[0], (30, width), (30, width), stride).flip(-1)
         torch.testing.assert_close(mirrored, expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(flipped, (plain + expected) / 2, rtol=0, atol=1e-6)
@@ -106,7 +107,7 @@ def test_views_equal_a_loop(mean, normalization):
         size = round_up(fit_size(50, 70, box, scale), multiple)
         pixels = torch.from_numpy(resize_image(picture, size).transpose(2, 0, 1).copy())
         for mirrored in (False, True):
-            (scores,) = model.score_maps([{"frames": [pixels.flip(-1) if mirrored else pixels]}])
+            (scores,) = model.score_maps([Clip([pixels.flip(-1) if mirrored else pixels])])
             full = resize_scores(scores[0], size, (50, 70), 4)
             full = full.flip(-1) if mirrored else full
             maps.append((full.softmax(0) if normalization == "softmax" else full).double())
@@ -123,7 +124,7 @@ def test_views_of_clips_read_the_files_again(tmp_path):
     runner = MultiView(model, make_views([0.5, 1.0], True), box=(64, 40), size_multiple=8, output="scores")
     size = round_up(fit_size(50, 70, (64, 40)), 8)
     pixels = torch.from_numpy(resize_image(picture, size).transpose(2, 0, 1).copy())
-    clip = {"frames": [pixels], "height": 50, "width": 70, "file_names": [str(tmp_path / "0.png")]}
+    clip = Clip([pixels], height=50, width=70, file_names=[str(tmp_path / "0.png")])
     stream, _ = runner.step(picture, runner.init_state())
     assert torch.equal(runner.clip_scores(clip)[0], stream)
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_segmentor import ToySegmentor
 
+from the_mask.data.clips import Clip
 from the_mask.inference.window import SlidingWindow, window_starts
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.stream import Hints
@@ -42,11 +43,11 @@ def test_windows_equal_the_whole_image_of_a_translation_invariant_model(stride, 
     whole, _ = model.step(frame, model.init_state())
     runner = SlidingWindow(model, (16, 24), (8, 16), pad)
     scores, _ = runner.step(frame, runner.init_state())
-    (clip,) = runner.score_maps([{"frames": [frame, frame.flip(-1)]}])
+    (clip,) = runner.score_maps([Clip([frame, frame.flip(-1)])])
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, whole, rtol=0, atol=1e-6)
     torch.testing.assert_close(clip[0], whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(clip[1], model.score_maps([{"frames": [frame.flip(-1)]}])[0][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(clip[1], model.score_maps([Clip([frame.flip(-1)])])[0][0], rtol=0, atol=1e-6)
 
 
 def test_a_single_window_is_the_plain_model():

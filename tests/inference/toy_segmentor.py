@@ -56,4 +56,4 @@ class ToySegmentor(Stream):
         return scores, {**state, "mean": scores}
 
     def score_maps(self, clips):
-        return [torch.stack([self.scores(frame) for frame in clip["frames"]]) for clip in clips]
+        return [torch.stack([self.scores(frame) for frame in clip.frames]) for clip in clips]

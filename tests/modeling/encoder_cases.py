@@ -1,11 +1,14 @@
 """Tiny encoder-only models: ours, and transformers' with the same random weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.weights.converters import check, convert
 
 WIDTH, DEPTH, HEADS, BLOCKS, QUERIES, CLASSES, SIDE = 48, 4, 4, 2, 6, 5, 64
@@ -110,15 +113,10 @@ def random_frames(count, height=SIDE, width=SIDE, seed=1):
 
 def random_clip(frames, height=SIDE, width=SIDE, seed=0, labels=True):
     generator = torch.Generator().manual_seed(seed)
-    clip = {
-        "frames": [
-            torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8) for _ in range(frames)
-        ],
-        "seed": seed,
-        "video_id": str(seed),
-    }
+    images = [torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8) for _ in range(frames)]
+    clip = Clip(images, seed=seed, video_id=str(seed))
     if labels:
         coarse = torch.randint(CLASSES, (frames, 3, 3), generator=generator).float()
         grown = torch.nn.functional.interpolate(coarse[None], size=(height, width))[0].long()
-        clip["labels"] = list(grown)
+        clip = replace(clip, labels=list(grown))
     return clip

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.context.class_context import ClassAttention, ClassContext
 from the_mask.modeling.pixel.context.class_memory import ClassMemory
 from the_mask.modeling.pixel.context.prior_map import PriorMap
@@ -129,7 +130,7 @@ def test_nothing_seen_yet_gives_finite_features_and_gradients():
 
 def batch_of(count, size=(3, 5), seed=2):
     images = torch.zeros(count, 1, 3, *size)
-    clips = [{"seed": i} for i in range(count)]
+    clips = [Clip(seed=i) for i in range(count)]
     return TrainBatch(clips, images, labels(count, size, seed), torch.ones(count, 0, dtype=torch.bool))
 
 

@@ -1,5 +1,7 @@
 """ClipSegmentor: losses, memory, score maps, streams and bad input, with the smallest heads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -8,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from the_mask.config import load_config
-from the_mask.config.keys.context import ClipSegmentorOptions
+from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
 from the_mask.modeling.pixel.context.types import ClipFeatures, HeadOutput, fill_missing
 from the_mask.modeling.pixel.heads.base import PixelHead
@@ -70,7 +72,7 @@ def slot_model(length, **options):
 def clip_of(values, labels=True, **extra):
     frames = [torch.full((3, 8, 8), v, dtype=torch.uint8) for v in values]
     maps = [torch.zeros(8, 8, dtype=torch.int64) for _ in values]
-    return {"frames": frames, "labels": maps if labels else [None] * len(values), "video_id": "v", **extra}
+    return Clip(frames, maps if labels else [None] * len(values), video_id="v", **extra)
 
 
 def clip(seed=0, height=64, width=96):
@@ -78,7 +80,7 @@ def clip(seed=0, height=64, width=96):
     frame = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (height // 16, width // 16), generator=generator)
     labels = labels.repeat_interleave(16, 0).repeat_interleave(16, 1)
-    return {"frames": [frame], "labels": [labels], "seed": seed, "video_id": str(seed)}
+    return Clip([frame], [labels], seed=seed, video_id=str(seed))
 
 
 def test_image_model_trains_and_predicts():
@@ -89,14 +91,25 @@ def test_image_model_trains_and_predicts():
     trained = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert trained == ["backbone.stem.fc.weight"] or trained == []
     model.eval()
-    one = {**clip(2), "height": 50, "width": 77}
+    one = replace(clip(2), height=50, width=77)
     assert [tuple(m.shape) for m in model.predict([one])[0]] == [(50, 77)]
     scores = model.score_maps([one])[0]
     assert tuple(scores.shape) == (1, CLASSES, 2, 3)
     assert torch.allclose(scores.sum(1), torch.ones(1, 2, 3))
-    streamed, state = model.step(one["frames"][0], model.init_state())
+    streamed, state = model.step(one.frames[0], model.init_state())
     assert torch.equal(streamed, scores[0])
     assert state["memory"] == {"frames": [], "prior": {}}
+
+
+def test_dicts_with_the_fields_of_a_clip_are_taken_as_detectron2_gives_them():
+    model, one = build_fcn().eval(), clip(0)
+    as_dict = {"frames": list(one.frames), "labels": list(one.labels), "seed": one.seed, "image_id": 7}
+    (ours,), (theirs,) = model([as_dict])[0]["sem_seg"], model([one])[0]["sem_seg"]
+    assert torch.equal(ours, theirs)
+    model.train()
+    assert model([as_dict, as_dict])["loss_ce"] == model([one, one])["loss_ce"]
+    with pytest.raises(ValueError, match="clips to train on need `labels`: 1 have none"):
+        model([as_dict, {"frames": list(one.frames)}])
 
 
 def test_aux_loss_is_the_weighted_cross_entropy_of_its_head():
@@ -105,14 +118,13 @@ def test_aux_loss_is_the_weighted_cross_entropy_of_its_head():
     images, _ = model.stack(batch)
     logits = model.auxiliary_heads["res4"](model.backbone(images)).logits
     logits = F.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False)
-    expected = 0.3 * F.cross_entropy(logits, batch[0]["labels"][0][None])
+    expected = 0.3 * F.cross_entropy(logits, batch[0].labels[0][None])
     torch.testing.assert_close(model.losses(batch)["loss_ce_aux_res4"], expected)
 
 
 def test_only_ignored_pixels_give_a_zero_loss_with_a_graph():
     model = build_fcn()
-    void = clip(0)
-    void["labels"] = [None]
+    void = replace(clip(0), labels=[None])
     loss = model([void, void])["loss_ce"]
     assert loss == 0
     loss.backward()
@@ -173,7 +185,7 @@ def test_stream_equals_clip_mode(pad, stride):
     state, streamed = model.init_state(), []
     for value in values:
         before = model.backbone.calls
-        scores, state = model.step(clip_of([value])["frames"][0], state)
+        scores, state = model.step(clip_of([value]).frames[0], state)
         assert model.backbone.calls == before + 1
         streamed.append(scores)
     assert len(state["memory"]["frames"]) == 3 * stride
@@ -214,7 +226,7 @@ def test_fill_missing_copies_per_sample():
 def test_bad_input_is_named():
     model = build_fcn()
     bad = clip(0)
-    bad["labels"][0][0, 0] = 77
+    bad.labels[0][0, 0] = 77
     with pytest.raises(ValueError, match=r"labels \[77\] are outside 0..4"):
         model([bad])
     with pytest.raises(ValueError, match=r"MODEL.AUX_HEADS \['res9'\]"):

@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling import build_model
 
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.engine.validate import validate
 from the_mask.modeling.pixel.distillation import (
     content_mask,
@@ -124,7 +125,7 @@ def clips(height=64, width=64):
     frames = torch.randint(256, (2, 3, height, width), generator=generator, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (2, height, width), generator=generator)
     return [
-        {"frames": [f], "labels": [x], "seed": i, "video_id": str(i), "padding": (height - 16 * i, width)}
+        Clip([f], [x], seed=i, video_id=str(i), padding=(height - 16 * i, width))
         for i, (f, x) in enumerate(zip(frames, labels, strict=True))
     ]
 
@@ -157,8 +158,8 @@ def test_distilled_segmentor_is_its_student_to_the_outside(teacher_file):
     plain.eval()
     model.eval()
     assert torch.equal(model.predict(clips())[0][0], plain.predict(clips())[0][0])
-    scores, state = model.step(clips()[0]["frames"][0], model.init_state())
-    assert torch.equal(scores, plain.step(clips()[0]["frames"][0], plain.init_state())[0])
+    scores, state = model.step(clips()[0].frames[0], model.init_state())
+    assert torch.equal(scores, plain.step(clips()[0].frames[0], plain.init_state())[0])
     assert state["seen"] == 1
     model.load_state_dict(plain.state_dict())
 

@@ -142,7 +142,7 @@ def test_stream_equals_clip_bit_for_bit(kind, mode, size):
     clip = random_clip(4, *size)
     (expected,) = ours.score_maps([clip])
     state = ours.init_state()
-    for t, frame in enumerate(clip["frames"]):
+    for t, frame in enumerate(clip.frames):
         before = copy.deepcopy(state)
         scores, new = ours.step(frame, state)
         assert torch.equal(scores, expected[t])
@@ -175,7 +175,7 @@ def test_class_logits_are_averaged_as_asked():
         close(scores["whole-video"][t], expected(logits.mean(0), t))
     assert not torch.allclose(scores["per-frame"][2], scores["causal-mean"][2])
     with pytest.raises(ValueError, match="whole-video needs the whole video"):
-        models["whole-video"].step(clip["frames"][0], models["whole-video"].init_state())
+        models["whole-video"].step(clip.frames[0], models["whole-video"].init_state())
 
 
 def test_clips_and_streams_do_not_depend_on_their_batch():
@@ -186,15 +186,15 @@ def test_clips_and_streams_do_not_depend_on_their_batch():
         close(scores, ours.score_maps([clip])[0])
     states = [ours.init_state() for _ in clips]
     for t in range(3):
-        scores, states = ours.step_many([clip["frames"][t] for clip in clips], states)
+        scores, states = ours.step_many([clip.frames[t] for clip in clips], states)
         for expected, found in zip(together, scores, strict=True):
             close(found, expected[t])
 
 
 def test_a_new_size_starts_the_stream_anew():
     ours = tiny_segmentor("dinov2", *VIDEO)
-    _, state = ours.step(random_clip(1)["frames"][0], ours.init_state())
-    frame = random_clip(1, 32, 48)["frames"][0]
+    _, state = ours.step(random_clip(1).frames[0], ours.init_state())
+    frame = random_clip(1, 32, 48).frames[0]
     fresh, _ = ours.step(frame, ours.init_state())
     scores, state = ours.step(frame, state)
     assert torch.equal(scores, fresh)
@@ -207,7 +207,7 @@ def test_image_model_takes_frames_of_a_stream_for_themselves():
     ours = tiny_segmentor("dinov3")
     clip = random_clip(2)
     state = ours.init_state()
-    for frame, expected in zip(clip["frames"], ours.score_maps([clip])[0], strict=True):
+    for frame, expected in zip(clip.frames, ours.score_maps([clip])[0], strict=True):
         scores, state = ours.step(frame, state)
         assert torch.equal(scores, expected)
     assert not ours.looks_back
@@ -280,7 +280,7 @@ def test_scores_merged_at_the_input_equal_the_released_order():
     classes = raw["pred_logits"][0, 0].softmax(-1)[:, :-1]
     expected = torch.einsum("qk,qhw->khw", classes, masks.sigmoid())[:, :50, :83]
     close(ours.score_maps([clip])[0][0], expected)
-    assert torch.equal(ours.step(clip["frames"][0], ours.init_state())[0], ours.score_maps([clip])[0][0])
+    assert torch.equal(ours.step(clip.frames[0], ours.init_state())[0], ours.score_maps([clip])[0][0])
     with pytest.raises(ValueError, match="MERGE_AT input"):
-        ours.step_queries(clip["frames"][0], ours.init_state())
+        ours.step_queries(clip.frames[0], ours.init_state())
     assert not ours.has_queries

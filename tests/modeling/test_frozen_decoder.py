@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_only_the_decoder_trains_and_streams_equal_clips(overrides):
     (expected,) = model.score_maps([clip])
     assert expected.shape == (3, CLASSES, 13, 18)
     state = model.init_state()
-    for frame, scores in zip(clip["frames"], expected, strict=True):
+    for frame, scores in zip(clip.frames, expected, strict=True):
         found, state = model.step(frame, state)
         assert torch.equal(found, scores)
 
@@ -176,7 +177,7 @@ def test_other_weights_or_pixels_are_other_features(tmp_path):
     changed([clip])
     assert changed.feature_cache.misses == 1
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
-    darker = {**clip, "frames": [clip["frames"][0] // 2]}
+    darker = replace(clip, frames=[clip.frames[0] // 2])
     model([darker])
     assert model.feature_cache.misses == 2
 

@@ -1,5 +1,7 @@
 """SwiftNet-R18 and BiSeNet-R18: names and counts of the released models, sizes, and the ResNet against torchvision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
@@ -8,6 +10,7 @@ from torch.nn import BatchNorm2d
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.evaluation.macs import count_macs
 from the_mask.modeling.backbones.swiftnet_resnet18 import ResNet18
 from the_mask.modeling.pixel.heads.swiftnet import SpatialPyramidPooling
@@ -43,7 +46,7 @@ def clip(height, width, classes=19):
     generator = torch.Generator().manual_seed(0)
     frame = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, classes, (height, width), generator=generator)
-    return {"frames": [frame], "labels": [labels], "video_id": "v", "seed": 0}
+    return Clip([frame], [labels], video_id="v")
 
 
 def resnet_names(prefix):
@@ -164,7 +167,7 @@ def test_momentum_of_swiftnets_norms():
 @pytest.mark.parametrize("size", [(64, 96), (50, 71)])
 def test_train_and_predict_at_any_size(parts, size):
     model = build(parts)
-    losses = model.train()([clip(*size), {**clip(*size), "seed": 1}])
+    losses = model.train()([clip(*size), replace(clip(*size), seed=1)])
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert len(losses) == (3 if parts is BISENET else 1)
     sum(losses.values()).backward()

@@ -1,5 +1,6 @@
 """MaskClassifier: state-dict names, losses, score maps, freezing, stage 2, and bad input."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling
 from the_mask.config import load_config
-from the_mask.config.keys.mask_former import MaskOptions
+from the_mask.data.clips import Clip
 from the_mask.modeling import stage1_to_stage2
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -28,17 +29,17 @@ def make_clip(frames=1, height=64, width=64, seed=0, classes=9, **extra):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (frames, height // 16 + 1, width // 16 + 1), generator=generator)
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width]
-    return {
-        "dataset": "toy",
-        "video_id": f"v{seed}",
-        "frame_ids": [f"{t:04d}" for t in range(frames)],
-        "file_names": [f"v{seed}/{t:04d}.jpg" for t in range(frames)],
-        "frames": list(torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=generator)),
-        "labels": list(labels),
-        "padding": (height, width),
-        "seed": seed,
+    return Clip(
+        torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=generator).unbind(),
+        labels.unbind(),
+        dataset="toy",
+        video_id=f"v{seed}",
+        frame_ids=[f"{t:04d}" for t in range(frames)],
+        file_names=[f"v{seed}/{t:04d}.jpg" for t in range(frames)],
+        padding=(height, width),
+        seed=seed,
         **extra,
-    }
+    )
 
 
 def official_names():
@@ -117,7 +118,7 @@ def test_losses_depend_on_the_seed_of_the_clip_only():
     torch.manual_seed(99)
     again = model(clips)
     assert all(torch.equal(first[k], again[k]) for k in first)
-    other = model([{**clip, "seed": clip["seed"] + 7} for clip in clips])
+    other = model([replace(clip, seed=clip.seed + 7) for clip in clips])
     assert not torch.equal(first["loss_mask"], other["loss_mask"])
 
 
@@ -129,9 +130,8 @@ def test_deep_supervision_can_be_switched_off():
 def test_unlabelled_frames_and_void_clips_keep_the_graph():
     model = build(VIDEO)
     partly = make_clip(2)
-    partly["labels"][0] = None
-    void = make_clip(2, seed=1)
-    void["labels"] = [torch.full((64, 64), 255) for _ in range(2)]
+    partly = replace(partly, labels=[None, partly.labels[1]])
+    void = replace(make_clip(2, seed=1), labels=[torch.full((64, 64), 255)] * 2)
     for clips in ([partly, void], [void]):
         total = sum(model(clips).values())
         assert torch.isfinite(total)
@@ -187,8 +187,8 @@ def test_a_clip_does_not_depend_on_its_batch():
     together = model.score_maps(clips)
     for clip, scores in zip(clips, together, strict=True):
         (alone,) = model.score_maps([clip])
-        height, width = clip["frames"][0].shape[-2:]
-        assert scores.shape == (len(clip["frames"]), 9, -(-height // 4), -(-width // 4))
+        height, width = clip.frames[0].shape[-2:]
+        assert scores.shape == (len(clip.frames), 9, -(-height // 4), -(-width // 4))
         torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -215,10 +215,10 @@ def test_merging_at_the_input_as_released(name):
     (output,) = model([clip])
     resized = F.interpolate(expected[None], size=(75, 105), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(output["sem_seg"][0], resized, atol=1e-5, rtol=1e-5)
-    streamed, _ = model.step(clip["frames"][0], model.init_state())
+    streamed, _ = model.step(clip.frames[0], model.init_state())
     torch.testing.assert_close(streamed, scores[0], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="MERGE_AT input: set it to mask"):
-        model.step_queries(clip["frames"][0], model.init_state())
+        model.step_queries(clip.frames[0], model.init_state())
 
 
 def test_unknown_place_of_merging():
@@ -232,7 +232,7 @@ def test_normalisation_and_padding():
     assert frames == 2
     assert images.shape == (4, 3, 64, 64)
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
-    pixel = make_clip(2, 40, 64)["frames"][1][:, 39, 63].float()
+    pixel = make_clip(2, 40, 64).frames[1][:, 39, 63].float()
     torch.testing.assert_close(images[1, :, 39, 63], (pixel - mean) / std)
     assert not images[:2, :, 40:].any()
     assert not images[2:, :, :, 33:].any()
@@ -242,10 +242,11 @@ def test_padded_training_equals_labels_padded_with_ignore():
     """What the model pads at the bottom and right is ignored by the losses, like the mapper's padding."""
     model = build()
     small = make_clip(1, 48, 64)
-    large = {**small}
     mean = model.pixel_mean.expand(3, 16, 64)
-    large["frames"] = [torch.cat([small["frames"][0].float(), mean], dim=1)]
-    large["labels"] = [torch.cat([small["labels"][0], torch.full((16, 64), 255)])]
+    frame, labels = small.frames[0].float(), small.labels[0]
+    large = replace(
+        small, frames=[torch.cat([frame, mean], 1)], labels=[torch.cat([labels, torch.full((16, 64), 255)])]
+    )
     a, b = model([small]), model([large])
     for name, value in a.items():
         torch.testing.assert_close(value, b[name], atol=1e-5, rtol=1e-5)
@@ -320,24 +321,24 @@ def test_scores_that_are_not_finite_name_the_files():
     with pytest.raises(ValueError, match=r"toy/v4 frames 0000, 0001 \(v4/0000.jpg, v4/0001.jpg\) are not finite"):
         model.predict([make_clip(2, seed=4)])
     with pytest.raises(ValueError, match="frame 0 of a stream are not finite"):
-        model.step(make_clip()["frames"][0], model.init_state())
+        model.step(make_clip().frames[0], model.init_state())
 
 
 def test_batches_that_cannot_be_stacked_are_errors():
     model = build()
     with pytest.raises(ValueError, match=r"clips of one length >= 1, got lengths \[1, 2\]"):
         model([make_clip(1), make_clip(2)])
-    mixed = make_clip(2)
-    mixed["frames"][1] = mixed["frames"][1][:, :32]
+    first, second = make_clip(2).frames
+    mixed = replace(make_clip(2), frames=[first, second[:, :32]])
     with pytest.raises(ValueError, match=r"frames of clip toy/v0 .* differ in size: \[\(32, 64\), \(64, 64\)\]"):
         model([mixed])
     with pytest.raises(ValueError, match="lengths"):
-        model([{**make_clip(1), "frames": [], "labels": []}])
+        model([replace(make_clip(1), frames=[], labels=[])])
 
 
 def test_labels_outside_the_classes_are_an_error():
     clip = make_clip()
-    clip["labels"][0][3, 4] = 77
+    clip.labels[0][3, 4] = 77
     with pytest.raises(ValueError, match=r"toy/v0 frames 0000.*77"):
         build()([clip])
 

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from the_mask.config import load_config
-from the_mask.modeling.freezing import evaluation_mode
+from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.pixel.context.priors import PreviousPrediction, StoredMasks, label_prior
 from the_mask.modeling.stream import Hints
@@ -52,7 +52,7 @@ def clip(frames=3, seed=0, size=64, **extra):
     maps = torch.randint(CLASSES, (frames, size // 8, size // 8), generator=generator)
     maps = maps.repeat_interleave(8, 1).repeat_interleave(8, 2)
     images = torch.randint(256, (frames, 3, size, size), generator=generator, dtype=torch.uint8)
-    return {"frames": list(images), "labels": list(maps), "seed": seed, "video_id": str(seed), **extra}
+    return Clip(images.unbind(), maps.unbind(), seed=seed, video_id=str(seed), **extra)
 
 
 def filled(model, seed=3):
@@ -110,7 +110,7 @@ def test_ground_truth_stands_in_at_first_then_the_prediction():
     model.set_iteration(9)
     model.losses(clips)
     (truth,) = priors
-    assert torch.equal(truth.labels[0], clips[0]["labels"][-2])
+    assert torch.equal(truth.labels[0], clips[0].labels[-2])
     assert (truth.labels[1] == 255).all()  # there is no frame before
     with torch.no_grad(), evaluation_mode(model):
         features = model.backbone(model.training_batch(clips).images[:, -2])
@@ -129,7 +129,7 @@ def test_ground_truth_stands_in_at_first_then_the_prediction():
     other.losses(clips)
     other.set_iteration(10)
     other.losses(clips)
-    assert torch.equal(priors[0].labels[1], clips[1]["labels"][-1])  # B: the truth of the current frame
+    assert torch.equal(priors[0].labels[1], clips[1].labels[-1])  # B: the truth of the current frame
     assert priors[1] is None
 
 
@@ -163,7 +163,7 @@ def test_a_stream_equals_clip_mode(expression, prior):
 def test_a_stream_hands_on_the_last_mask_and_forgets_it_with_the_size():
     model = filled(build()).eval()
     priors = spy(model)
-    frames = clip(frames=3)["frames"]
+    frames = clip(frames=3).frames
     state = model.init_state()
     masks = []
     for frame in frames:
@@ -173,7 +173,7 @@ def test_a_stream_hands_on_the_last_mask_and_forgets_it_with_the_size():
     for given, mask in zip(priors[1:], masks[:-1], strict=True):
         assert torch.equal(given.labels[0], mask)
     assert state["memory"]["prior"]["labels"].dtype == torch.uint8
-    _, state = model.step(clip(1, size=32)["frames"][0], state)
+    _, state = model.step(clip(1, size=32).frames[0], state)
     assert priors[-1] is None
     assert state["resets"] == 1
     soft = filled(build(A, "previous_prediction", "MODEL.CONTEXT.PRIOR_SOFT", "True")).eval()
@@ -185,7 +185,7 @@ def test_a_stream_hands_on_the_last_mask_and_forgets_it_with_the_size():
 def test_a_prior_changes_the_scores_and_moves_with_the_image():
     """A given prior takes the provider's place; the model sees it at the place of its pixels."""
     model = filled(build()).eval()
-    frame, labels = clip(1, seed=4)["frames"][0], clip(1, seed=4)["labels"][0][None]
+    frame, labels = clip(1, seed=4).frames[0], clip(1, seed=4).labels[0][None]
     own, _ = model.step(frame, model.init_state())
     given, _ = model.step(frame, model.init_state(), Hints(prior=PriorMap.from_labels(labels, CLASSES)))
     assert not torch.allclose(own, given)
@@ -198,7 +198,7 @@ def test_a_prior_changes_the_scores_and_moves_with_the_image():
 
 
 def test_stored_masks_of_the_same_or_the_previous_frame():
-    stored = [x.flip(-1) for x in clip()["labels"]]
+    stored = [x.flip(-1) for x in clip().labels]
     for frame, index in (("same_frame", -1), ("previous_frame", -2)):
         model = build(A, "stored_masks", "MODEL.CONTEXT.STORED_FRAME", frame).train()
         priors = spy(model)
@@ -215,9 +215,9 @@ def test_repeated_frames_before_the_start_give_no_prior():
     """A boundary policy repeats the first frame: its truth would be the answer."""
     model = build().train()
     batch = model.training_batch([clip(frames=2, frame_indices=[0, 0]), clip(frames=2, frame_indices=[0, 1])])
-    prior = label_prior(model, batch, "labels", "previous_frame")
+    prior = label_prior(model, batch, [own.labels for own in batch.clips], "previous_frame")
     assert (prior.labels[0] == 255).all()
-    assert torch.equal(prior.labels[1], batch.clips[1]["labels"][0])
+    assert torch.equal(prior.labels[1], batch.clips[1].labels[0])
 
 
 def test_memory_loss_needs_a_decoder_of_its_width_and_starts_late():
@@ -236,7 +236,7 @@ def test_memory_loss_needs_a_decoder_of_its_width_and_starts_late():
 def test_checkpoint_carries_the_memory():
     model, copy = filled(build()), build(seed=1)
     copy.load_state_dict(model.state_dict())
-    frame = clip()["frames"][0]
+    frame = clip().frames[0]
     assert torch.equal(model.eval().step(frame, model.init_state())[0], copy.eval().step(frame, copy.init_state())[0])
     other = build(A, "stage1", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", CLASSES + 1)
     with pytest.raises(ValueError, match=r"class memory .* \[4, 1, 16\], the model's \[5, 1, 16\]"):
@@ -270,7 +270,7 @@ def test_bad_priors_and_settings_are_named():
     with pytest.raises(ValueError, match=r"MOMENTUM 3\.0"):
         build(A, "stage1", "MODEL.BLOCKS.CLASS_MEMORY.MOMENTUM", 3.0)
     model = build().eval()
-    frame, labels = clip()["frames"][0], clip()["labels"][0][None]
+    frame, labels = clip().frames[0], clip().labels[0][None]
     with pytest.raises(ValueError, match=r"size \(32, 64\).*frames of size \(64, 64\)"):
         model.step(frame, model.init_state(), Hints(prior=PriorMap.from_labels(labels[:, :32], CLASSES)))
     with pytest.raises(ValueError, match="6 classes, the model 4"):

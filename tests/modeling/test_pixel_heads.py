@@ -1,5 +1,7 @@
 """FCN and UPerNet heads against plain torch, mmseg's key names, and every backbone under both kinds of heads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
-from the_mask.config.keys.context import PixelHeadOptions
+from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.heads import FCNHead, UperNetHead
 
 SHAPES = {"res2": ShapeSpec(channels=4, stride=4), "res3": ShapeSpec(channels=6, stride=8)}
@@ -139,13 +141,12 @@ def test_every_backbone_works_with_both_kinds_of_heads(backbone, head):
     model = build_model(load_config(overrides=[*base, *BACKBONES[backbone], *HEADS[head]]))
     labels = torch.randint(3, (2, 2)).repeat_interleave(32, 0).repeat_interleave(32, 1)
     clips = [
-        {"frames": [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], "labels": [labels], "seed": i, "video_id": "v"}
-        for i in range(2)
+        Clip([torch.randint(256, (3, 64, 64), dtype=torch.uint8)], [labels], seed=i, video_id="v") for i in range(2)
     ]
     total = sum(model(clips).values())
     total.backward()
     used = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
     assert any(n.startswith("backbone.") for n in used)
     assert any(n.startswith("sem_seg_head.") for n in used)
-    odd = {**clips[0], "frames": [clips[0]["frames"][0][:, :50, :43]], "height": 100, "width": 90}
+    odd = replace(clips[0], frames=[clips[0].frames[0][:, :50, :43]], height=100, width=90)
     assert [tuple(m.shape) for m in model.eval().predict([odd])[0]] == [(100, 90)]

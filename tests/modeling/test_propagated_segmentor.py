@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
-from the_mask.config.keys.keyframe import KeyframeOptions
+from the_mask.data.clips import Clip
 from the_mask.modeling.propagation import CopyPropagator, GSVNet, WarpPropagator
 from the_mask.modeling.propagation.policies import Gate, interval, scene_cut
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor, log_probabilities
@@ -45,7 +46,7 @@ class ColourSegmentor(Segmentor):
         return self.new_state()
 
     def step(self, frame, state, hints=NO_HINTS):
-        scores = self.score_maps([{"frames": [frame]}])[0]
+        scores = self.score_maps([Clip([frame])])[0]
         return self.crop_scores(scores[0], *frame.shape[-2:]), {**state, "seen": state["seen"] + 1}
 
 
@@ -76,14 +77,14 @@ def clips(count=2, length=4, height=20, width=28):
     for number in range(count):
         labels = torch.randint(0, 3, (height, width), generator=torch.Generator().manual_seed(number))
         result.append(
-            {
-                "dataset": "toy",
-                "video_id": f"v{number}",
-                "frame_ids": [str(t) for t in range(length)],
-                "frames": frames(length, height, width, seed=number),
-                "labels": [None] * (length - 1) + [labels],
-                "seed": number,
-            }
+            Clip(
+                frames(length, height, width, seed=number),
+                [None] * (length - 1) + [labels],
+                dataset="toy",
+                video_id=f"v{number}",
+                frame_ids=[str(t) for t in range(length)],
+                seed=number,
+            )
         )
     return result
 
@@ -157,7 +158,7 @@ class TestStream:
         scores, states = stream(model, video)
         assert all(s["keyframe"] for s in states)
         for frame, score in zip(video, scores):
-            (alone,) = model.segmentor.score_maps([{"frames": [frame]}])
+            (alone,) = model.segmentor.score_maps([Clip([frame])])
             probabilities = alone[0] / alone[0].sum(dim=0)
             rows = slice(None, -(-size[0] // 4) * 2)
             # From stride 2 to 4: means of 2x2 cells, the border repeated.
@@ -275,7 +276,7 @@ class TestStream:
         model = wrap(GSVNet(3), max_gap=2)
         many = clips(3, length=4)
         for clip, scores in zip(many, model.score_maps(many)):
-            torch.testing.assert_close(scores, torch.stack(stream(model, clip["frames"])[0]), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(scores, torch.stack(stream(model, clip.frames)[0]), atol=1e-5, rtol=1e-4)
         labels = model.predict(many)
         assert [tuple(x.shape) for x in labels[0]] == [(20, 28)] * 4
 
@@ -349,7 +350,7 @@ class TestQueries:
         queries, (h, w) = states[0]["queries"], scores[0].shape[-2:]
         assert queries.shape == (12 * (2 if "video" in name else 1), h, w)
         combined = torch.einsum("qk,qhw->khw", states[0]["query_classes"], queries.sigmoid())
-        (alone,) = model.segmentor.score_maps([{"frames": video[:1]}])
+        (alone,) = model.segmentor.score_maps([Clip(video[:1])])
         torch.testing.assert_close(combined, alone[0], atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(states[1]["query_classes"], states[0]["query_classes"])
         same = torch.equal(states[1]["queries"], queries)
@@ -404,7 +405,7 @@ class TestTraining:
         batch = []
         for number in range(4):
             video = frames(3, 16, 16, seed=number)
-            batch.append({"frames": video, "labels": [None, None, video[-1].long().argmax(dim=0)], "seed": number})
+            batch.append(Clip(video, [None, None, video[-1].long().argmax(dim=0)], seed=number))
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01)
         values = []
         for iteration in range(40):
@@ -456,7 +457,8 @@ class TestTraining:
         batch = clips()
         model(batch)
         model.segmentor.frames = 0
-        batch[0]["frames"][1] = batch[0]["frames"][1] + 1
+        before, changed, *after = batch[0].frames
+        batch[0] = replace(batch[0], frames=[before, changed + 1, *after])
         model(batch)
         assert model.segmentor.frames == 1
 
@@ -487,7 +489,8 @@ class TestTraining:
     def test_bad_clips(self, change, message):
         batch = clips(1, change.get("length", 4))
         if "labels" in change:
-            batch[0]["labels"][-1] = None if change["labels"] is None else torch.full((20, 28), change["labels"])
+            last = None if change["labels"] is None else torch.full((20, 28), change["labels"])
+            batch[0] = replace(batch[0], labels=[*batch[0].labels[:-1], last])
         with pytest.raises(ValueError, match=message):
             wrap(GSVNet(3), distances=(1, 3)).train()(batch)
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from the_mask.data.clips import Clip
 from the_mask.modeling.mask.targets import build_targets, cell_counts, clip_targets
 
 
@@ -86,14 +87,14 @@ def test_bad_labels_name_the_clip():
 
 def test_a_batch_is_padded_to_its_largest_clip():
     clips = [
-        {"dataset": "d", "video_id": "v", "frame_ids": ["a", "b"], "labels": [torch.zeros(4, 6).long(), None]},
-        {"labels": [torch.ones(5, 3).long()] * 2},
+        Clip(dataset="d", video_id="v", frame_ids=["a", "b"], labels=[torch.zeros(4, 6).long(), None]),
+        Clip(labels=[torch.ones(5, 3).long()] * 2),
     ]
     first, second = build_targets(clips, 255, 2)
     assert first.index_map.shape == second.index_map.shape == (2, 5, 6)
     assert first.name == "d/v frames a, b"
     assert first.valid()[0].sum() == 24
-    unlabelled = build_targets([{"labels": [None], "frames": [torch.zeros(3, 8, 8)]}], 255)
+    unlabelled = build_targets([Clip([torch.zeros(3, 8, 8)], [None])], 255)
     assert unlabelled[0].index_map.shape == (1, 8, 8)
 
 

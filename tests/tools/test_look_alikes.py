@@ -34,9 +34,9 @@ def test_counts(tool, monkeypatch):
         def predict(self, clips):
             maps = []
             for clip in clips:
-                bad = spoiled[clip["video_id"]]
+                bad = spoiled[clip.video_id]
                 frames = []
-                for file, label in zip(clip["file_names"], clip["labels"]):
+                for file, label in zip(clip.file_names, clip.labels):
                     swapped = torch.where(label == 255, label, ((label - 3) ^ 1) + 3)
                     swap = ((label >= 5) & (label < 7)) | ((label >= 9) & (label < 11))
                     frames.append(label if bad[int(Path(file).stem)] else torch.where(swap, swapped, label))

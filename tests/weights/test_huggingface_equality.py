@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.weights import load_weights
 from the_mask.weights.converters import check, convert
 
@@ -78,17 +79,17 @@ def assert_same_outputs(kind, folder, size, sizes, overrides):
     # The released semantic inference on their maps: masks enlarged to the padded input, merged, cut to the frame.
     height, width = size[0] - 5, size[1] - 7
     frame = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(4))
-    images, _ = ours.stack([{"frames": [frame]}])
+    images, _ = ours.stack([Clip([frame])])
     assert images.shape[-2:] == size
     with torch.no_grad():
         maps = theirs(pixel_values=images)
         masks = F.interpolate(maps.masks_queries_logits, size=size, mode="bilinear", align_corners=False)
         classes = maps.class_queries_logits.softmax(dim=-1)[..., :-1]
         merged = torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())[0, :, :height, :width]
-        (scores,) = ours.score_maps([{"frames": [frame]}])
+        (scores,) = ours.score_maps([Clip([frame])])
     assert ours.score_stride == 1
     torch.testing.assert_close(scores[0], merged, rtol=0, atol=1e-4)
-    agree = ours.predict([{"frames": [frame]}])[0][0] == merged.argmax(dim=0)
+    agree = ours.predict([Clip([frame])])[0][0] == merged.argmax(dim=0)
     assert agree.float().mean() > 0.999
 
 

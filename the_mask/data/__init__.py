@@ -2,7 +2,7 @@
 
 from the_mask.data.build import build_test_loader, build_train_loader
 from the_mask.data.classes import ClassList, load_class_list, make_class_list
-from the_mask.data.clips import clip_indices, tile_video
+from the_mask.data.clips import Clip, as_clips, clip_indices, tile_video
 from the_mask.data.datasets import dataset_root, register_all
 from the_mask.data.image_tree import register_image_tree
 from the_mask.data.io import read_image, read_label
@@ -15,7 +15,9 @@ register_all()
 
 __all__ = [
     "ClassList",
+    "Clip",
     "ClipMapper",
+    "as_clips",
     "build_test_loader",
     "build_train_loader",
     "clip_indices",

@@ -1,4 +1,4 @@
-"""Loaders: endless training batches, and test clips of whole videos. Both yield lists of clips (see ClipMapper)."""
+"""Loaders: endless training batches, and test clips of whole videos. Both yield lists of clips."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from the_mask.config.keys.input import ITEM_KINDS
 from the_mask.data.class_names import check_classes
 from the_mask.data.class_pixels import warn_about_classes
-from the_mask.data.clips import tile_video, valid_references
-from the_mask.data.mapper import Clip, ClipMapper
+from the_mask.data.clips import Clip, tile_video, valid_references
+from the_mask.data.mapper import ClipMapper
 from the_mask.data.registry import Record, get_records
 from the_mask.data.samplers import SampleKey, TrainBatchSampler, derive_seed, shard_videos
 
@@ -43,8 +44,8 @@ class PackedRecords:
 
 
 class TrainClips(Dataset[Clip]):
-    """Training clips by sample key. A clip without any label is replaced by one of another item, counted in
-    ``clip["resampled"]``; which one depends on the sample's seed only.
+    """Sample keys -> training clips. A clip without any label is replaced by one of another item, counted in
+    ``resampled``; which one depends on the sample's seed only.
     """
 
     def __init__(self, records: Sequence[Record], mapper: ClipMapper, item: str = "video") -> None:
@@ -98,8 +99,7 @@ class TrainClips(Dataset[Clip]):
             video, reference = self.items[item]
             clip = self.mapper(self.records[video], seed, reference)
             if clip is not None:
-                clip.update(seed=key.seed, resampled=attempt)
-                return clip
+                return replace(clip, seed=key.seed, resampled=attempt)
             seed = derive_seed(key.seed, 2, attempt)
             item = seed % len(self.items)
         record = self.records[self.items[key.item][0]]
@@ -161,10 +161,10 @@ class TrainLoader:
                 stop()
 
     def _count(self, batch: list[Clip]) -> list[Clip]:
-        """Count replaced clips; log the first."""
-        replaced = sum(clip["resampled"] for clip in batch)
+        """Count replaced clips; tell about the first."""
+        replaced = sum(clip.resampled for clip in batch)
         if replaced and not self.resampled:
-            names = [clip["video_id"] for clip in batch if clip["resampled"]]
+            names = [clip.video_id for clip in batch if clip.resampled]
             logger.warning(
                 "A sampled clip held only ignored pixels and was replaced (by one of video %s). Further ones are only "
                 "counted, in the loader's `resampled`.",

@@ -1,14 +1,141 @@
-"""Which frames make a clip: training clips around a reference, and the tiling of a test video into clips.
+"""The clip, and which frames make one: training clips around a reference, and the tiling of a test video into clips.
 
-All functions are pure and see a single video, so a clip never crosses videos. Frame indices count from 0 in time.
+All functions are pure and know one video only, so a clip never crosses videos. Frame indices count from 0 in time.
+Axes: T frames of a clip, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from torch import Tensor
+from typing_extensions import Self
+
 from the_mask.config.keys.input import BOUNDARIES
+
+PER_FRAME = ("frames", "labels", "priors", "frame_ids", "file_names", "mask_file_names", "frame_indices")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames of one video, oldest first, and what is known of them: what loaders give and segmentors take.
+
+    A fact per frame is a tuple of T entries, or an empty one where it is not known of any frame.
+
+    Attributes:
+        frames: [3, H, W], RGB 0..255; empty where only the ground truth was read.
+        labels: maps [H, W] of train ids, None for a frame without a mask.
+        priors: maps like the labels, of masks that were predicted before (``INPUT.PRIOR_MASKS``).
+        dataset, video_id: names.
+        frame_ids, file_names, mask_file_names: names by frame; the last is None for a frame without a mask.
+        frame_indices: positions in the video.
+        reference: position in the clip of the frame it was drawn for; None says the last one.
+        padding: (H, W) of the content, before padding at the bottom and right; None says all.
+        height, width: size of the original frames, to which results are resized; None says that of ``frames``.
+        seed: source of everything random about the clip, also in the losses.
+        resampled: clips that were tried before this one and held no label.
+        is_first, is_last: whether it is the first or last clip of its video.
+
+    Raises:
+        ValueError: facts per frame that differ in length.
+    """
+
+    frames: Sequence[Tensor] = ()
+    labels: Sequence[Any] = ()
+    priors: Sequence[Tensor] = ()
+    dataset: str = ""
+    video_id: str = ""
+    frame_ids: Sequence[str] = ()
+    file_names: Sequence[str] = ()
+    mask_file_names: Sequence[str | None] = ()
+    frame_indices: Sequence[int] = ()
+    reference: int | None = None
+    padding: tuple[int, int] | None = None
+    height: int | None = None
+    width: int | None = None
+    seed: int = 0
+    resampled: int = 0
+    is_first: bool = False
+    is_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in PER_FRAME:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        lengths = {name: len(getattr(self, name)) for name in PER_FRAME if getattr(self, name)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"clip {self.name!r}: what is known per frame differs in length: {lengths}")
+
+    def __len__(self) -> int:
+        """T."""
+        return max(len(getattr(self, name)) for name in PER_FRAME)
+
+    @property
+    def name(self) -> str:
+        """``dataset/video frames a, b``, for messages."""
+        video = "/".join(name for name in (self.dataset, self.video_id) if name)
+        frames = ", ".join(self.frame_ids)
+        return f"{video} frames {frames}" if frames else video
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) of the frames; a ValueError if they differ."""
+        sizes = {tuple(frame.shape[-2:]) for frame in self.frames}
+        if len(sizes) != 1:
+            raise ValueError(f"frames of clip {self.name!r} differ in size: {sorted(sizes)}")
+        height, width = sizes.pop()
+        return height, width
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of the original frames."""
+        if self.height is not None and self.width is not None:
+            return self.height, self.width
+        return self.frame_size
+
+    def window(self, start: int, stop: int) -> Self:
+        """The frames at positions ``start`` to ``stop`` - 1 of the clip; a reference outside is forgotten.
+
+        Raises:
+            ValueError: no frame, or one that the clip does not have.
+        """
+        if not 0 <= start < stop <= len(self):
+            raise ValueError(f"clip {self.name!r} of {len(self)} frames has no frames {start} to {stop - 1}")
+        reference = self.reference if self.reference is not None and start <= self.reference < stop else None
+        cut = {name: getattr(self, name)[start:stop] for name in PER_FRAME}
+        return replace(self, **cut, reference=None if reference is None else reference - start)
+
+    def lengthened(self, length: int) -> Self:
+        """The clip with its oldest frame repeated in front, so that it has ``length`` frames."""
+        missing = length - len(self)
+        if missing <= 0:
+            return self
+        longer = {name: (*getattr(self, name)[:1] * missing, *getattr(self, name)) for name in PER_FRAME}
+        reference = None if self.reference is None else self.reference + missing
+        return replace(self, **longer, reference=reference)
+
+
+def as_clips(inputs: Iterable[Clip | Mapping[str, Any]]) -> list[Clip]:
+    """Clips, of which some may be dicts with the fields as keys, as Detectron2's models and loaders use them.
+
+    Other keys of a dict are passed over.
+
+    Raises:
+        ValueError: a dict with nothing per frame, such as one of Detectron2's ``DatasetMapper``.
+    """
+    names = {field.name for field in fields(Clip)}
+    clips = []
+    for number, item in enumerate(inputs):
+        if isinstance(item, Mapping):
+            if not any(name in item for name in PER_FRAME):
+                raise ValueError(
+                    f"input {number} is no clip: it has the keys {sorted(item)}, but not `frames`, a list of images "
+                    "[3, H, W]; take the loaders of the_mask.data, or its ClipMapper as the mapper of your own"
+                )
+            item = Clip(**{key: value for key, value in item.items() if key in names})
+        clips.append(item)
+    return clips
 
 
 def clip_offsets(dilations: Sequence[int]) -> list[int]:
@@ -87,10 +214,3 @@ def tile_video(length: int, clip_length: int, stride: int) -> list[tuple[int, ..
     ]
     clips += [tuple(range(s, min(s + clip_length, length))) for s in range(whole, length, clip_length)]
     return clips
-
-
-def clip_name(clip: Mapping[str, Any]) -> str:
-    """A clip as ``dataset/video frames a, b``, for messages."""
-    video = "/".join(str(clip[key]) for key in ("dataset", "video_id") if key in clip)
-    frames = ", ".join(str(f) for f in clip.get("frame_ids", ()))
-    return f"{video} frames {frames}" if frames else video

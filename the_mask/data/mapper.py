@@ -6,7 +6,7 @@ Axes: T frames of a clip, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,14 +16,12 @@ from detectron2.data import MetadataCatalog
 from the_mask.config.keys.input import COLOR_MODES
 from the_mask.data import augmentation as aug
 from the_mask.data.classes import ExplainValues, as_label_table
-from the_mask.data.clips import BOUNDARIES, clip_indices, clip_offsets, valid_references
+from the_mask.data.clips import BOUNDARIES, Clip, clip_indices, clip_offsets, valid_references
 from the_mask.data.io import check_same_size, read_image, read_label
 from the_mask.data.prior_masks import read_prior_mask
 from the_mask.data.pseudo_clip import MotionRange, pseudo_clip, sample_motion
 from the_mask.data.registry import Record
 from the_mask.data.samplers import derive_seed
-
-Clip = dict[str, Any]
 
 
 class ClipMapper:
@@ -32,12 +30,7 @@ class ClipMapper:
     Training: ``mapper(record, seed)`` or ``mapper(record, seed, reference)`` gives a random clip. Everything random
     depends on ``seed`` alone. Test: ``mapper.test_clip(record, indices)``.
 
-    A clip is a dict: ``dataset``, ``video_id`` (str); ``frame_ids``, ``file_names`` (list of T str);
-    ``frame_indices`` (list of T int, positions in the video); ``frames`` (list of T uint8 [3,H,W] RGB, oldest first);
-    ``labels`` (list of T int64 [H,W] train ids, None for a frame without mask); ``padding`` (H, W of the content before
-    bottom/right padding); ``seed`` (int); training: ``reference`` (position of the reference frame in the clip), with
-    ``prior_masks`` also ``priors`` (like ``labels``, of masks predicted before); test:
-    ``height``, ``width`` (original size, which is also that of the labels), ``is_first``, ``is_last`` (of the video).
+    Labels of a training clip have the frames' size, those of a test clip the original one.
     """
 
     def __init__(
@@ -188,7 +181,6 @@ class ClipMapper:
         else:
             indices = clip_indices(reference, self.dilations, length, self.boundary, reverse)
             images, labels = self._read(record, indices)
-        clip = self._describe(record, indices)
 
         position = self.offsets.index(0)
         geometry = aug.sample_geometry(rng, labels[position], images[0].shape[:2], self.ranges, self.ignore_label)
@@ -201,16 +193,15 @@ class ClipMapper:
             for t in range(len(frames)):
                 color_rng = np.random.default_rng(derive_seed(seed, 1, 0 if shared else t))
                 frames[t] = aug.apply_color_jitter(frames[t], aug.sample_color_jitter(color_rng))
-        clip.update(
+        return replace(
+            self._describe(record, indices),
             frames=[_image_tensor(aug.pad_image(x, geometry.padded, self.fill)) for x in frames],
             labels=[None if x is None else _label_tensor(x) for x in labels],
+            priors=self._priors(record, indices, images[0].shape[:2], geometry) if self.prior_masks else (),
             padding=geometry.valid,
             seed=seed,
             reference=position,
         )
-        if self.prior_masks:
-            clip["priors"] = self._priors(record, indices, images[0].shape[:2], geometry)
-        return clip
 
     def _priors(
         self, record: Record, indices: Sequence[int], size: tuple[int, int], geometry: aug.Geometry
@@ -229,32 +220,30 @@ class ClipMapper:
 
         Frames are scaled once, straight to the fitted size rounded up to ``size_multiple``.
         """
-        clip = self._describe(record, indices)
         images, labels = self._read(record, indices)
         height, width = images[0].shape[:2]
         size = aug.round_up(aug.fit_size(height, width, self.test_box), self.size_multiple)
-        clip.update(
+        return replace(
+            self._describe(record, indices),
             frames=[_image_tensor(aug.resize_image(x, size)) for x in images],
             labels=[None if x is None else _label_tensor(x) for x in labels],
             padding=size,
-            seed=0,
             height=height,
             width=width,
             is_first=is_first,
             is_last=is_last,
         )
-        return clip
 
     def _describe(self, record: Record, indices: Sequence[int]) -> Clip:
         frames = [record["frames"][i] for i in indices]
-        return {
-            "dataset": record["dataset"],
-            "video_id": record["video_id"],
-            "frame_ids": [f["frame_id"] for f in frames],
-            "file_names": [f["file_name"] for f in frames],
-            "mask_file_names": [f["sem_seg_file_name"] for f in frames],
-            "frame_indices": list(indices),
-        }
+        return Clip(
+            dataset=record["dataset"],
+            video_id=record["video_id"],
+            frame_ids=[f["frame_id"] for f in frames],
+            file_names=[f["file_name"] for f in frames],
+            mask_file_names=[f["sem_seg_file_name"] for f in frames],
+            frame_indices=indices,
+        )
 
     def _read_pseudo(self, record: Record, seed: int) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
         """Images and labels of a clip, made from the only frame of a record."""

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from the_mask.data import build_train_loader
 from the_mask.data.class_names import config_classes
+from the_mask.data.clips import as_clips
 from the_mask.engine import resume
 from the_mask.engine.batch_norm import name_single_values
 from the_mask.engine.buffers import BufferCopies
@@ -284,9 +285,9 @@ class Trainer(TrainerBase):
             before = time.perf_counter()
             # Data loading does not change the generators, so it does not matter where a resumed loader starts.
             with preserved_rng():
-                clips = next(self._batches)
+                clips = as_clips(next(self._batches))
             waited += time.perf_counter() - before
-            files += [file for clip in clips for file in clip.get("file_names", [])]
+            files += [file for clip in clips for file in clip.file_names]
             with self._without_sync(step + 1 < steps):
                 with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     losses = self._parallel(clips)

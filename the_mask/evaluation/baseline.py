@@ -39,10 +39,10 @@ def constant_baseline(
     num_classes = len(metadata.stuff_classes)
     pixels = np.zeros(num_classes, dtype=np.int64)
     for clip in single_frame_clips(records):
-        labels = clip["labels"][0]
+        labels = clip.labels[0]
         if labels is not None:
             labelled = labels[labels != metadata.ignore_label]
-            check_labels(labelled, num_classes, "ground truth", str(clip["mask_file_name"]))
+            check_labels(labelled, num_classes, "ground truth", str(clip.mask_file_names[0]))
             pixels += np.bincount(labelled, minlength=num_classes)
     if not pixels.any():
         raise ValueError(f"data set {dataset_name} has no labelled pixel")
@@ -54,6 +54,6 @@ def constant_baseline(
 
 def _constant_predictions(records: Sequence[Record], value: int) -> Iterator[Predicted]:
     for clip in single_frame_clips(records):
-        labels = clip["labels"][0]
+        labels = clip.labels[0]
         shape = (1, 1) if labels is None else labels.shape
         yield [clip], [[np.full(shape, value, dtype=np.int32)]]

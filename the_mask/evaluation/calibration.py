@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from the_mask.data.clips import Clip
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.loop import feed, stream_videos
 from the_mask.inference.merge import LEAST_SCORE
@@ -71,10 +72,10 @@ class PixelSampler:
         self.scores: list[NDArray[np.float32]] = []
         self.labels: list[NDArray[np.int64]] = []
 
-    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
-        """Draw pixels from the frames of some clips."""
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Sequence[Any]]) -> None:
+        """Draw from the frames of some clips."""
         for clip, maps in zip(clips, predictions, strict=True):
-            for labels, scores in zip(clip["labels"], maps, strict=True):
+            for labels, scores in zip(clip.labels, maps, strict=True):
                 if labels is None:
                     continue
                 truth = np.asarray(labels).reshape(-1)

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 
 from the_mask.data.class_pixels import class_warnings
+from the_mask.data.clips import Clip, as_clips
 from the_mask.data.io import read_image, read_label_raw
 from the_mask.evaluation.boundary import BoundaryIoU
 from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
@@ -143,12 +144,11 @@ class VideoSemSegEvaluator:
         self._video: _Video | None = None
         self.totals: Totals | None = None
 
-    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Any]) -> None:
+    def process(self, clips: Sequence[Clip | Mapping[str, Any]], predictions: Sequence[Any]) -> None:
         """Add predicted clips.
 
         Args:
-            clips: test items: ``video_id``, ``frame_ids``, ``file_names``, ``frame_indices`` (positions in the video),
-                ``labels`` (T maps [H, W] or None each), ``mask_file_names`` (of VC's raw values), ``is_last``.
+            clips: test clips, or dicts with their fields; ``mask_file_names`` give VC its raw values.
             predictions: per clip T label maps [H, W], or ``{"sem_seg": T score maps [K, H, W]}``.
 
         Raises:
@@ -157,24 +157,24 @@ class VideoSemSegEvaluator:
         """
         if len(clips) != len(predictions):
             raise ValueError(f"{len(clips)} clips, but predictions for {len(predictions)}")
-        for clip, prediction in zip(clips, predictions, strict=True):
+        for clip, prediction in zip(as_clips(clips), predictions, strict=True):
             maps = _label_maps(prediction)
-            if len(maps) != len(clip["frame_ids"]):
+            if len(maps) != len(clip.frame_ids):
                 raise ValueError(
-                    f"video {clip['video_id']}: {len(maps)} label maps for a clip of {len(clip['frame_ids'])} frames"
+                    f"video {clip.video_id}: {len(maps)} label maps for a clip of {len(clip.frame_ids)} frames"
                 )
-            video = self._current_video(clip["video_id"])
-            for position, index in enumerate(clip["frame_indices"]):
-                labels, masks = clip["labels"][position], clip.get("mask_file_names")
+            video = self._current_video(clip.video_id)
+            for position, index in enumerate(clip.frame_indices):
+                labels = clip.labels[position] if clip.labels else None
                 frame = _Frame(
                     maps[position],
                     None if labels is None else as_label_array(labels, "ground truth"),
-                    clip["frame_ids"][position],
-                    clip["file_names"][position],
-                    None if masks is None else masks[position],
+                    clip.frame_ids[position],
+                    clip.file_names[position],
+                    clip.mask_file_names[position] if clip.mask_file_names else None,
                 )
                 self._place(video, int(index), frame)
-            if clip.get("is_last"):
+            if clip.is_last:
                 self.end_video()
 
     def _current_video(self, video_id: str) -> _Video:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from the_mask.data import get_records
+from the_mask.data.clips import Clip
 from the_mask.data.io import check_same_size, read_image
 from the_mask.data.samplers import shard_videos
 from the_mask.evaluation.frames import frame_clip
@@ -136,6 +137,17 @@ def evaluate_keyframes(
     return results
 
 
+@dataclass(frozen=True, eq=False)
+class DistantFrame(Clip):
+    """A clip of one frame that was predicted from a keyframe.
+
+    Attributes:
+        distance: frames from the keyframe; None for a frame that the segmentor predicted alone.
+    """
+
+    distance: int | None = None
+
+
 class DistanceConfusion:
     """The sink for :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
 
@@ -151,12 +163,13 @@ class DistanceConfusion:
         self.ignore_label = ignore_label
         self.frames = 0
 
-    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
-        """Count label maps. A clip's ``distance`` is None for the segmentor alone."""
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Sequence[Any]]) -> None:
+        """Count label maps; a clip's ``distance`` is None for the segmentor alone."""
         for clip, (labels,) in zip(clips, predictions, strict=True):
-            distance = clip["distance"]
+            assert isinstance(clip, DistantFrame)
+            distance = clip.distance
             matrix = self.segmentor if distance is None else self.confusions[distance]
-            truth, source = clip["labels"][0], clip["file_names"][0]
+            truth, source = clip.labels[0], clip.file_names[0]
             matrix += confusion_matrix(labels, truth, len(self.segmentor), self.ignore_label, source)
             self.frames += distance is None
 
@@ -176,8 +189,8 @@ def keyframe_predictions(
     """
     stream, alone = StreamingSegmentor(cfg, model=model), StreamingSegmentor(cfg, model=model.segmentor)
     for record in records:
-        # Cache of frames and clips that are still needed.
-        kept: dict[int, tuple[torch.Tensor, dict[str, Any]]] = {}
+        # Frames and clips, read once and kept while they may be needed.
+        kept: dict[int, tuple[torch.Tensor, Clip]] = {}
         for start in plan_starts(_labelled(record), distances)[0]:
             kept = {index: frame for index, frame in kept.items() if index >= start.frame}
             state = model.init_state()
@@ -193,20 +206,20 @@ def keyframe_predictions(
                         (state,) = model.key_step([pixels], [state])
                     if distance not in start.distances:
                         continue
-                    sizes = (pixels.shape[1], pixels.shape[2]), clip["labels"][0].shape
+                    sizes = (pixels.shape[1], pixels.shape[2]), clip.labels[0].shape
                     labels = stream.finish(model.output(state), *sizes)
-                yield [{**clip, "distance": distance}], [[labels]]
+                yield [DistantFrame(**vars(clip), distance=distance)], [[labels]]
                 if distance == 0:
-                    (scores,) = model.segmentor.score_maps([{"frames": [pixels]}])
-                    yield [{**clip, "distance": None}], [[alone.finish(scores[0], *sizes)]]
+                    (scores,) = model.segmentor.score_maps([Clip([pixels])])
+                    yield [DistantFrame(**vars(clip))], [[alone.finish(scores[0], *sizes)]]
 
 
-def _read(stream: StreamingSegmentor, record: Record, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Read a frame [3, H, W] at network size, and its clip."""
+def _read(stream: StreamingSegmentor, record: Record, index: int) -> tuple[torch.Tensor, Clip]:
+    """A frame [3, H, W] at network size, and its clip."""
     clip = frame_clip(record, index)
-    image, labels = read_image(clip["file_names"][0]), clip["labels"][0]
+    image, labels = read_image(clip.file_names[0]), clip.labels[0]
     if labels is not None:
-        check_same_size(image, labels, clip["file_names"][0], clip["mask_file_name"])
+        check_same_size(image, labels, clip.file_names[0], clip.mask_file_names[0])
     return stream.prepare(image), clip
 
 

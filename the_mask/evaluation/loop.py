@@ -6,8 +6,8 @@ distance, or files on disk. Sinks consume them: metrics, PNGs, samples, reports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from the_mask.data import build_test_loader
+from the_mask.data.clips import Clip
 from the_mask.data.io import check_same_size, read_image
 from the_mask.data.samplers import shard_videos
 from the_mask.data.video_tree import Record
@@ -26,8 +27,7 @@ from the_mask.inference.compose import build_stream, is_plain, must_stream
 from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.stream import Hints, Stream, StreamState
 
-Clip = Mapping[str, Any]
-# Clips of the test loader, and for each its label maps [height, width] or scores [K, height, width].
+# Clips as the test loader gives them, and of each the label maps [height, width], or scores [K, height, width].
 Predicted = tuple[Sequence[Clip], Sequence[Sequence[Any]]]
 Clock = Callable[[], AbstractContextManager[None]]
 
@@ -117,14 +117,14 @@ def stream_videos(stream: Stream, records: Sequence[Record], clock: Clock = null
     """
     state: StreamState = {}
     for clip in single_frame_clips(records):
-        if clip["is_first"]:
+        if clip.is_first:
             state = stream.init_state()
-        file_name, labels = clip["file_names"][0], clip["labels"][0]
+        file_name, labels = clip.file_names[0], clip.labels[0]
         image = read_image(file_name)
         if labels is not None:
-            check_same_size(image, labels, file_name, clip["mask_file_name"])
+            check_same_size(image, labels, file_name, clip.mask_file_names[0])
         with clock(), torch.no_grad():
-            output, state = stream.step(image, state, Hints(name=(clip["video_id"], clip["frame_ids"][0])))
+            output, state = stream.step(image, state, Hints(name=(clip.video_id, clip.frame_ids[0])))
         yield [clip], [[output]]
 
 

@@ -11,6 +11,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from the_mask.data.clips import Clip
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.ops import decomposed
 
@@ -51,8 +52,8 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacReport:
 def propagation_macs(model: PropagatedSegmentor, size: tuple[int, int]) -> tuple[MacReport, MacReport]:
     """Operations of a keyframe and of a propagated frame of ``size`` (H, W), the keyframe at ``key_scale``."""
     frame = torch.zeros(3, *size, device=model.device)
-    key = [max(1, round(side * model.options.key_scale)) for side in size]
-    images, _ = model.segmentor.stack([{"frames": [torch.zeros(3, *key, device=model.device)]}])
+    key = [max(1, round(side * model.key_scale)) for side in size]
+    images, _ = model.segmentor.stack([Clip([torch.zeros(3, *key, device=model.device)])])
     small = model.small_frames([frame])[0][None]
     scores = torch.zeros(1, model.num_classes, *small.shape[-2:], device=model.device)
     key_report = count_macs(_Key(model.segmentor), [images])

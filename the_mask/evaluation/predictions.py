@@ -108,10 +108,10 @@ def _stored_predictions(
 ) -> Iterator[Predicted]:
     """The frames of some videos with label maps read from files; after the first problem, only collect problems."""
     for clip, path in zip(single_frame_clips(records), paths, strict=True):
-        metadata = MetadataCatalog.get(clip["dataset"])
+        metadata = MetadataCatalog.get(clip.dataset)
         try:
             labels = _read_prediction(path, metadata, train_ids)
-            _check_against_truth(labels, clip["labels"][0], metadata.ignore_label, path)
+            _check_against_truth(labels, clip.labels[0], metadata.ignore_label, path)
         except ValueError as error:
             problems.append(str(error))
         if not problems:

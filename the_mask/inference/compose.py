@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from the_mask.config import load_config
 from the_mask.config.keys.inference import RefinementOptions
 from the_mask.data.class_names import config_classes
+from the_mask.data.clips import Clip
 from the_mask.data.io import read_image
 from the_mask.inference.class_refine import ClassRefinement
 from the_mask.inference.ensemble import Ensemble, Member
@@ -26,7 +27,6 @@ from the_mask.inference.window import SlidingWindow, check_window
 from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamState
 from the_mask.weights.trained import trained_refiner
 
-Clip = Mapping[str, Any]
 # (frame uint8 [H, W, 3], labels [H, W], scores [K, H, W], name) -> labels [H, W]; labels are on the CPU.
 LabelStep = Callable[[np.ndarray, Tensor, Tensor, FrameName | None], Tensor]
 
@@ -78,9 +78,9 @@ class PostProcess(Stream):
         assert isinstance(self.stream, MultiView), "must_stream() tells what predicts no clips"
         return [
             [
-                self._finish(lambda file=file: read_image(file), scores, (clip["video_id"], frame_id))  # type: ignore[misc]
+                self._finish(lambda file=file: read_image(file), scores, (clip.video_id, frame_id))  # type: ignore[misc]
                 for scores, frame_id, file in zip(
-                    self.stream.clip_scores(clip), clip["frame_ids"], clip["file_names"], strict=True
+                    self.stream.clip_scores(clip), clip.frame_ids, clip.file_names, strict=True
                 )
             ]
             for clip in clips

@@ -6,7 +6,7 @@ One plain view is plain streaming. Axes: T frames of a clip, K classes, H W size
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,12 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from the_mask.data.augmentation import fit_size, resize_image, round_up
+from the_mask.data.clips import Clip
 from the_mask.data.io import read_image
 from the_mask.inference.merge import PARITIES, ScoreMean, check_merge, normalize_scores, score_labels
 from the_mask.modeling.scores import label_map, resize_scores
 from the_mask.modeling.stream import NO_HINTS, Around, Hints, StreamState
 
-Clip = Mapping[str, Any]
 # (network inputs, the model's states, hints) -> (scores, the model's new states), as ``Stream.step_many``.
 Advance = Callable[[list[Tensor], list[StreamState], Sequence[Hints]], tuple[list[Tensor], list[StreamState]]]
 ROWS_PER_TILE = 64
@@ -255,17 +255,17 @@ class MultiView(Around):
 
         Views of another size than the clip's frames are made from the files, not from the resized frames.
         """
-        height, width = clip["height"], clip["width"]
-        totals = [ScoreMean(self.mean) for _ in clip["frames"]]
+        height, width = clip.output_size
+        totals = [ScoreMean(self.mean) for _ in clip.frames]
         images: list[np.ndarray] | None = None
         for view in self.views:
             size = self.network_size(height, width, view.scale)
-            if size == tuple(clip["frames"][0].shape[-2:]):
-                frames = [frame.flip(-1) if view.flip else frame for frame in clip["frames"]]
+            if size == clip.frame_size:
+                frames = [frame.flip(-1) if view.flip else frame for frame in clip.frames]
             else:
-                images = images or [read_image(name) for name in clip["file_names"]]
+                images = images or [read_image(name) for name in clip.file_names]
                 frames = [self.prepare(image, view) for image in images]
-            (scores,) = self.model.score_maps([{**clip, "frames": frames}])
+            (scores,) = self.model.score_maps([replace(clip, frames=frames)])
             for total, frame_scores in zip(totals, scores, strict=True):
                 self._add(total, frame_scores, view, size, (height, width))
             del scores, frame_scores

@@ -6,7 +6,7 @@ Axes: T frames, K classes, H W size of the network input, h w size of a score ma
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from the_mask.modeling.stream import NO_HINTS, Around, Hints, StreamState
+from the_mask.data.clips import Clip
+from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
 
-Clip = Mapping[str, Any]
 Box = tuple[int, int, int, int]
 
 
@@ -129,13 +129,13 @@ class SlidingWindow(Around):
         return [self._clip_scores(clip) for clip in clips]
 
     def _clip_scores(self, clip: Clip) -> Tensor:
-        height, width = clip["frames"][0].shape[-2:]
+        height, width = clip.frame_size
         boxes = self.boxes(height, width)
 
         def windows() -> Iterator[Tensor]:
             for top, left, bottom, right in boxes:
-                frames = [self._padded(frame[:, top:bottom, left:right]) for frame in clip["frames"]]
-                yield self.model.score_maps([{**clip, "frames": frames}])[0]
+                frames = [self._padded(frame[:, top:bottom, left:right]) for frame in clip.frames]
+                yield self.model.score_maps([replace(clip, frames=frames)])[0]
 
         return self._average(windows(), boxes, height, width)
 

@@ -16,13 +16,11 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from the_mask.data.clips import clip_name
+from the_mask.data.clips import Clip, as_clips
 from the_mask.modeling.freezing import eval_frozen
 from the_mask.modeling.scores import label_map, resize_scores
 from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
 from the_mask.ops.fast_linear import speed_up_linears
-
-Clip = Mapping[str, Any]
 
 
 class Segmentor(nn.Module, Stream):
@@ -159,7 +157,7 @@ class Segmentor(nn.Module, Stream):
         if self.looks_back or any(hint.prior is not None for hint in hints or ()):
             return super().step_many(frames, states, hints)
         states = [self.continue_state(state, frame.shape[-2:]) for frame, state in zip(frames, states, strict=True)]
-        scores = self.score_maps([{"frames": [frame]} for frame in frames])
+        scores = self.score_maps([Clip([frame]) for frame in frames])
         return [one[0] for one in scores], [{**state, "seen": state["seen"] + 1} for state in states]
 
     @property
@@ -177,22 +175,26 @@ class Segmentor(nn.Module, Stream):
                 eval_frozen(child)
         return self
 
-    def forward(self, clips: Sequence[Clip]) -> dict[str, Tensor] | list[dict[str, list[Tensor]]]:
+    def forward(self, clips: Sequence[Clip | Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, list[Tensor]]]:
         """Train: weighted losses by name. Eval: ``{"sem_seg": T tensors [K, height, width]}`` per clip.
 
         Args:
-            clips: dicts of the clip mapper: ``frames`` (T tensors [3,H,W], RGB 0..255), in training also ``labels``
-                and ``seed``, in eval mode ``height`` and ``width`` of the original frames (default: those of
-                ``frames``). Training clips have one T; sizes may differ and are padded at the bottom and right.
+            clips: of the clip mapper, in training with ``labels`` and ``seed``; or, as Detectron2's models take them,
+                dicts with the fields of a :class:`Clip`. Training clips have one T; sizes may differ and are padded at
+                the bottom and right.
 
         Raises:
-            ValueError: clips that cannot be stacked, labels outside the classes, or scores that are not finite.
+            ValueError: clips that cannot be stacked, no labels to train on, labels outside the classes, or scores that are not finite.
         """
+        given = as_clips(clips)
         if self.training:
-            return self.losses(clips)
+            unlabelled = [clip.name or str(number) for number, clip in enumerate(given) if not clip.labels]
+            if unlabelled:
+                raise ValueError(f"clips to train on need `labels`: {', '.join(unlabelled)} have none")
+            return self.losses(given)
         return [
-            {"sem_seg": [resize_scores(s, frame_size(clip), output_size(clip), self.score_stride) for s in scores]}
-            for clip, scores in zip(clips, self.score_maps(clips), strict=True)
+            {"sem_seg": [resize_scores(s, clip.frame_size, clip.output_size, self.score_stride) for s in scores]}
+            for clip, scores in zip(given, self.score_maps(given), strict=True)
         ]
 
     @torch.no_grad()
@@ -206,20 +208,20 @@ class Segmentor(nn.Module, Stream):
         """
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, clip in enumerate(clips):
-            groups[(len(clip["frames"]), *frame_size(clip))].append(index)
+            groups[(len(clip), *clip.frame_size)].append(index)
         results: dict[int, Tensor] = {}
         for (frames, height, width), members in groups.items():
             images, _ = self.stack([clips[i] for i in members])
             for index, scores in zip(members, self.group_scores(images, frames), strict=True):
                 scores = self.crop_scores(scores, height, width)
-                check_finite(scores, clip_name(clips[index]), clips[index].get("file_names", ()))
+                check_finite(scores, clips[index].name, clips[index].file_names)
                 results[index] = scores
         return [results[i] for i in range(len(clips))]
 
     def predict(self, clips: Sequence[Clip]) -> list[list[Tensor]]:
         """Label maps per clip: T uint8 (int32 with more than 255 classes) tensors [height, width] on the CPU."""
         return [
-            [label_map(s, frame_size(clip), output_size(clip), self.score_stride) for s in scores]
+            [label_map(s, clip.frame_size, clip.output_size, self.score_stride) for s in scores]
             for clip, scores in zip(clips, self.score_maps(clips), strict=True)
         ]
 
@@ -228,14 +230,14 @@ class Segmentor(nn.Module, Stream):
 
         Padding is 0 after normalisation. Raises a ValueError unless clips have one length and frames one size.
         """
-        lengths = {len(clip["frames"]) for clip in clips}
+        lengths = {len(clip.frames) for clip in clips}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"a batch needs clips of one length >= 1, got lengths {sorted(lengths)}")
-        sizes = [frame_size(clip) for clip in clips]
+        sizes = [clip.frame_size for clip in clips]
         height, width = (
             math.ceil(max(side) / self.size_divisibility) * self.size_divisibility for side in zip(*sizes, strict=True)
         )
-        frames = [frame for clip in clips for frame in clip["frames"]]
+        frames = [frame for clip in clips for frame in clip.frames]
         images = self.pixel_mean.new_empty(len(frames), frames[0].shape[0], height, width)
         for image, frame in zip(images, frames):
             h, w = frame.shape[-2:]
@@ -249,21 +251,6 @@ class Segmentor(nn.Module, Stream):
         """Remove cells entirely in the padding: [..., h, w] -> [..., ceil(height/stride), ceil(width/stride)]."""
         stride = self.score_stride
         return scores[..., : math.ceil(height / stride), : math.ceil(width / stride)]
-
-
-def frame_size(clip: Clip) -> tuple[int, int]:
-    """(H, W) of a clip's frames; a ValueError if they differ."""
-    sizes = {tuple(frame.shape[-2:]) for frame in clip["frames"]}
-    if len(sizes) != 1:
-        raise ValueError(f"frames of clip {clip_name(clip)} differ in size: {sorted(sizes)}")
-    height, width = sizes.pop()
-    return height, width
-
-
-def output_size(clip: Clip) -> tuple[int, int]:
-    """(height, width) of a clip's original frames, by default those of its frames."""
-    height, width = frame_size(clip)
-    return clip.get("height", height), clip.get("width", width)
 
 
 def check_finite(scores: Tensor, name: str, files: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from the_mask.data.classes import distinct_colors
+from the_mask.data.clips import Clip
 from the_mask.data.io import read_image
 from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
 from the_mask.inference.rendering.render import Palette, colorize, overlay, resize_labels
@@ -102,15 +103,15 @@ class ReportSink:
         self._before: tuple[str, NDArray[np.integer], NDArray[np.integer] | None] | None = None
         self._count = 0
 
-    def process(self, clips: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[Any]]) -> None:
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Sequence[Any]]) -> None:
         """Take label maps in time order."""
         for clip, maps in zip(clips, predictions, strict=True):
             for t, labels in enumerate(maps):
-                truth = clip["labels"][t]
+                truth = clip.labels[t]
                 self._frame(
-                    clip["video_id"],
-                    clip["frame_ids"][t],
-                    clip["file_names"][t],
+                    clip.video_id,
+                    clip.frame_ids[t],
+                    clip.file_names[t],
                     as_label_array(labels),
                     None if truth is None else as_label_array(truth),
                 )

@@ -18,8 +18,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
-from the_mask.config.keys.encoder import EncoderOptions, FrozenDecoderOptions
-from the_mask.config.keys.mask_former import MaskOptions
+from the_mask.config.keys.encoder import CLASS_LOGITS
+from the_mask.data.clips import Clip
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.encoder_head import (
@@ -31,9 +31,9 @@ from the_mask.modeling.mask.encoder_head import (
 )
 from the_mask.modeling.mask.frozen_decoder import GRID_STRIDE, build_frozen_decoder
 from the_mask.modeling.mask.mask_decoders.base import Predictions
-from the_mask.modeling.mask.targets import build_targets, clip_name
+from the_mask.modeling.mask.targets import build_targets
 from the_mask.modeling.scores import semantic_scores
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
+from the_mask.modeling.segmentor import Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 if TYPE_CHECKING:
@@ -161,10 +161,10 @@ class EncoderSegmentor(Segmentor):
 
     def stack(self, clips: Sequence[Clip]) -> tuple[Tensor, int]:
         for clip in clips:
-            for frame in clip["frames"]:
+            for frame in clip.frames:
                 if min(frame.shape[-2:]) < self.patch_size:
                     raise ValueError(
-                        f"clip {clip_name(clip)!r}: a frame of {frame.shape[-2]}x{frame.shape[-1]} pixels is smaller "
+                        f"clip {clip.name!r}: a frame of {frame.shape[-2]}x{frame.shape[-1]} pixels is smaller "
                         f"than one patch of the encoder, {self.patch_size}"
                     )
         return super().stack(clips)
@@ -175,7 +175,7 @@ class EncoderSegmentor(Segmentor):
         outputs = self.predictions(images, frames, aux=self.deep_supervision)
         size = (images.shape[-2], images.shape[-1])
         targets = build_targets(clips, self.ignore_label, self.num_classes, size, self.device)
-        return self.criterion(outputs, targets, [clip["seed"] for clip in clips], self.iteration)
+        return self.criterion(outputs, targets, [clip.seed for clip in clips], self.iteration)
 
     def predictions(self, images: Tensor, num_frames: int, aux: bool = False) -> Predictions:
         """Predictions of all prediction sets of a batch of clips.
@@ -314,7 +314,7 @@ class EncoderSegmentor(Segmentor):
             groups.setdefault(tuple(frame.shape[-2:]), []).append(index)
         done: dict[int, tuple[Tensor, Tensor, Tensor, StreamState]] = {}
         for members in groups.values():
-            images, _ = self.stack([{"frames": [frames[i]]} for i in members])
+            images, _ = self.stack([Clip([frames[i]]) for i in members])
             names = [name for name in ("queries", "class_sum", "count") if self.propagates]
             batch = {name: torch.stack([found[i][name].to(self.device) for i in members]) for name in names}
             logits, masks, batch = self._next(images, batch)

@@ -14,14 +14,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
-from the_mask.config.keys.mask_former import MaskOptions
+from the_mask.config.keys.mask_former import MERGE_PLACES
+from the_mask.data.clips import Clip
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion
 from the_mask.modeling.mask.head import MaskClassificationHead
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets
 from the_mask.modeling.scores import clip_scores, query_maps
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
+from the_mask.modeling.segmentor import Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, Ring, StreamState
 
 
@@ -91,7 +92,7 @@ class MaskClassifier(Segmentor):
         outputs = self.sem_seg_head(self.backbone(images), frames, aux=self.options.deep_supervision)
         size = (images.shape[-2], images.shape[-1])
         targets = build_targets(clips, self.ignore_label, self.num_classes, size, self.device)
-        return self.criterion(outputs, targets, [clip["seed"] for clip in clips], self.iteration)
+        return self.criterion(outputs, targets, [clip.seed for clip in clips], self.iteration)
 
     def group_scores(self, images: Tensor, num_frames: int) -> Iterator[Tensor]:
         """Scores of a group of equal clips, one clip at a time; see :class:`Segmentor`."""
@@ -154,7 +155,7 @@ class MaskClassifier(Segmentor):
     def _advance(self, frame: Tensor, state: StreamState) -> tuple[Predictions, StreamState]:
         """Predictions for the newest frame of a stream, and the new state."""
         state = self.continue_state(state, frame.shape[-2:])
-        images, _ = self.stack([{"frames": [frame]}])
+        images, _ = self.stack([Clip([frame])])
         mask_features, maps = self.sem_seg_head.pixel_decoder(self.backbone(images))
         entries = self.ring.push(state["ring"], {"mask_features": mask_features, "maps": list(maps)})
         kept = self.ring.read(entries)

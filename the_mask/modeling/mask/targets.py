@@ -6,15 +6,14 @@ per pixel whatever N is. A float mask exists for one target and one frame at a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from the_mask.data.clips import clip_name
+from the_mask.data.clips import Clip
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _count_labels(label_map: Tensor, ignore_label: int, num_classes: int | None,
 
 
 def build_targets(
-    clips: Sequence[Mapping[str, Any]],
+    clips: Sequence[Clip],
     ignore_label: int,
     num_classes: int | None = None,
     size: tuple[int, int] | None = None,
@@ -173,11 +172,11 @@ def build_targets(
         size: (H, W) of the network input; default: the largest frame of the batch.
     """
     if size is None:
-        sizes = [tuple(m.shape) for clip in clips for m in clip["labels"] if m is not None]
-        sizes += [tuple(f.shape[-2:]) for clip in clips for f in clip.get("frames", ())]
+        sizes = [tuple(m.shape) for clip in clips for m in clip.labels if m is not None]
+        sizes += [tuple(f.shape[-2:]) for clip in clips for f in clip.frames]
         if sizes:
             size = (max(s[0] for s in sizes), max(s[1] for s in sizes))
-    return [clip_targets(clip["labels"], ignore_label, num_classes, size, device, clip_name(clip)) for clip in clips]
+    return [clip_targets(clip.labels, ignore_label, num_classes, size, device, clip.name) for clip in clips]
 
 
 def cell_counts(

@@ -17,8 +17,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
-from the_mask.config.keys.context import ClipSegmentorOptions
-from the_mask.data.clips import clip_name
+from the_mask.data.clips import Clip
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.pixel.context.prior_providers import PriorProvider, build_prior_provider
 from the_mask.modeling.pixel.context.types import (
@@ -32,7 +31,7 @@ from the_mask.modeling.pixel.context.types import (
 from the_mask.modeling.pixel.heads.base import PixelHead
 from the_mask.modeling.pixel.heads.fcn import build_aux_heads
 from the_mask.modeling.pixel.pixel_loss import HardPixels, pixel_loss
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
+from the_mask.modeling.segmentor import Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, Ring, StreamState
 
 DEFAULT_AUX_WEIGHT = 0.4
@@ -178,15 +177,14 @@ class ClipSegmentor(Segmentor):
         """
         past = self.memory_length + self.prior_provider.past_frames
         cut = [_cut_clip(clip, past) for clip in clips]
-        valid = torch.tensor([_valid_slots(clip, own, past) for clip, own in zip(cut, (_frames(c) for c in cut))])
-        valid = valid.reshape(len(clips), past)
-        if self.options.pad == "drop" and not bool(valid.all()):
+        valid = torch.tensor([_valid_slots(clip, past) for clip in cut]).reshape(len(clips), past)
+        if self.pad == "drop" and not bool(valid.all()):
             bad = next(clip for clip, row in zip(clips, valid) if not bool(row.all()))
             raise ValueError(
-                f"clip {clip_name(bad)} has no {past} frames before its reference, and MODEL.CLIP_SEGMENTOR.PAD is "
+                f"clip {bad.name} has no {past} frames before its reference, and MODEL.CLIP_SEGMENTOR.PAD is "
                 "drop: set INPUT.CLIP.BOUNDARY to drop as well, or PAD to repeat_first"
             )
-        whole = [_pad_clip(clip, past) for clip in cut]
+        whole = [clip.lengthened(past + 1) for clip in cut]
         images, frames = self.stack(whole)
         images = images.unflatten(0, (len(clips), frames))
         labels = stack_labels(whole, -1, self.num_classes, self.ignore_label, (images.shape[-2], images.shape[-1]))
@@ -261,7 +259,7 @@ class ClipSegmentor(Segmentor):
         """
         height, width = frame.shape[-2:]
         state = self.continue_state(state, (height, width))
-        images, _ = self.stack([{"frames": [frame]}])
+        images, _ = self.stack([Clip([frame])])
         prior = hints.prior
         if prior is not None:
             self.check_hints(hints)
@@ -335,16 +333,16 @@ def stack_labels(
     """
     stacked = torch.full((len(clips), *size), ignore_label, dtype=torch.int64)
     for row, clip in enumerate(clips):
-        labels = clip["labels"][position]
+        labels = clip.labels[position]
         if labels is None:
             continue
         height, width = labels.shape
         if height > size[0] or width > size[1]:
-            raise ValueError(f"clip {clip_name(clip)}: labels of {(height, width)} do not fit the network input {size}")
+            raise ValueError(f"clip {clip.name}: labels of {(height, width)} do not fit the network input {size}")
         odd = labels[(labels != ignore_label) & ((labels < 0) | (labels >= num_classes))]
         if odd.numel():
             raise ValueError(
-                f"clip {clip_name(clip)}: labels {sorted(set(odd.tolist()))[:10]} are outside 0..{num_classes - 1} and "
+                f"clip {clip.name}: labels {sorted(set(odd.tolist()))[:10]} are outside 0..{num_classes - 1} and "
                 f"are not {ignore_label} (ignore); check the dataset with tools/check_dataset.py"
             )
         stacked[row, :height, :width] = labels
@@ -355,36 +353,17 @@ def _empty_memory() -> dict[str, Any]:
     return {"frames": [], "prior": {}}
 
 
-def _frames(clip: Clip) -> int:
-    return len(clip["frames"])
+def _cut_clip(clip: Clip, past: int) -> Clip:
+    """The reference frame of a clip and at most ``past`` frames before it."""
+    last = len(clip) - 1 if clip.reference is None else clip.reference
+    return clip.window(max(0, last - past), last + 1)
 
 
-def _cut_clip(clip: Clip, past: int) -> dict[str, Any]:
-    """The reference frame of a clip and at most ``past`` frames before it; other lists of the clip are cut alike."""
-    length = _frames(clip)
-    last = clip.get("reference", length - 1)
-    window = slice(max(0, last - past), last + 1)
-    per_frame = ("frames", "labels", "priors", "frame_ids", "file_names", "mask_file_names", "frame_indices")
-    return {**clip, **{key: list(clip[key])[window] for key in per_frame if key in clip}}
-
-
-def _pad_clip(clip: Clip, past: int) -> dict[str, Any]:
-    """A cut clip with its oldest frame repeated in front until it has ``past`` + 1 frames."""
-    missing = past + 1 - _frames(clip)
-    return {
-        **clip,
-        "frames": [clip["frames"][0]] * missing + list(clip["frames"]),
-        "labels": [clip["labels"][0]] * missing + list(clip["labels"]),
-    }
-
-
-def _valid_slots(clip: Clip, frames: int, past: int) -> list[bool]:
-    """Whether each of the ``past`` slots before the current frame shows a distinct frame."""
-    slots = [True] * (frames - 1)
-    indices = clip.get("frame_indices")
-    if indices is not None:
-        slots = [indices[i] not in indices[i + 1 :] for i in range(frames - 1)]
-    return [False] * (past - len(slots)) + slots
+def _valid_slots(clip: Clip, past: int) -> list[bool]:
+    """Whether each of the ``past`` slots before the current frame shows a frame of its own."""
+    indices = clip.frame_indices or range(len(clip))
+    own = [indices[i] not in indices[i + 1 :] for i in range(len(clip) - 1)]
+    return [False] * (past - len(own)) + own
 
 
 __all__ = ["ClipSegmentor", "stack_labels"]

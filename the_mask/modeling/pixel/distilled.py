@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from the_mask.config import load_config
-from the_mask.config.keys.memory import DistillationOptions
+from the_mask.data.clips import Clip
 from the_mask.modeling.build import trained_model
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
 from the_mask.modeling.pixel.context.types import FrameFeatures, HeadOutput, TrainBatch
@@ -21,7 +21,7 @@ from the_mask.modeling.pixel.distillation import (
     pair_distillation,
     pixel_distillation,
 )
-from the_mask.modeling.segmentor import Clip, Segmentor, frame_size
+from the_mask.modeling.segmentor import Segmentor
 from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 NAME = "DistilledSegmentor"
@@ -125,7 +125,7 @@ class DistilledSegmentor(Segmentor):
         return losses
 
     def _content(self, batch: TrainBatch, size: tuple[int, int]) -> Tensor:
-        contents = [tuple(clip.get("padding", frame_size(clip))) for clip in batch.clips]
+        contents = [clip.padding or clip.frame_size for clip in batch.clips]
         return content_mask(contents, (batch.images.shape[-2], batch.images.shape[-1]), size, batch.images.device)
 
     def _level(self, features: FrameFeatures, output: HeadOutput, who: str) -> Tensor:

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from the_mask.config.keys.keyframe import KeyframeOptions
-from the_mask.data.clips import clip_name
+from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor, stack_labels
 from the_mask.modeling.propagation import geometry, stream_state, training
 from the_mask.modeling.propagation.build import build_propagator
 from the_mask.modeling.propagation.policies import Gate, Measure, build_policy, decide
 from the_mask.modeling.propagation.propagators import Propagated, Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
-from the_mask.modeling.segmentor import Clip, Segmentor, check_finite
+from the_mask.modeling.segmentor import Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
 
 LEAST_LOG_PROBABILITY = -10.0
@@ -334,8 +333,8 @@ class PropagatedSegmentor(Segmentor):
 
     def _key_maps(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Carried scores [K, h, w] of keyframes of a segmentor that does not look back, in one batch per size."""
-        clips = [{"frames": [self._scaled(frame)]} for frame in frames]
-        maps = [self._raw_logits(clip) for clip in clips] if self.options.released else self.segmentor.score_maps(clips)
+        clips = [Clip([self._scaled(frame)]) for frame in frames]
+        maps = [self._raw_logits(clip) for clip in clips] if self.released else self.segmentor.score_maps(clips)
         return [self._to_carried(scores[0], frame) for scores, frame in zip(maps, frames, strict=True)]
 
     def _raw_logits(self, clip: Clip) -> Tensor:
@@ -343,8 +342,7 @@ class PropagatedSegmentor(Segmentor):
         segmentor = self.segmentor
         assert isinstance(segmentor, ClipSegmentor)
         images, _ = segmentor.stack([clip])
-        height, width = clip["frames"][0].shape[-2:]
-        return segmentor.crop_scores(segmentor.image_logits(images), height, width)
+        return segmentor.crop_scores(segmentor.image_logits(images), *clip.frame_size)
 
     def _key_in_stream(
         self, frame: Tensor, state: StreamState
@@ -387,22 +385,20 @@ class PropagatedSegmentor(Segmentor):
         Raises:
             ValueError: clips too short for the largest distance, or without labels on the last frame.
         """
-        distance = training.draw_distance(self.options.distances, self.iteration)
-        shortest = min(len(clip["frames"]) for clip in clips)
-        distances = self.options.distances
-        if shortest <= max(distances):
+        distance = training.draw_distance(self.distances, self.iteration)
+        shortest = min(len(clip) for clip in clips)
+        if shortest <= max(self.distances):
             raise ValueError(
                 f"clips of {shortest} frames are too short for MODEL.KEYFRAME.DISTANCES {list(distances)}: set "
                 f"INPUT.CLIP.DILATIONS to the {max(distances)} frames before the labelled one"
             )
-        unlabelled = [clip_name(clip) for clip in clips if clip["labels"][-1] is None]
+        unlabelled = [clip.name for clip in clips if clip.labels[-1] is None]
         if unlabelled:
             raise ValueError(
                 f"no labels on the last frame of clips {', '.join(unlabelled)}: INPUT.CLIP.DILATIONS may only have "
                 "frames before the labelled one"
             )
-        used = [{**clip, "frames": clip["frames"][-distance - 1 :]} for clip in clips]
-        images, _ = self.stack(used)
+        images, _ = self.stack([clip.window(len(clip) - distance - 1, len(clip)) for clip in clips])
         frames = images.unflatten(0, (len(clips), distance + 1))
         size = (images.shape[-2], images.shape[-1])
         labels = stack_labels(clips, -1, self.num_classes, self.ignore_label, size).to(self.device)

@@ -6,14 +6,13 @@ Without augmentation, a frame's scores never change. Axes: K classes, h w cells 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from the_mask.data.clips import Clip
 from the_mask.data.files import atomic_write, inside
 from the_mask.data.tensor_files import UnreadableError, UnsafePickleError, load_torch
 from the_mask.modeling.digest import weights_digest
@@ -37,12 +36,12 @@ class ScoreCache:
         self.geometry = geometry
         self._checked = False
 
-    def path(self, clip: Mapping[str, Any], position: int) -> Path:
+    def path(self, clip: Clip, position: int) -> Path:
         """File of one frame of a clip."""
-        return inside(self.folder, clip["dataset"], clip["video_id"], f"{clip['frame_ids'][position]}.pt")
+        return inside(self.folder, clip.dataset, clip.video_id, f"{clip.frame_ids[position]}.pt")
 
-    def read(self, clip: Mapping[str, Any], position: int, segmentor: nn.Module) -> Tensor | None:
-        """Scores [K, h, w], float16; None if they are not stored yet, or were made from another picture.
+    def read(self, clip: Clip, position: int, segmentor: nn.Module) -> Tensor | None:
+        """Scores [K, h, w], float16, or None if they are not kept yet, or were made from another picture.
 
         Raises:
             ValueError: the folder belongs to another segmentor, or a file of it is damaged.
@@ -55,16 +54,16 @@ class ScoreCache:
             content = load_torch(path)
         except (UnreadableError, UnsafePickleError) as error:
             raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
-        # Files of older versions hold only scores, which may belong to another picture.
-        current = isinstance(content, dict) and content.get("frame") == _digest(clip["frames"][position])
+        # Files of older versions hold bare scores, whose frame may have been another one.
+        current = isinstance(content, dict) and content.get("frame") == _digest(clip.frames[position])
         return content["scores"] if current else None
 
-    def write(self, clip: Mapping[str, Any], position: int, scores: Tensor) -> Tensor:
-        """Store scores, and return them as they will be read."""
+    def write(self, clip: Clip, position: int, scores: Tensor) -> Tensor:
+        """Keep scores, and return them as they will be read."""
         path = self.path(clip, position)
         kept = scores.half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"frame": _digest(clip["frames"][position]), "scores": kept}
+        content = {"frame": _digest(clip.frames[position]), "scores": kept}
         atomic_write(path, lambda stream: torch.save(content, stream))
         return kept
 

@@ -165,7 +165,7 @@ class ClassContext(nn.Module):
         if iteration != self._iteration:
             self.memory.reset()
             self._iteration = iteration
-        self.memory.collect(self._features, batch.labels, [clip.get("seed", 0) for clip in batch.clips])
+        self.memory.collect(self._features, batch.labels, [clip.seed for clip in batch.clips])
         self._features = None
 
     def after_step(self) -> None:

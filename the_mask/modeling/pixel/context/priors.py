@@ -6,6 +6,8 @@ classes, H W size of the network input, h w size of a score map.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,9 +95,9 @@ class StoredMasks(PriorProvider):
 
     def for_training(self, model: ClipSegmentor, batch: TrainBatch) -> PriorMap | None:
         for clip in batch.clips:
-            if "priors" not in clip:
+            if not clip.priors:
                 raise ValueError("MODEL.CONTEXT.PRIOR stored_masks: the clips hold no masks; set INPUT.PRIOR_MASKS")
-        return label_prior(model, batch, "priors", self.truth_of)
+        return label_prior(model, batch, [clip.priors for clip in batch.clips], self.truth_of)
 
 
 class GroundTruthWarmup(PriorProvider):
@@ -113,7 +115,7 @@ class GroundTruthWarmup(PriorProvider):
 
     def for_training(self, model: ClipSegmentor, batch: TrainBatch) -> PriorMap | None:
         if model.iteration < self.iterations:
-            return label_prior(model, batch, "labels", self.then.truth_of)
+            return label_prior(model, batch, [clip.labels for clip in batch.clips], self.then.truth_of)
         return self.then.for_training(model, batch)
 
     def for_frame(self, kept: dict[str, Any]) -> PriorMap | None:
@@ -123,21 +125,23 @@ class GroundTruthWarmup(PriorProvider):
         return self.then.after_frame(kept, scores)
 
 
-def label_prior(model: ClipSegmentor, batch: TrainBatch, key: str, frame: str) -> PriorMap:
-    """Hard prior from label maps of the clips; unknown for frames without one, or before the video's start.
+def label_prior(
+    model: ClipSegmentor, batch: TrainBatch, maps: Sequence[Sequence[Tensor | None]], frame: str
+) -> PriorMap:
+    """Hard prior from label maps of the clips; it knows nothing of frames without one or from before the video's start.
 
     Args:
         model: with the classes.
-        batch: its clips hold ``key``: a list of label maps [H, W] or None per frame.
-        key: "labels" or "priors".
+        batch: whose slots may show no frame.
+        maps: of every clip, a label map [H, W] or None per frame.
         frame: "same_frame" or "previous_frame".
     """
     size = (batch.images.shape[-2], batch.images.shape[-1])
     stacked = torch.full((len(batch.clips), *size), model.ignore_label, dtype=torch.int64)
     back = 1 if frame == SAME_FRAME else 2
-    for row, clip in enumerate(batch.clips):
+    for row, clip_maps in enumerate(maps):
         exists = frame == SAME_FRAME or bool(batch.valid[row, -1])
-        labels = clip[key][-back] if exists and len(clip[key]) >= back else None
+        labels = clip_maps[-back] if exists and len(clip_maps) >= back else None
         if labels is not None:
             stacked[row, : labels.shape[0], : labels.shape[1]] = labels
     return PriorMap.from_labels(stacked.to(batch.images.device), model.num_classes, model.ignore_label)

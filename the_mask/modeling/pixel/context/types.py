@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from the_mask.config.keys.context import PAD_POLICIES
+from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 
 # Level name -> [B, C, h, w]. Backbone levels keep their names; the output of a context block is "main".
@@ -142,7 +142,7 @@ class TrainBatch:
         valid: bool [B, T], False for a slot from before the video's start.
     """
 
-    clips: Sequence[Mapping[str, Any]]
+    clips: Sequence[Clip]
     images: Tensor
     labels: Tensor
     valid: Tensor
