@@ -21,8 +21,8 @@ from the_mask.evaluation import (
     iou_from_confusion,
     temporal_consistency,
 )
-from the_mask.evaluation.sinks import PngSink
 from the_mask.evaluation.video_consistency import VideoConsistency, video_consistency
+from the_mask.inference.sinks import LabelFolder
 
 NAMES = ["sky", "road", "car", "tree"]
 TABLE = [255, 0, 1, 2, 3, *[-1] * 250, 255]
@@ -151,7 +151,7 @@ def test_memory_is_bounded(dataset, sixteen_videos):
 
 def test_saved_predictions_hold_raw_values(dataset, sixteen_videos, tmp_path):
     videos = {"v08": sixteen_videos["v08"]}
-    sink = PngSink(tmp_path, [value + 1 for value in range(len(NAMES))])
+    sink = LabelFolder(tmp_path, [value + 1 for value in range(len(NAMES))])
     run(sink, videos)
     pred, _ = videos["v08"]
     files = sorted((tmp_path / "v08").iterdir())
@@ -170,7 +170,7 @@ def test_more_than_256_raw_values_are_saved_in_16_bits(tmp_path):
     evaluator = VideoSemSegEvaluator("evaluator_wide")
     pred = np.full((1, 2, 2), 299, dtype=np.int32)
     gt = np.array([[[299, 65535], [255, 299]]], dtype=np.int32)
-    for sink in (evaluator, PngSink(tmp_path, list(range(300)))):
+    for sink in (evaluator, LabelFolder(tmp_path, list(range(300)))):
         run(sink, {"v": (pred, gt)})
     assert (read_label_raw(tmp_path / "v" / "f0000.png") == 299).all()
     assert evaluator.evaluate()["sem_seg"]["pACC"] == pytest.approx(200 / 3)

@@ -1,6 +1,7 @@
 """The prediction loop: every prediction to every sink, in order, whatever predicts."""
 
 import contextlib
+import itertools
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 from PIL import Image
 
 from the_mask.data import get_records, register_video_tree
-from the_mask.evaluation.loop import feed, stream_videos, unlabelled
-from the_mask.evaluation.sinks import PngSink
-from the_mask.modeling.freezing import evaluation_mode
+from the_mask.data.clips import Clip
+from the_mask.evaluation.loop import evaluation_mode, feed, stream_videos, unlabelled
+from the_mask.inference.sinks import LabelFolder, Sink
 from the_mask.modeling.stream import NO_HINTS, Stream
 
 NAME = "loop_toy"
@@ -35,15 +36,19 @@ class Counting(Stream):
         return labels, {**self.continue_state(state, frame.shape[:2]), "seen": state["seen"] + 1}
 
 
-class Recording:
+class Recording(Sink):
     def __init__(self, log, name):
-        self.log, self.name = log, name
+        self.log, self.name, self.closed = log, name, False
 
     def process(self, clips, predictions):
         for clip, maps in zip(clips, predictions, strict=True):
             for frame, labels, truth in zip(clip.frame_ids, maps, clip.labels, strict=True):
                 known = None if truth is None else int(np.asarray(truth).max())
                 self.log.append((self.name, clip.video_id, frame, int(labels.max()), known))
+
+    def close(self):
+        assert not self.closed
+        self.closed = True
 
 
 class Meter:
@@ -80,6 +85,19 @@ def test_all_predictions_reach_all_sinks_in_order(records):
     assert log == [(sink, video, name, i, i + 1) for video, name, i in frames for sink in ("first", "second")]
     assert stream.names == [(video, name) for video, name, _ in frames]
     assert len(ticks) == 5
+    assert all(sink.closed for sink in sinks)
+
+
+def test_sinks_are_closed_after_an_error(records):
+    def broken():
+        yield from itertools.islice(stream_videos(Counting(), records), 2)
+        raise ValueError("no more")
+
+    sink = Recording([], "x")
+    with pytest.raises(ValueError, match="no more"):
+        feed(broken(), [sink])
+    assert len(sink.log) == 2
+    assert sink.closed
 
 
 def test_without_ground_truth_no_mask_is_read(records):
@@ -89,12 +107,12 @@ def test_without_ground_truth_no_mask_is_read(records):
 
 
 def test_pngs(records, tmp_path):
-    feed(stream_videos(Counting(), records), [PngSink(tmp_path, [7, 8, 9, 10, 11])])
+    feed(stream_videos(Counting(), records), [LabelFolder(tmp_path, [7, 8, 9, 10, 11])])
     for video, length in LENGTHS.items():
         for index in range(length):
             assert (np.array(Image.open(tmp_path / video / f"{index:02d}.png")) == 7 + index).all()
     with pytest.raises(ValueError, match=r"\.\."):
-        PngSink(tmp_path, [0]).process([{"video_id": "..", "frame_ids": ["x"]}], [[np.zeros((2, 2), np.uint8)]])
+        LabelFolder(tmp_path, [0]).process([Clip(video_id="..", frame_ids=["x"])], [[np.zeros((2, 2), np.uint8)]])
 
 
 def test_modes_are_restored_after_an_error():

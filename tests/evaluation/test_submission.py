@@ -11,8 +11,9 @@ from PIL import Image
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
-from the_mask.evaluation import evaluate_dataset, evaluate_predictions, sinks
+from the_mask.evaluation import evaluate_dataset, evaluate_predictions
 from the_mask.evaluation.submission import predict_dataset
+from the_mask.inference import sinks
 
 NAME = "submission_toy"
 LENGTHS = {"a": 2, "b": 4}

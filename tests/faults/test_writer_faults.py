@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from the_mask.data.files import TEMPORARY, write_json
-from the_mask.evaluation.label_png import save_label_map
+from the_mask.data.label_maps import save_label_map
 from the_mask.inference.saved_scores import SavedScores, ScoreWriter
 from the_mask.weights.averaging import average_checkpoints
 from the_mask.weights.checkpoint import (

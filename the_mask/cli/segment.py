@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from the_mask.cli import _options, annotations_
 
 if TYPE_CHECKING:
-    from the_mask.data.exporters import Exporter
-    from the_mask.inference.label_sinks import LabelSink
+    from the_mask.inference.sinks import Sink
 
 INPUT_HELP = "video, animation or picture, folder of frames, URL, or camera index (0, 1, ...)"
 DEFAULT_MODEL = "street-live"
@@ -170,16 +169,16 @@ def default_model() -> str:
     return DEFAULT_MODEL if DEFAULT_MODEL in names else names[0]
 
 
-def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, list[LabelSink]]:
-    """The annotated video, and the other outputs on the command line.
+def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, list[Sink]]:
+    """The annotated video and the other outputs that a command line names.
 
     Raises:
         ValueError: two videos, or a folder that is not empty.
     """
-    from the_mask.inference.label_sinks import ClassShares, LabelFolder
+    from the_mask.inference.sinks import ClassShares, LabelFolder
 
     videos: list[Path] = []
-    sinks: list[LabelSink] = []
+    sinks: list[Sink] = []
     for given in args.output:
         path = Path(given)
         if args.as_tool:
@@ -188,7 +187,7 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
             facts = {"model": args.model or args.config_file or default_model(), "input": args.source}
             sinks.append(ClassShares(path, list(palette.names), facts))
         elif given.endswith(("/", "\\")) or path.is_dir() or (not path.suffix and not path.is_file()):
-            sinks.append(LabelFolder(path, len(palette.names), palette if args.palette else None))
+            sinks.append(LabelFolder.of_video(path, len(palette.names), palette.colors if args.palette else None))
         else:
             videos.append(path)
     if len(videos) > 1:

@@ -15,7 +15,9 @@ from typing_extensions import Self
 
 from the_mask.config.keys.input import BOUNDARIES
 
-PER_FRAME = ("frames", "labels", "priors", "frame_ids", "file_names", "mask_file_names", "frame_indices")
+PER_FRAME = (
+    "frames", "labels", "priors", "frame_ids", "file_names", "mask_file_names", "frame_indices", "timestamps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Clip:
         priors: maps like the labels, of masks that were predicted before (``INPUT.PRIOR_MASKS``).
         dataset, video_id: names.
         frame_ids, file_names, mask_file_names: names by frame; the last is None for a frame without a mask.
-        frame_indices: positions in the video.
+        frame_indices, timestamps: positions in the video, as a count of frames and in seconds.
         reference: position in the clip of the frame it was drawn for; None says the last one.
         padding: (H, W) of the content, before padding at the bottom and right; None says all.
         height, width: size of the original frames, to which results are resized; None says that of ``frames``.
@@ -51,6 +53,7 @@ class Clip:
     file_names: Sequence[str] = ()
     mask_file_names: Sequence[str | None] = ()
     frame_indices: Sequence[int] = ()
+    timestamps: Sequence[float] = ()
     reference: int | None = None
     padding: tuple[int, int] | None = None
     height: int | None = None

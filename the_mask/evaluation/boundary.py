@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from the_mask.evaluation.metrics import LabelMap, as_label_array
+from the_mask.data.label_maps import LabelMap, as_label_array
 
 PAPER_RATIO = 0.02
 

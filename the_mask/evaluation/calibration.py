@@ -15,6 +15,7 @@ from the_mask.data.clips import Clip
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.loop import feed, stream_videos
 from the_mask.inference.merge import LEAST_SCORE
+from the_mask.inference.sinks import Sink
 from the_mask.modeling.stream import Stream
 
 LIMITS = (0.02, 50.0)
@@ -57,8 +58,8 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -
     return Calibration(float(np.exp(found.x)), loss(0.0), float(found.fun))
 
 
-class PixelSampler:
-    """A sink for score maps [K, H, W] that keeps random labelled pixels of every labelled frame.
+class PixelSampler(Sink):
+    """A sink of score maps [K, H, W] that keeps random labelled pixels of every labelled frame.
 
     Args:
         ignore_label: pixels with this label are not drawn.

@@ -14,15 +14,14 @@ from torch import nn
 
 from the_mask.data import get_records
 from the_mask.data.class_names import check_classes
+from the_mask.data.label_maps import raw_values_of_classes
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.claims import disclaim
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.keyframe import evaluate_keyframes
-from the_mask.evaluation.label_png import raw_values_of_classes
-from the_mask.evaluation.loop import Sink, predict_videos, unwrap
-from the_mask.evaluation.sinks import PngSink
+from the_mask.evaluation.loop import evaluation_mode, predict_videos, unwrap
 from the_mask.evaluation.temporal_consistency import raft_flow
-from the_mask.modeling.freezing import evaluation_mode
+from the_mask.inference.sinks import LabelFolder, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def _writers(cfg: CfgNode, dataset_name: str) -> list[Sink]:
         folder = folder / dataset_name
     disclaim(folder)
     metadata = MetadataCatalog.get(dataset_name)
-    return [PngSink(folder, raw_values_of_classes(metadata.label_table, len(metadata.stuff_classes)))]
+    return [LabelFolder(folder, raw_values_of_classes(metadata.label_table, len(metadata.stuff_classes)))]
 
 
 def _device(model: nn.Module) -> torch.device:

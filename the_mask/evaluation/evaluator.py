@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from the_mask.data.class_pixels import class_warnings
 from the_mask.data.clips import Clip, as_clips
 from the_mask.data.io import read_image, read_label_raw
+from the_mask.data.label_maps import as_label_array
 from the_mask.evaluation.boundary import BoundaryIoU
-from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
+from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
 from the_mask.evaluation.report import class_table, summary_table
 from the_mask.evaluation.temporal_consistency import FlowFunction, TemporalConsistency
 from the_mask.evaluation.video_consistency import COMPAT_MIN_FRAMES, MODES, Mode, VideoConsistency
+from the_mask.inference.sinks import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +91,8 @@ class _Video:
     gt_shape: tuple[int, ...] | None = None
 
 
-class VideoSemSegEvaluator:
-    """Computes mIoU and other IoU figures, VC_n in all modes, and TC, pooled over a data set of videos.
+class VideoSemSegEvaluator(Sink):
+    """mIoU and its relatives, VC_n in all modes, and TC, pooled over a data set of videos.
 
     The clips of a video must be consecutive, but their frames need not be in time order: early ones wait in a buffer of
     at most ``max_pending`` frames. So memory depends on the frame size and the tiling, not on the data set. With

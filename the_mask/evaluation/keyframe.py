@@ -26,6 +26,7 @@ from the_mask.data.samplers import shard_videos
 from the_mask.evaluation.frames import frame_clip
 from the_mask.evaluation.loop import Predicted, feed
 from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
+from the_mask.inference.sinks import Sink
 from the_mask.inference.stream import StreamingSegmentor
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 
@@ -148,8 +149,8 @@ class DistantFrame(Clip):
     distance: int | None = None
 
 
-class DistanceConfusion:
-    """The sink for :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
+class DistanceConfusion(Sink):
+    """The sink of :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
 
     Attributes:
         confusions: int64 [L, K, K].

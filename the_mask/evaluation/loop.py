@@ -7,8 +7,8 @@ distance, or files on disk. Sinks consume them: metrics, PNGs, samples, reports.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -24,7 +24,7 @@ from the_mask.data.video_tree import Record
 from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.progress import ProgressMeter
 from the_mask.inference.compose import build_stream, is_plain, must_stream
-from the_mask.modeling.freezing import evaluation_mode
+from the_mask.inference.sinks import Sink
 from the_mask.modeling.stream import Hints, Stream, StreamState
 
 # Clips as the test loader gives them, and of each the label maps [height, width], or scores [K, height, width].
@@ -32,27 +32,19 @@ Predicted = tuple[Sequence[Clip], Sequence[Sequence[Any]]]
 Clock = Callable[[], AbstractContextManager[None]]
 
 
-class Sink(Protocol):
-    """Consumes predictions.
-
-    ``process`` has the interface of Detectron2's ``DatasetEvaluator``.
-    """
-
-    def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
-        """Take some clips of one video, and for each the maps of its frames. The clips of a video are consecutive."""
-        ...
-
-
 def feed(predictions: Iterable[Predicted], sinks: Sequence[Sink], meter: ProgressMeter | None = None) -> int:
-    """Pass all predictions to all sinks. Returns the number of frames."""
+    """Give all predictions to all sinks and close these, also after an error. Returns the number of frames."""
     frames = 0
-    for clips, maps in predictions:
+    with ExitStack() as stack:
         for sink in sinks:
-            sink.process(clips, maps)
-        count = sum(len(own) for own in maps)
-        frames += count
-        if meter is not None:
-            meter.update(count)
+            stack.callback(sink.close)
+        for clips, maps in predictions:
+            for sink in sinks:
+                sink.process(clips, maps)
+            count = sum(len(own) for own in maps)
+            frames += count
+            if meter is not None:
+                meter.update(count)
     return frames
 
 

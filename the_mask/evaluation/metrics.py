@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-LabelMap = NDArray[np.integer] | torch.Tensor
+from the_mask.data.label_maps import LabelMap, as_label_array
 
 
 class IoUReport(TypedDict):
@@ -33,18 +33,6 @@ class IoUReport(TypedDict):
     """[K] recall; NaN for a class without ground truth."""
     gt_pixels: NDArray[np.int64]
     pred_pixels: NDArray[np.int64]
-
-
-def as_label_array(labels: LabelMap, what: str = "label map") -> NDArray[np.integer]:
-    """Return ``labels`` as a NumPy integer array, without a copy if possible.
-
-    Raises:
-        ValueError: the values are not integers.
-    """
-    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
-    if array.dtype == np.bool_ or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{what} holds {array.dtype} values; expected integer class ids")
-    return array
 
 
 def confusion_matrix(

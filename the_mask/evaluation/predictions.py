@@ -22,9 +22,10 @@ from the_mask.data.io import apply_label_table, read_label_raw
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.frames import single_frame_clips
-from the_mask.evaluation.loop import Predicted, Sink, feed
+from the_mask.evaluation.loop import Predicted, feed
 from the_mask.evaluation.metrics import check_labels
 from the_mask.evaluation.temporal_consistency import FlowFunction
+from the_mask.inference.sinks import Sink
 
 logger = logging.getLogger(__name__)
 

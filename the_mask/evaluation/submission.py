@@ -12,12 +12,12 @@ from torch import nn
 
 from the_mask.data import get_records
 from the_mask.data.class_names import check_classes
+from the_mask.data.label_maps import raw_values_of_classes
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.claims import claim_folder, make_claim
-from the_mask.evaluation.label_png import raw_values_of_classes
 from the_mask.evaluation.loop import predict_videos, unlabelled, unwrap
-from the_mask.evaluation.sinks import PngSink
 from the_mask.inference.saved_scores import score_path
+from the_mask.inference.sinks import LabelFolder
 
 logger = logging.getLogger(__name__)
 VALUES = ("train-ids", "raw")
@@ -62,7 +62,7 @@ def predict_dataset(
 
     open_records = [record for record in records if not _is_done(record, folder, scores)]
     logger.info(f"{dataset_name}: {len(records) - len(open_records)} of {len(records)} videos are there already")
-    frames = predict_videos(cfg, plain, dataset_name, unlabelled(open_records), [PngSink(folder, table)])
+    frames = predict_videos(cfg, plain, dataset_name, unlabelled(open_records), [LabelFolder(folder, table)])
     comm.synchronize()
     return frames
 

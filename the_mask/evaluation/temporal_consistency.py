@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from the_mask.data.label_maps import LabelMap, as_label_array
 from the_mask.data.tensor_files import read_tensors
-from the_mask.evaluation.metrics import LabelMap, as_label_array, confusion_matrix, iou_from_confusion
+from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
 
 FlowFunction = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.floating]]
 """(frame t, frame t+1), uint8 RGB [H, W, 3] each -> flow [H, W, 2] in pixels, (x, y): x_{t+1} = x_t + flow."""

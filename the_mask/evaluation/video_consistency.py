@@ -33,7 +33,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from the_mask.evaluation.metrics import LabelMap, as_label_array
+from the_mask.data.label_maps import LabelMap, as_label_array
 
 Mode = Literal["strict", "compat", "compat-vspw"]
 MODES: tuple[Mode, ...] = ("strict", "compat", "compat-vspw")

@@ -24,13 +24,14 @@ from tqdm import tqdm
 import the_mask.data  # noqa: F401  registers the data sets
 from the_mask.data.class_names import check_classes, classes_dataset
 from the_mask.data.classes import distinct_colors
+from the_mask.data.clips import Clip
 from the_mask.data.files import atomic_write
-from the_mask.inference.label_sinks import LabelSink
 from the_mask.inference.live.frame_source import TimedFrame
 from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
 from the_mask.inference.rendering.render import Labels, Palette, Picture
 from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, check_writable, fit_into
+from the_mask.inference.sinks import Sink
 from the_mask.modeling.stream import Stream
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ def run_demo(
     output: str | Path | None,
     *,
     contact_sheet: str | Path | None = None,
-    sinks: Sequence[LabelSink] = (),
+    sinks: Sequence[Sink] = (),
     style: DemoStyle | None = None,
     max_frames: int = 0,
     progress: bool = True,
@@ -229,8 +230,10 @@ def run_demo(
                 (frame, seconds, duration), labels = result.frame, np.asarray(result.output)
                 if writer is not None:
                     writer.write(TimedFrame(annotator.draw(frame, labels), seconds, duration))
+                number = report.frames
+                clip = Clip(frame_ids=[f"{number:08d}"], frame_indices=[number], timestamps=[seconds])
                 for sink in sinks:
-                    sink.write(report.frames, seconds, labels)
+                    sink.process([clip], [[labels]])
                 if contact_sheet is not None:
                     sheet.add((seconds, _sheet_cell(frame, labels, palette, style)))
                     seen.update(render.present_classes(labels, len(palette.names), LEGEND_SHARE))

@@ -184,7 +184,8 @@ class Segmentor(nn.Module, Stream):
                 the bottom and right.
 
         Raises:
-            ValueError: clips that cannot be stacked, no labels to train on, labels outside the classes, or scores that are not finite.
+            ValueError: clips that cannot be stacked, no labels to train on, labels outside the classes, or scores that
+                are not finite.
         """
         given = as_clips(clips)
         if self.training:

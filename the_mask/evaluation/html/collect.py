@@ -20,8 +20,10 @@ from PIL import Image
 from the_mask.data.classes import distinct_colors
 from the_mask.data.clips import Clip
 from the_mask.data.io import read_image
-from the_mask.evaluation.metrics import as_label_array, confusion_matrix, iou_from_confusion
+from the_mask.data.label_maps import as_label_array
+from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
 from the_mask.inference.rendering.render import Palette, colorize, overlay, resize_labels
+from the_mask.inference.sinks import Sink
 
 THUMBNAIL_WIDTH = 360
 JPEG_QUALITY = 80
@@ -83,8 +85,8 @@ class RunReport:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-class ReportSink:
-    """Collects a :class:`RunReport`. Memory is a few bytes per frame, and the kept pictures.
+class ReportSink(Sink):
+    """Collects a :class:`RunReport`; memory grows by a few bytes per frame and by the pictures that are kept.
 
     Args:
         dataset: registered name.

@@ -1,0 +1,112 @@
+"""Where predictions go: the one protocol of all that take them, and the sinks that write files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from the_mask.data.clips import Clip
+from the_mask.data.files import inside, write_json
+from the_mask.data.label_maps import as_label_array, save_label_map
+
+
+class Sink(ABC):
+    """Takes predictions, and has its own way to tell what it made of them.
+
+    ``process`` is that of Detectron2's ``DatasetEvaluator``.
+    """
+
+    @abstractmethod
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
+        """Take some clips of one video, and of each the maps of its frames; videos follow one another."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to do)
+        """No more predictions come, perhaps because of an error."""
+
+
+class LabelFolder(Sink):
+    """Writes label maps as PNGs ``<folder>/<video>/<frame>.png``, without ``<video>`` if that has no name.
+
+    Args:
+        folder: made if it is not there.
+        raw_values: of every class, what stands for it in the files.
+        colors: RGB to store beside the values, see :func:`the_mask.data.label_maps.save_label_map`.
+    """
+
+    def __init__(
+        self, folder: str | Path, raw_values: Sequence[int], colors: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        self.folder, self.raw_values, self.colors = Path(folder), list(raw_values), colors
+
+    @classmethod
+    def of_video(cls, folder: Path, num_classes: int, colors: Sequence[Sequence[int]] | None = None) -> LabelFolder:
+        """For class ids of one video, in a folder of its own.
+
+        Args:
+            folder: it must hold no PNGs.
+            num_classes: of the model.
+            colors: RGB of the classes to store beside the ids; None stores grey values.
+
+        Raises:
+            ValueError: there are PNGs in the folder already, it is a file, or there are more classes than colours.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output {folder} is a file; label maps go into a folder")
+        if folder.is_dir() and next(folder.glob("*.png"), None) is not None:
+            raise ValueError(
+                f"output {folder} holds PNGs already, which would be mixed with the new ones; choose another"
+            )
+        if colors is not None and num_classes > 256:
+            raise ValueError(f"a PNG has at most 256 colours, and there are {num_classes} classes")
+        return cls(folder, range(num_classes), colors)
+
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
+        """Write the label maps [H, W] of some clips.
+
+        Raises:
+            ValueError: a name that leads out of the folder.
+        """
+        for clip, maps in zip(clips, predictions, strict=True):
+            video = [clip.video_id] if clip.video_id else []
+            for frame_id, labels in zip(clip.frame_ids, maps, strict=True):
+                path = inside(self.folder, *video, f"{frame_id}.png")
+                save_label_map(path, as_label_array(labels), self.raw_values, self.colors)
+
+
+class ClassShares(Sink):
+    """A JSON file: for each frame its number, its time, and the share of its pixels that each class has.
+
+    Args:
+        path: of the file; written when all frames are there.
+        names: of the classes.
+        facts: what else the file says: model, input, ...
+    """
+
+    def __init__(self, path: Path, names: list[str], facts: dict[str, Any]) -> None:
+        self.path, self.names, self.facts = path, names, facts
+        self.frames: list[dict[str, Any]] = []
+
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
+        """Take the label maps [H, W] of clips with ``frame_indices`` and ``timestamps``."""
+        for clip, maps in zip(clips, predictions, strict=True):
+            for number, seconds, labels in zip(clip.frame_indices, clip.timestamps, maps, strict=True):
+                self.frames.append({"frame": number, "seconds": round(seconds, 6), "shares": self._shares(labels)})
+
+    def _shares(self, labels: Any) -> dict[str, float]:
+        array = as_label_array(labels)
+        ids, counts = np.unique(array, return_counts=True)
+        return {
+            self.names[i] if i < len(self.names) else str(i): round(int(count) / array.size, 6)
+            for i, count in zip(ids.tolist(), counts, strict=True)
+        }
+
+    def close(self) -> None:
+        """Write the file, if there was a frame."""
+        if not self.frames:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {**self.facts, "classes": self.names, "frames": self.frames})
