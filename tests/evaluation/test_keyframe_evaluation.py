@@ -16,8 +16,15 @@ from the_mask.data import register_video_tree
 from the_mask.data.clips import Clip
 from the_mask.engine.model_stats import model_stats
 from the_mask.evaluation import confusion_matrix, evaluate_dataset, iou_from_confusion
-from the_mask.evaluation.keyframe import Start, evaluate_keyframes, plan_starts, summarise
-from the_mask.evaluation.macs import average_macs, count_macs, propagation_macs
+from the_mask.evaluation.keyframe import (
+    Start,
+    average_macs,
+    evaluate_keyframes,
+    plan_starts,
+    propagation_macs,
+    summarise,
+)
+from the_mask.modeling.macs import count_macs
 from the_mask.modeling.propagation import GSVNet, WarpPropagator
 from the_mask.modeling.propagation.policies import Gate, interval
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
@@ -158,32 +165,22 @@ def test_operations_of_the_paper():
     """Flow 0.39, intra 0.51, guide 1.80 G at 1024x2048; the paper says 2.8 in all, which gives its 21.4 and 16.7 G."""
     model = GSVNet(19, "official").eval()
     frame = torch.zeros(1, 3, 128, 256)
-    flow = count_macs(model.flow, [frame, frame]).macs / 1e9
-    intra = count_macs(model.grm.intra_net, [frame]).macs / 1e9
-    guide = count_macs(model.grm.guide, [torch.zeros(1, 20, 128, 256)]).macs / 1e9
-    total = count_macs(model, [torch.zeros(1, 19, 128, 256), frame, frame])
+    flow = count_macs(model, lambda: model.flow(frame, frame)) / 1e9
+    intra = count_macs(model, lambda: model.grm.intra_net(frame)) / 1e9
+    guide = count_macs(model, lambda: model.grm.guide(torch.zeros(1, 20, 128, 256))) / 1e9
+    total = count_macs(model, lambda: model(torch.zeros(1, 19, 128, 256), frame, frame)) / 1e9
     assert (flow, intra, guide) == (
         pytest.approx(0.39, abs=5e-3),
         pytest.approx(0.51, abs=5e-3),
         pytest.approx(1.80, abs=5e-3),
     )
-    assert total.macs / 1e9 == pytest.approx(2.70, abs=5e-3)
-    assert total.macs / 1e9 == pytest.approx(flow + intra + guide)
-    assert "aten::addcmul" in total.uncounted
+    assert total == pytest.approx(2.70, abs=5e-3)
+    assert total == pytest.approx(flow + intra + guide)
     assert average_macs(58.3, 2.8, 4) == pytest.approx(16.7, abs=0.05)
     assert average_macs(58.5, 2.8, 3) == pytest.approx(21.4, abs=0.05)
-    assert average_macs(58.256, total.macs / 1e9, 4) == pytest.approx(16.59, abs=0.01)
+    assert average_macs(58.256, total, 4) == pytest.approx(16.59, abs=0.01)
     with pytest.raises(ValueError, match="interval of 0 frames"):
         average_macs(1, 1, 0)
-
-
-def test_operations_count_only_products():
-    conv = torch.nn.Conv2d(3, 8, 3, padding=1)
-    module = torch.nn.Sequential(
-        conv, torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(512, 5)
-    )
-    assert count_macs(module.train(), [torch.zeros(1, 3, 8, 8)]).macs == 8 * 8 * 8 * 27 + 512 * 5
-    assert module.training
 
 
 def test_operations_of_a_configured_model():
@@ -194,17 +191,17 @@ def test_operations_of_a_configured_model():
     words += ["MODEL.RESNETS.NORM", "BN", "MODEL.SEM_SEG_HEAD.NORM", "BN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "11"]
     model = build_model(load_config(None, words)).eval()
     key, non_key = propagation_macs(model, (96, 128))
-    assert key.macs > 10 * non_key.macs > 0
+    assert key > 10 * non_key > 0
     copying = build_model(load_config(None, [*words, "MODEL.KEYFRAME.PROPAGATOR", "copy"])).eval()
-    assert propagation_macs(copying, (96, 128))[1].macs == 0
+    assert propagation_macs(copying, (96, 128))[1] == 0
 
 
 def test_operations_of_the_mask_as_key_segmentor():
-    """Its compiled operators are counted in their standard form; oracle: the counter of tools/model_stats.py."""
+    """On the CPU it runs other operators than on the meta device, and counts the same."""
     options = ["MODEL.DEVICE", "cpu"]
     folder = Path(__file__).parents[2] / "configs" / "moving_shapes"
     model = build_model(load_config(folder / "gsvnet_the_mask.yaml", options)).eval()
     key, between = propagation_macs(model, (96, 96))
     expected = model_stats(load_config(folder / "demo_1f.yaml", options)).macs
-    assert key.macs == pytest.approx(expected, rel=0.1)
-    assert 0 < between.macs < 0.2 * key.macs
+    assert key == expected
+    assert 0 < between < 0.2 * key

@@ -15,8 +15,7 @@ from the_mask.data.files import write_json
 from the_mask.data.io import read_image
 from the_mask.engine.run import RunOptions, check
 from the_mask.engine.setup import setup
-from the_mask.evaluation.keyframe import evaluate_keyframes
-from the_mask.evaluation.macs import average_macs, propagation_macs
+from the_mask.evaluation.keyframe import average_macs, evaluate_keyframes, propagation_macs
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.weights.trained import trained
 
@@ -54,11 +53,11 @@ def run_keyframe_evaluation(options: RunOptions, distances: int, json_file: Path
                 "interval": interval,
                 "mIoU": sum(figures[f"mIoU_{i}"] for i in range(interval)) / interval,
                 "mIoU_min": figures[f"mIoU_{interval - 1}"],
-                "GMACs": average_macs(key.macs, non_key.macs, interval) / 1e9,
+                "GMACs": average_macs(key, non_key, interval) / 1e9,
             }
             for interval in range(1, distances + 1)
         ]
-        figures.update(intervals=rows, size=list(size), key_gmacs=key.macs / 1e9, non_key_gmacs=non_key.macs / 1e9)
+        figures.update(intervals=rows, size=list(size), key_gmacs=key / 1e9, non_key_gmacs=non_key / 1e9)
         results[name] = figures
         print(f"{name}, {size[0]}x{size[1]}: segmentor alone {figures['mIoU_segmentor']:.2f} mIoU")
         print(tabulate(rows, headers="keys", floatfmt=("d", ".2f", ".2f", ".3f")))

@@ -15,16 +15,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
+from the_mask.modeling.macs import count_macs
 from the_mask.modeling.mask.mask_classifier import MaskClassifier
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 
 # AdamW in float32: weight, gradient and two moments; a frozen parameter is only a weight.
 BYTES_TRAINED, BYTES_FROZEN = 16, 4
-# Four products for the bilinear sample and one for the weight: InternImage's count for DCNv3, used for both operators.
-MACS_PER_SAMPLE = 5
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,7 @@ def model_stats(cfg: CfgNode, forward: bool = True) -> ModelStats:
         # The work of a PropagatedSegmentor depends on its keyframes.
         return ModelStats(total, own, frames, (height, width), None, None, state)
     activations = _run(lambda: _activations(model, images, frames))
-    # The counter's tracking of modules requires parameters without gradients.
-    macs = _run(lambda: _macs(model.requires_grad_(False), images, frames))
+    macs = _run(lambda: count_macs(model, lambda: _forward(model, images, frames, training=False)))
     return ModelStats(
         parameters=total,
         backbone=own,
@@ -121,13 +118,6 @@ def _run(measure: Callable[[], int]) -> int | None:
         raise
 
 
-def _macs(model: Any, images: Tensor, frames: int) -> int:
-    counter = FlopCounterMode(display=False, custom_mapping=custom_flops())
-    with torch.no_grad(), counter:
-        _forward(model, images, frames, training=False)
-    return counter.get_total_flops() // 2
-
-
 def _activations(model: Any, images: Tensor, frames: int) -> int:
     """Bytes of the tensors that autograd keeps, each storage once, without parameters and buffers."""
     own = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
@@ -153,25 +143,6 @@ def _forward(model: Any, images: Tensor, frames: int, training: bool) -> Any:
         return model.sem_seg_head(model.backbone(images), frames, training)
     with YesMode():
         return list(model.group_scores(images, frames))
-
-
-def custom_flops() -> dict[Any, Callable[..., int]]:
-    """FLOP counts (two per multiply-add) of the project's operators, for ``FlopCounterMode``."""
-
-    def ms_deform_attn(value: Any, sizes: Any, locations: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
-        # [N, Q, M, L, P, 2] samples of D channels each.
-        samples = 1
-        for side in locations[:-1]:
-            samples *= side
-        return 2 * MACS_PER_SAMPLE * samples * value[-1]
-
-    def dcnv3(x: Any, offset: Any, mask: Any, scale: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
-        # Weights [N, H, W, G*P]; the P samples of a group are of C / G channels.
-        groups = rest[4]
-        positions = offset[0] * offset[1] * offset[2]
-        return 2 * MACS_PER_SAMPLE * positions * (mask[3] // groups) * x[3]
-
-    return {torch.ops.the_mask.ms_deform_attn: ms_deform_attn, torch.ops.the_mask.dcnv3: dcnv3}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from the_mask.evaluation.loop import Predicted, feed
 from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
 from the_mask.inference.sinks import Sink
 from the_mask.inference.stream import StreamingSegmentor
+from the_mask.modeling.macs import count_macs
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 
 logger = logging.getLogger(__name__)
@@ -226,3 +227,28 @@ def _read(stream: StreamingSegmentor, record: Record, index: int) -> tuple[torch
 
 def _labelled(record: Record) -> list[bool]:
     return [frame["sem_seg_file_name"] is not None for frame in record["frames"]]
+
+
+def propagation_macs(model: PropagatedSegmentor, size: tuple[int, int]) -> tuple[int, int]:
+    """Multiply-adds of a keyframe and of a propagated frame of ``size`` (H, W), the keyframe at ``key_scale``."""
+    segmentor: Any = model.segmentor
+    frame = torch.zeros(3, *size, device=model.device)
+    key = [max(1, round(side * model.key_scale)) for side in size]
+    images, _ = segmentor.stack([Clip([torch.zeros(3, *key, device=model.device)])])
+    small = model.small_frames([frame])[0][None]
+    scores = torch.zeros(1, model.num_classes, *small.shape[-2:], device=model.device)
+    return (
+        count_macs(segmentor, lambda: segmentor.sem_seg_head(segmentor.backbone(images))),
+        count_macs(model.propagator, lambda: model.propagator(scores, small, small)),
+    )
+
+
+def average_macs(key: float, non_key: float, interval: int) -> float:
+    """Mean over one keyframe and ``interval - 1`` propagated frames.
+
+    Raises:
+        ValueError: ``interval`` below 1.
+    """
+    if interval < 1:
+        raise ValueError(f"a keyframe interval of {interval} frames; expected >= 1")
+    return (key + (interval - 1) * non_key) / interval
