@@ -24,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from the_mask.data import tensor_files
-from the_mask.data.tensor_files import STAND_INS, TORCH_GLOBALS, read_tensors, state_dict_of
+from the_mask.data import pickle_names
+from the_mask.data.pickle_names import STAND_INS, TORCH_GLOBALS
+from the_mask.data.tensor_files import read_tensors, state_dict_of
 
 ARRAYS = {
     "fortran": np.arange(6.0).reshape(2, 3).T,
@@ -103,15 +104,15 @@ def test_every_callable_is_ours_and_takes_only_plain_data() -> None:
     """Each stand-in is called with everything that a pickle could hand to it: plain data come out, or an error."""
     plain = (bytes, set, frozenset, complex, dict, int, float, bool, str, type(None))
     arguments = [None, 0, -1, 2**40, "f4", "O", "V8", b"x", "x", (1,), (), [], {}, {"a": 1}, "latin1", "zip", "idna"]
-    arguments += [*STAND_INS.values(), tensor_files._Number("i4"), tensor_files._Array()]
+    arguments += [*STAND_INS.values(), pickle_names.StoredNumber("i4"), pickle_names.StoredArray()]
     for name, stand_in in STAND_INS.items():
-        assert type(stand_in) is tensor_files._StandIn, name
+        assert type(stand_in) is pickle_names.StandIn, name
         for given_ in [(), *((a,) for a in arguments), *((a, b) for a in arguments for b in arguments)]:
             try:
                 result = stand_in(*given_)
             except (ValueError, TypeError):
                 continue
-            assert isinstance(result, (*plain, tensor_files._Array, tensor_files._Number)), (name, given_)
+            assert isinstance(result, (*plain, pickle_names.StoredArray, pickle_names.StoredNumber)), (name, given_)
         for state in ({}, {"_call": print}, (None, {"_call": print})):
             with pytest.raises(ValueError, match="a change of"):
                 stand_in.__setstate__(state)
@@ -120,9 +121,9 @@ def test_every_callable_is_ours_and_takes_only_plain_data() -> None:
 
 
 def test_numpy_itself_is_never_given_to_a_pickle() -> None:
-    for given_ in tensor_files._FOR_TORCH:
+    for given_ in pickle_names.FOR_TORCH:
         value = given_[0]
-        assert type(value) is tensor_files._StandIn or value in (tensor_files._Array, tensor_files._Number)
+        assert type(value) is pickle_names.StandIn or value in (pickle_names.StoredArray, pickle_names.StoredNumber)
     from torch._weights_only_unpickler import _get_allowed_globals
 
     theirs = {name: value for name, value in _get_allowed_globals().items() if name in TORCH_GLOBALS}

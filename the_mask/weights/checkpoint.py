@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from the_mask.data.files import TEMPORARY, atomic_write, inside
-from the_mask.data.tensor_files import UnreadableError, UnsafePickleError, load_torch, zip_problem
+from the_mask.data.pickle_names import UnreadableError, UnsafePickleError
+from the_mask.data.tensor_files import load_torch, zip_problem
 
 logger = logging.getLogger(__name__)
 

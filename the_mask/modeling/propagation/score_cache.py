@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from the_mask.data.clips import Clip
 from the_mask.data.files import atomic_write, inside
-from the_mask.data.tensor_files import UnreadableError, UnsafePickleError, load_torch
+from the_mask.data.pickle_names import UnreadableError, UnsafePickleError
+from the_mask.data.tensor_files import load_torch
 from the_mask.modeling.digest import weights_digest
 
 FINGERPRINT = "segmentor.txt"
