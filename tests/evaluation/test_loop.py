@@ -10,8 +10,9 @@ from PIL import Image
 
 from the_mask.data import get_records, register_video_tree
 from the_mask.data.clips import Clip
-from the_mask.evaluation.loop import evaluation_mode, feed, stream_videos, unlabelled
+from the_mask.evaluation.loop import feed, stream_videos, unlabelled
 from the_mask.inference.sinks import LabelFolder, Sink
+from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.stream import NO_HINTS, Stream
 
 NAME = "loop_toy"

@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 
 from the_mask.config import load_config
 from the_mask.data.clips import Clip
+from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.pixel.context.prior_map import PriorMap
 from the_mask.modeling.pixel.context.priors import PreviousPrediction, StoredMasks, label_prior
 from the_mask.modeling.stream import Hints

@@ -14,8 +14,9 @@ import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
 from the_mask.data.clips import Clip
 from the_mask.modeling.propagation import CopyPropagator, GSVNet, WarpPropagator
+from the_mask.modeling.propagation.carried import log_probabilities
 from the_mask.modeling.propagation.policies import Gate, interval, scene_cut
-from the_mask.modeling.propagation.propagated import PropagatedSegmentor, log_probabilities
+from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.modeling.propagation.propagators import Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache
 from the_mask.modeling.propagation.training import distillation_loss, draw_distance, segmentation_loss, unroll

@@ -19,9 +19,10 @@ from the_mask.data.video_tree import Record
 from the_mask.evaluation.claims import disclaim
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.keyframe import evaluate_keyframes
-from the_mask.evaluation.loop import evaluation_mode, predict_videos, unwrap
+from the_mask.evaluation.loop import predict_videos, unwrap
 from the_mask.evaluation.temporal_consistency import raft_flow
 from the_mask.inference.sinks import LabelFolder, Sink
+from the_mask.modeling.freezing import evaluation_mode
 
 logger = logging.getLogger(__name__)
 

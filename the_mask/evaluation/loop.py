@@ -7,7 +7,7 @@ distance, or files on disk. Sinks consume them: metrics, PNGs, samples, reports.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from the_mask.evaluation.frames import single_frame_clips
 from the_mask.evaluation.progress import ProgressMeter
 from the_mask.inference.compose import build_stream, is_plain, must_stream
 from the_mask.inference.sinks import Sink
+from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.stream import Hints, Stream, StreamState
 
 # Clips as the test loader gives them, and of each the label maps [height, width], or scores [K, height, width].

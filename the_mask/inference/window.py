@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from the_mask.data.clips import Clip
-from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
+from the_mask.modeling.stream import NO_HINTS, Hints, StreamState, WrappingStream
 
 Box = tuple[int, int, int, int]
 
@@ -41,8 +41,8 @@ def check_window(size: Sequence[int], stride: Sequence[int]) -> None:
         raise ValueError(f"TEST.WINDOW.STRIDE {list(stride)} is larger than the window {list(size)} and leaves gaps")
 
 
-class SlidingWindow(Around):
-    """Wraps a segmentor, with the same interface (``step``, ``score_maps``, ``score_stride``).
+class SlidingWindow(WrappingStream):
+    """Wraps a segmentor; looks like one to what wraps it in turn (``step``, ``score_maps``, ``score_stride``).
 
     Scores of overlapping windows are averaged in float32 at score size; besides one window's forward pass, memory holds
     one score map. Every window is its own stream with its own state; priors are cropped like the frame.

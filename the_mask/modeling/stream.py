@@ -156,12 +156,8 @@ class Stream:
             raise ValueError(f"a state of {found}, not of {own}; make one with init_state()")
 
 
-class Around(Stream):
-    """A stream around one other.
-
-    Attributes:
-        model: what it wraps.
-    """
+class WrappingStream(Stream):
+    """A stream around a model, which looks back and reads priors as that does."""
 
     model: Any
 

@@ -1,11 +1,13 @@
-"""Registry of propagators: functions of a config and the number of classes, under the names configs use."""
+"""The parts of a propagated model: its key segmentor, and the registry of propagators under the names configs use."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from fvcore.common.registry import Registry
 
 from the_mask.modeling.propagation.propagators import CopyPropagator, GSVNet, Propagator, WarpPropagator
+from the_mask.modeling.segmentor import Segmentor
 
 PROPAGATORS = Registry("PROPAGATORS")
 PROPAGATORS.__doc__ = "Functions ``name(cfg, num_classes) -> Propagator``; ``MODEL.KEYFRAME.PROPAGATOR`` chooses one."
@@ -46,3 +48,23 @@ def build_propagator(cfg: CfgNode, num_classes: int) -> Propagator:
         known = ", ".join(sorted(key for key, _ in PROPAGATORS))
         raise ValueError(f"MODEL.KEYFRAME.PROPAGATOR {name!r}: expected one of {known}")
     return PROPAGATORS.get(name)(cfg, num_classes)
+
+
+def build_key_segmentor(cfg: CfgNode, propagated: str) -> Segmentor:
+    """The segmentor of keyframes: ``MODEL.KEYFRAME.SEGMENTOR`` built from the same config.
+
+    Args:
+        cfg: of the whole model.
+        propagated: name of the whole model, which cannot be its own segmentor.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    name = cfg.MODEL.KEYFRAME.SEGMENTOR
+    if name == propagated or name not in META_ARCH_REGISTRY:
+        known = sorted(key for key, _ in META_ARCH_REGISTRY if key != propagated)
+        raise ValueError(f"MODEL.KEYFRAME.SEGMENTOR {name!r}: expected one of {', '.join(known)}")
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL.META_ARCHITECTURE = name
+    return META_ARCH_REGISTRY.get(name)(own)

@@ -14,20 +14,19 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor, stack_labels
 from the_mask.modeling.propagation import geometry, stream_state, training
-from the_mask.modeling.propagation.build import build_propagator
+from the_mask.modeling.propagation.build import build_key_segmentor, build_propagator
+from the_mask.modeling.propagation.carried import CarriedGrid
+from the_mask.modeling.propagation.options import check_options
 from the_mask.modeling.propagation.policies import Gate, Measure, build_policy, decide
 from the_mask.modeling.propagation.propagators import Propagated, Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
 from the_mask.modeling.segmentor import Segmentor, check_finite
 from the_mask.modeling.stream import NO_HINTS, Hints, StreamState
-
-LEAST_LOG_PROBABILITY = -10.0
 
 
 @dataclass
@@ -117,8 +116,8 @@ class PropagatedSegmentor(Segmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        options = KeyframeOptions.from_config(cfg)
-        segmentor = _build_segmentor(cfg)
+        options = cfg.MODEL.KEYFRAME
+        segmentor = build_key_segmentor(cfg, cls.__name__)
         propagator = build_propagator(cfg, segmentor.num_classes)
         return {
             "segmentor": segmentor,
@@ -325,17 +324,15 @@ class PropagatedSegmentor(Segmentor):
 
     # Keyframes.
 
-    def _scaled(self, frame: Tensor) -> Tensor:
-        if self.options.key_scale == 1:
-            return frame
-        size = [max(1, round(side * self.options.key_scale)) for side in frame.shape[-2:]]
-        return F.interpolate(frame[None].float(), size=size, mode="bilinear", align_corners=self.options.released)[0]
+    @property
+    def _grid(self) -> CarriedGrid:
+        return CarriedGrid(self.stride, self.segmentor.score_stride, self.key_scale, self.released)
 
     def _key_maps(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Carried scores [K, h, w] of keyframes of a segmentor that does not look back, in one batch per size."""
-        clips = [Clip([self._scaled(frame)]) for frame in frames]
+        clips = [Clip([self._grid.key_input(frame)]) for frame in frames]
         maps = [self._raw_logits(clip) for clip in clips] if self.released else self.segmentor.score_maps(clips)
-        return [self._to_carried(scores[0], frame) for scores, frame in zip(maps, frames, strict=True)]
+        return [self._grid.scores(scores[0], frame) for scores, frame in zip(maps, frames, strict=True)]
 
     def _raw_logits(self, clip: Clip) -> Tensor:
         """Logits [1, K, h', w'] of a clip of one frame."""
@@ -347,23 +344,12 @@ class PropagatedSegmentor(Segmentor):
     def _key_in_stream(
         self, frame: Tensor, state: StreamState
     ) -> tuple[Tensor, StreamState, tuple[Tensor, Tensor] | None]:
-        if self.options.carry == "classes":
-            scores, state = self.segmentor.step(self._scaled(frame), state)
-            return self._to_carried(scores, frame), state, None
-        scores, classes, masks, state = self.segmentor.step_queries(self._scaled(frame), state)
-        limit = -LEAST_LOG_PROBABILITY
-        return self._to_carried(scores, frame), state, (classes, self._regrid(masks.clamp(-limit, limit), frame))
-
-    def _to_carried(self, scores: Tensor, frame: Tensor) -> Tensor:
-        """A segmentor's scores [K, h', w'] of a frame -> carried scores [K, h, w]."""
-        if self.options.released:
-            size = geometry.grid_size((frame.shape[-2], frame.shape[-1]), self.options.stride)
-            return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=True)[0]
-        return log_probabilities(self._regrid(scores / scores.sum(dim=0, keepdim=True).clamp(min=1e-9), frame))
-
-    def _regrid(self, maps: Tensor, frame: Tensor) -> Tensor:
-        size = (frame.shape[-2], frame.shape[-1])
-        return geometry.to_grid(maps, size, self.options.stride, self.segmentor.score_stride, self.options.key_scale)
+        grid, pixels = self._grid, self._grid.key_input(frame)
+        if self.carry == "classes":
+            scores, state = self.segmentor.step(pixels, state)
+            return grid.scores(scores, frame), state, None
+        scores, classes, masks, state = self.segmentor.step_queries(pixels, state)
+        return grid.scores(scores, frame), state, (classes, grid.masks(masks, frame))
 
     # Clips.
 
@@ -428,20 +414,3 @@ class PropagatedSegmentor(Segmentor):
         for i, scores in zip(missing, self._key_maps([frames[i] for i in missing]), strict=True):
             maps[i] = self.cache.write(clips[i], position, scores)
         return torch.stack([scores.to(frames) for scores in maps if scores is not None])
-
-
-def log_probabilities(probabilities: Tensor) -> Tensor:
-    """Logarithm of probabilities, not below -10, float32."""
-    return probabilities.float().clamp(min=1e-30).log().clamp(min=LEAST_LOG_PROBABILITY)
-
-
-def _build_segmentor(cfg: CfgNode) -> Segmentor:
-    """The key segmentor: ``MODEL.KEYFRAME.SEGMENTOR`` built from the same config."""
-    name = cfg.MODEL.KEYFRAME.SEGMENTOR
-    if name == PropagatedSegmentor.__name__ or name not in META_ARCH_REGISTRY:
-        known = sorted(key for key, _ in META_ARCH_REGISTRY if key != PropagatedSegmentor.__name__)
-        raise ValueError(f"MODEL.KEYFRAME.SEGMENTOR {name!r}: expected one of {', '.join(known)}")
-    own = cfg.clone()
-    own.defrost()
-    own.MODEL.META_ARCHITECTURE = name
-    return META_ARCH_REGISTRY.get(name)(own)
