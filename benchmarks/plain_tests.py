@@ -55,6 +55,8 @@ def _marked(mark: Any) -> Callable[[Any], Any]:
 
 def load_tests(path: Path) -> ModuleType:
     """Import a test file; a stand-in for pytest serves where it is not installed."""
+    if str(path.parents[1]) not in sys.path:
+        sys.path.append(str(path.parents[1]))  # what all tests share
     alone = importlib.util.find_spec("pytest") is None
     if alone:
         sys.modules["pytest"] = _stand_in()

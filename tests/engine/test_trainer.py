@@ -19,6 +19,7 @@ from engine_fakes import (
     variant,
     weights,
 )
+from tolerances import approx, is_close
 
 from the_mask.engine import Trainer, TrainingInterrupted
 from the_mask.engine.output_lock import OutputInUseError, claimed
@@ -60,7 +61,7 @@ def test_equals_a_plain_loop(tmp_path: Path) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     for name, value in model.state_dict().items():
-        assert torch.allclose(value, trainer.model.state_dict()[name], atol=1e-6), name
+        assert is_close(value, trainer.model.state_dict()[name], "sum"), name
     assert trainer.model.iterations == list(range(6))
 
 
@@ -72,12 +73,12 @@ def test_accumulation_equals_a_big_batch(tmp_path: Path) -> None:
     four = trained(FakeTrainer(fake_cfg(tmp_path / "four", *plain, "SOLVER.ACCUM_STEPS", 4)))
     for name, value in weights(one).items():
         if name != "count":
-            assert torch.allclose(value, weights(four)[name], atol=1e-6), name
+            assert is_close(value, weights(four)[name], "sum"), name
     losses = [
         [json.loads(line)["total_loss"] for line in (tmp_path / run / "metrics.json").read_text().splitlines()]
         for run in ("one", "four")
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == approx(losses[1], "formula")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -145,7 +146,7 @@ def test_ema_is_what_gets_evaluated(tmp_path: Path) -> None:
     for n, value in enumerate(path[1:]):
         d = min(0.9998, (1 + n) / (10 + n))
         expected = d * expected + (1 - d) * value.double()
-    assert torch.allclose(seen["evaluated"].double(), expected, atol=1e-6)
+    assert is_close(seen["evaluated"], expected, "sum")
     assert torch.equal(trainer.model.head.weight, path[-1])
     saved = read_checkpoint(tmp_path / "model_final.pth")
     assert torch.equal(saved["model"]["head.weight"], path[-1])

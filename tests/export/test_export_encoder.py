@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import assert_close
 
 from the_mask.data.clips import Clip
 
@@ -36,9 +37,9 @@ def test_exported_stream_equals_eager(kind):
         for frame in frames(4):
             expected, state = model.step(frame, state)
             found, *tensors = exported[0](frame) if tensors is None else exported[1](frame, *tensors)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+            assert_close(found, expected, "layer")
     for own, other in zip(("queries", "class_sum", "count"), tensors, strict=True):
-        torch.testing.assert_close(other, state[own], rtol=1e-5, atol=1e-5)
+        assert_close(other, state[own], "layer")
 
 
 def test_onnx_stream_equals_eager(tmp_path):
@@ -65,7 +66,7 @@ def test_onnx_stream_equals_eager(tmp_path):
         session, program = sessions[0] if tensors is None else sessions[1]
         values = [frame.numpy(), *(tensors or [])]
         found, *tensors = session.run(None, dict(zip(program.inputs, values, strict=True)))
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+        assert_close(torch.from_numpy(found), expected, "peer")
 
 
 def test_image_model_exports_as_an_image():
@@ -75,6 +76,6 @@ def test_image_model_exports_as_an_image():
     with exportable():
         exported = torch.export.export(program.module, program.arguments, strict=False).module()
         (found,) = exported(frame)
-    torch.testing.assert_close(found, model.score_maps([Clip([frame])])[0][0], rtol=1e-5, atol=1e-5)
+    assert_close(found, model.score_maps([Clip([frame])])[0][0], "layer")
     with pytest.raises(ValueError, match="keeps nothing between frames"):
         stream_programs(model, SIZE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from tolerances import assert_close
 from torch import nn
 
 import the_mask.modeling  # noqa: F401
@@ -108,9 +109,9 @@ def test_stream_from_files(averaging, tmp_path, kind):
     still = stream(averaging, [frames[0], frames[0], *frames])[2:]
     alone = stream(averaging, frames)
     for number in range(6):
-        torch.testing.assert_close(found[number], still[number], atol=1e-5, rtol=1e-4)
+        assert_close(found[number], still[number], "network")
     assert not torch.allclose(alone[1], still[1], atol=1e-3)
-    torch.testing.assert_close(found[5], alone[5], atol=1e-5, rtol=1e-4)
+    assert_close(found[5], alone[5], "network")
 
 
 @pytest.mark.parametrize("output", ["scores", "labels"])
@@ -121,7 +122,7 @@ def test_image_of_any_fixed_size(averaging, tmp_path, output):
     for kind, session in (("torch", TorchSession), ("onnx", OnnxSession)):
         (found,) = session(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
         if output == "scores":
-            torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=1e-4)
+            assert_close(found, expected[0], "network")
         else:
             (labels,) = averaging.predict([Clip([frame])])
             assert found.dtype == torch.int32
@@ -135,7 +136,7 @@ def test_sizes_that_vary(averaging, tmp_path):
     (expected,) = averaging.score_maps([Clip([frame])])
     for kind, session in (("torch", TorchSession), ("onnx", OnnxSession)):
         (found,) = session(tmp_path / manifest["programs"]["image"]["files"][kind]["file"])(frame)
-        torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=1e-4)
+        assert_close(found, expected[0], "network")
     with pytest.raises(ValueError, match="multiples of 4 pixels"):
         image_program(averaging, (22, 30), dynamic=True)
 
@@ -152,7 +153,7 @@ def test_mask_classifier_to_onnx(tmp_path):
     assert {node.domain for node in graph.graph.node} == {""}
     frame = moving_frame((64, 96), 1)
     (expected,) = model.score_maps([Clip([frame])])
-    torch.testing.assert_close(OnnxSession(path)(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
+    assert_close(OnnxSession(path)(frame)[0], expected[0], "runtime")
 
 
 @pytest.mark.slow
@@ -167,7 +168,7 @@ def test_swiftnet_of_any_size(tmp_path):
         (expected,) = model.score_maps([Clip([frame])])
         for session in sessions:
             (found,) = session(frame)
-            torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-3)
+            assert_close(found, expected[0], "runtime")
 
 
 def test_mask_classifier_of_any_size(tmp_path):
@@ -179,7 +180,7 @@ def test_mask_classifier_of_any_size(tmp_path):
         frame = moving_frame(size, 1)
         (expected,) = model.score_maps([Clip([frame])])
         for session in sessions:
-            torch.testing.assert_close(session(frame)[0], expected[0], atol=1e-4, rtol=1e-3)
+            assert_close(session(frame)[0], expected[0], "runtime")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_segmentors_through_torch_export(name, tmp_path):
         module = to_exported(program).module()
         with exportable():
             for right, found in zip(program.module(*calls[0]), module(*calls[0]), strict=True):
-                torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-4)
+                assert_close(found, right, "network")
 
 
 def test_propagated_programs_are_the_stream(tmp_path):
@@ -219,7 +220,7 @@ def test_propagated_programs_are_the_stream(tmp_path):
             found, *state = programs["key" if number == 3 else "step"](frame, *state)
             results.append(found)
     for found, right in zip(results, stream(model, frames), strict=True):
-        torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-4)
+        assert_close(found, right, "network")
 
 
 def test_states_as_tensors():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from stream_cases import decoder_threads, source_of
+from tolerances import assert_close
 
 import the_mask.modeling  # noqa: F401
 from the_mask.config import load_config
@@ -75,7 +76,7 @@ def test_a_batch_gives_what_each_stream_gives_alone(name, batches):
     for frames, found in zip(videos, together(batcher, videos)):
         expected, _ = one_by_one(stream, frames)
         for right, result in zip(expected, found, strict=True):
-            torch.testing.assert_close(result, right, atol=1e-5, rtol=1e-4)
+            assert_close(result, right, "network")
 
 
 def test_keyframes_go_in_one_batch_and_the_others_in_another(monkeypatch):
@@ -236,7 +237,7 @@ def test_one_stream_of_a_batch_fails(asynchronous):
             alone.batcher.executor = LateExecutor(0)
         alone.add(source_of(frames))
         for result, expected in zip(found[name], alone.results(), strict=True):
-            torch.testing.assert_close(result, expected.output, atol=1e-5, rtol=1e-4)
+            assert_close(result, expected.output, "network")
         alone.close()
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import assert_close
 from toy_segmentor import ToySegmentor
 
 from the_mask.inference.ensemble import Ensemble, Member
@@ -40,7 +41,7 @@ def test_a_model_with_itself_is_that_model(normalization, mean):
         if mean == "arithmetic":
             assert torch.equal(result, expected)
         else:
-            torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-7)
+            assert_close(result, expected, "formula")
 
 
 def test_members_keep_their_own_preprocessing_and_state():
@@ -52,7 +53,7 @@ def test_members_keep_their_own_preprocessing_and_state():
     apart = [run(member.stream) for member in members]
     for index, result in enumerate(merged):
         expected = merge_scores([scores[index] for scores in apart], "temperature", "geometric", [2.0, 1.0], [1.5, 0.7])
-        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
+        assert_close(result, expected, "formula")
 
 
 def test_saved_scores_play_back_in_half_precision(tmp_path):
@@ -66,7 +67,7 @@ def test_saved_scores_play_back_in_half_precision(tmp_path):
         assert torch.equal(result, expected.half().float())
     both = Ensemble([Member(saved, "disk", NAMES), Member(scorer(), "model", NAMES)], "none")
     for result, expected in zip(run(both), scores, strict=True):
-        torch.testing.assert_close(result, expected, rtol=0, atol=1e-3)
+        assert_close(result, expected, "stored half")
     # Written once more, and nothing but the files is left.
     ScoreWriter(tmp_path, NAMES).write(("v", "0"), scores[0])
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["0.npz", "1.npz", "2.npz", "scores.json"]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tolerances import assert_close
 
 from the_mask.inference.merge import ScoreMean, merge_scores, normalize_scores, score_labels
 
@@ -15,22 +16,16 @@ def maps(count, classes=4, seed=0):
 def test_normalisations_against_float64():
     (scores,) = maps(1)
     exact = scores.double()
-    torch.testing.assert_close(normalize_scores(scores, "sum-to-one").double(), exact / exact.sum(0), rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        normalize_scores(scores, "softmax").double(), exact.exp() / exact.exp().sum(0), rtol=1e-6, atol=0
-    )
+    assert_close(normalize_scores(scores, "sum-to-one"), exact / exact.sum(0), "formula")
+    assert_close(normalize_scores(scores, "softmax"), exact.exp() / exact.exp().sum(0), "formula")
     power = exact ** (1 / 2.5)
-    torch.testing.assert_close(
-        normalize_scores(scores, "temperature", 2.5).double(), power / power.sum(0), rtol=1e-5, atol=0
-    )
+    assert_close(normalize_scores(scores, "temperature", 2.5), power / power.sum(0), "formula")
     assert torch.equal(normalize_scores(scores, "none"), scores)
 
 
 def test_temperature_on_a_softmax_divides_the_logits():
     logits = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        normalize_scores(logits.softmax(0), "temperature", 3.0), (logits / 3).softmax(0), rtol=1e-5, atol=1e-6
-    )
+    assert_close(normalize_scores(logits.softmax(0), "temperature", 3.0), (logits / 3).softmax(0), "sum")
 
 
 def test_sum_to_one_of_nothing_is_uniform():
@@ -51,21 +46,16 @@ def test_the_second_softmax_flattens_as_the_specification_says():
 def test_a_model_with_itself_is_that_model(mean, normalization):
     (scores,) = maps(1)
     merged = merge_scores([scores] * 3, normalization, mean, [0.2, 1.0, 3.0])
-    torch.testing.assert_close(merged, normalize_scores(scores, normalization), rtol=1e-5, atol=1e-6)
+    assert_close(merged, normalize_scores(scores, normalization), "sum")
 
 
 def test_weighted_means_against_float64():
     three, weights = maps(3), [0.5, 1.0, 2.5]
     stacked = torch.stack(three).double()
     w = torch.tensor(weights, dtype=torch.float64)[:, None, None, None]
-    torch.testing.assert_close(
-        merge_scores(three, weights=weights).double(), (stacked * w).sum(0) / w.sum(), rtol=1e-6, atol=0
-    )
-    torch.testing.assert_close(
-        merge_scores(three, mean="geometric", weights=weights).double(),
-        ((stacked.log() * w).sum(0) / w.sum()).exp(),
-        rtol=1e-5,
-        atol=0,
+    assert_close(merge_scores(three, weights=weights), (stacked * w).sum(0) / w.sum(), "formula")
+    assert_close(
+        merge_scores(three, mean="geometric", weights=weights), ((stacked.log() * w).sum(0) / w.sum()).exp(), "formula"
     )
 
 

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tolerances import assert_close
 from torch.nn import functional as F
 
 from the_mask.config.keys.inference import RefinementOptions
@@ -85,7 +86,7 @@ def test_the_local_step_against_a_loop():
                     total[y, x] += (x - left) / 1000
                     count[y, x] += 1
     expected = np.where(count > 0, total / np.maximum(count, 1), (whole[0, 0] > 0.5).numpy())
-    np.testing.assert_allclose(result[0, 0].numpy(), expected, atol=1e-6)
+    assert_close(result[0, 0], expected, "unit")
     assert (count == 0).any()
     assert all(call[1] for call in network.calls)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from tolerances import assert_close
 from torch import nn
 
 import the_mask.modeling  # noqa: F401
@@ -206,7 +207,7 @@ def test_norms_are_folded():
     expected = module(x)[0]
     fused = fuse_norms(module, [x])
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
-    torch.testing.assert_close(fused(x)[0], expected, rtol=1e-4, atol=1e-5)
+    assert_close(fused(x)[0], expected, "network")
 
 
 def test_bad_input(tmp_path, monkeypatch):

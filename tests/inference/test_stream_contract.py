@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import assert_close
 from toy_segmentor import ToySegmentor
 
 import the_mask.modeling  # noqa: F401
@@ -186,7 +187,7 @@ def test_streams_advanced_together_are_those_advanced_alone(case):
     for own, output, state in zip(videos, outputs, states, strict=True):
         expected, right = run(stream, own)
         # Batches may round otherwise.
-        torch.testing.assert_close(expected[-1].float(), output.float(), atol=1e-5, rtol=1e-4)
+        assert_close(expected[-1], output.float(), "network")
         assert {k: state[k] for k in ("stream", "size", "seen", "resets")} == {
             k: right[k] for k in ("stream", "size", "seen", "resets")
         }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
+from tolerances import assert_close
 from toy_segmentor import ToySegmentor
 
 import the_mask.modeling  # noqa: F401
@@ -52,7 +53,7 @@ def test_identity_view_equals_plain_inference(config):
             if output == "labels":
                 assert torch.equal(result, expected)
             else:
-                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+                assert_close(result, expected, "sum")
 
 
 def test_identity_view_of_clips_equals_predict():
@@ -82,8 +83,8 @@ def test_flip_of_a_symmetric_model_is_exact(stride, width):
         pixels = torch.from_numpy(frame(30, width)).permute(2, 0, 1).flip(-1)
         (scores,) = model.score_maps([Clip([pixels])])
         expected = resize_scores(scores[0], (30, width), (30, width), stride).flip(-1)
-        torch.testing.assert_close(mirrored, expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(flipped, (plain + expected) / 2, rtol=0, atol=1e-6)
+        assert_close(mirrored, expected, "unit")
+        assert_close(flipped, (plain + expected) / 2, "unit")
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
@@ -113,7 +114,7 @@ def test_views_equal_a_loop(mean, normalization):
             maps.append((full.softmax(0) if normalization == "softmax" else full).double())
     stacked = torch.stack(maps)
     expected = stacked.mean(0) if mean == "arithmetic" else stacked.log().mean(0).exp()
-    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
+    assert_close(result, expected, "sum")
     assert model.sizes[0] == (24, 32)
 
 
@@ -142,7 +143,7 @@ def test_every_view_has_its_own_state():
         for seed in range(3):
             scores, own = single.step(frame(seed=seed), own)
         alone.append(scores)
-    torch.testing.assert_close(merged, torch.stack(alone).mean(0), rtol=0, atol=1e-6)
+    assert_close(merged, torch.stack(alone).mean(0), "unit")
     assert len(state["views"]) == 4
     _, state = runner.step(frame(20, 20), state)
     assert state["resets"] == 1
@@ -154,7 +155,7 @@ def test_priors_take_the_geometry_of_the_view():
     runner = MultiView(model, make_views([1.0], True), output="scores")
     result, _ = runner.step(frame(), runner.init_state(), Hints(prior=prior))
     pixels = torch.from_numpy(frame().transpose(2, 0, 1).copy())
-    torch.testing.assert_close(result, model.step(pixels, model.init_state(), Hints(prior=prior))[0], rtol=0, atol=1e-6)
+    assert_close(result, model.step(pixels, model.init_state(), Hints(prior=prior))[0], "unit")
 
 
 def test_windows_inside_views():
@@ -164,7 +165,7 @@ def test_windows_inside_views():
     windowed = MultiView(SlidingWindow(model, (16, 24)), views, size_multiple=8, output="scores")
     expected, _ = plain.step(frame(32, 48), plain.init_state())
     result, _ = windowed.step(frame(32, 48), windowed.init_state())
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+    assert_close(result, expected, "unit")
 
 
 def test_scales_below_the_minimum():

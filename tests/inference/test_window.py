@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import assert_close
 from toy_segmentor import ToySegmentor
 
 from the_mask.data.clips import Clip
@@ -45,9 +46,9 @@ def test_windows_equal_the_whole_image_of_a_translation_invariant_model(stride, 
     scores, _ = runner.step(frame, runner.init_state())
     (clip,) = runner.score_maps([Clip([frame, frame.flip(-1)])])
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(clip[0], whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(clip[1], model.score_maps([Clip([frame.flip(-1)])])[0][0], rtol=0, atol=1e-6)
+    assert_close(scores, whole, "unit")
+    assert_close(clip[0], whole, "unit")
+    assert_close(clip[1], model.score_maps([Clip([frame.flip(-1)])])[0][0], "unit")
 
 
 def test_a_single_window_is_the_plain_model():
@@ -84,11 +85,11 @@ def test_every_window_is_a_stream_of_its_own():
     for frame in frames:
         scores, state = runner.step(frame, state)
         expected, plain = model.step(frame, plain)
-    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
+    assert_close(scores, expected, "unit")
     assert len(state["windows"]) == 4
     # Another size starts anew.
     other, state = runner.step(image(24, 20), state)
-    torch.testing.assert_close(other, model.step(image(24, 20), model.init_state())[0], rtol=0, atol=1e-6)
+    assert_close(other, model.step(image(24, 20), model.init_state())[0], "unit")
 
 
 def test_priors_are_cropped_with_the_window():
@@ -98,7 +99,7 @@ def test_priors_are_cropped_with_the_window():
     prior = PriorMap.from_labels(labels, 3)
     runner = SlidingWindow(model, (12, 12), (8, 8))
     scores, _ = runner.step(frame, runner.init_state(), Hints(prior=prior))
-    torch.testing.assert_close(scores, model.step(frame, model.init_state(), Hints(prior=prior))[0], rtol=0, atol=1e-6)
+    assert_close(scores, model.step(frame, model.init_state(), Hints(prior=prior))[0], "unit")
 
 
 def test_padding_of_small_inputs():

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
+from tolerances import assert_close
 from torch.nn import functional as F
 
 from the_mask.modeling.pixel.context.class_memory import ClassMemory, read_rows
@@ -64,14 +65,14 @@ def test_update_is_the_loop_over_pixels(prototypes, update_at):
     features, labels = batch()
     before = memory.rows.clone()
     memory.collect(features, labels, range(4))
-    torch.testing.assert_close(memory.rows, before, rtol=0, atol=0)
+    assert_close(memory.rows, before, "same")
     memory.update(0.3)
     if update_at == "labels":
         features = F.interpolate(features.double(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     else:
         labels = downsample_labels(labels, features.shape[-2:])
-    torch.testing.assert_close(memory.rows.double(), brute_force(before, features, labels, 0.3), rtol=2e-5, atol=2e-6)
-    torch.testing.assert_close(memory.rows[4], before[4], rtol=0, atol=0)  # an absent class keeps its rows
+    assert_close(memory.rows, brute_force(before, features, labels, 0.3), "sum")
+    assert_close(memory.rows[4], before[4], "same")  # an absent class keeps its rows
 
 
 @pytest.mark.parametrize("make", [filled, lambda: ClassMemory(K, C, 7)])
@@ -83,7 +84,7 @@ def test_bands_of_rows_add_up(monkeypatch, make):
     bands.collect(features, labels, range(4))
     whole.update(0.5)
     bands.update(0.5)
-    torch.testing.assert_close(whole.rows, bands.rows, rtol=1e-6, atol=1e-7)
+    assert_close(whole.rows, bands.rows, "formula")
 
 
 def test_moving_average_in_closed_form():
@@ -96,7 +97,7 @@ def test_moving_average_in_closed_form():
     for _ in range(7):
         memory.collect(maps, labels, [0])
         memory.update(0.2)
-    torch.testing.assert_close(memory.rows[:, 0], features + 0.8**7 * (start[:, 0] - features), rtol=1e-4, atol=1e-5)
+    assert_close(memory.rows[:, 0], features + 0.8**7 * (start[:, 0] - features), "network")
 
 
 def test_pixels_equal_to_their_prototype_take_the_plain_mean():
@@ -156,7 +157,7 @@ def test_random_pixel_is_a_pixel_of_the_class_and_repeats(prototypes):
     memory.collect(features, labels, range(4))
     memory.update(0.9)
     expected = brute_force(rows[2], features, labels, 0.9)
-    torch.testing.assert_close(memory.rows[:4].double(), expected[:4], rtol=2e-5, atol=2e-6)
+    assert_close(memory.rows[:4], expected[:4], "sum")
 
 
 def test_sums_are_of_all_micro_batches_and_reset_forgets():
@@ -170,7 +171,7 @@ def test_sums_are_of_all_micro_batches_and_reset_forgets():
     before = other.rows.clone()
     for memory in (whole, parts, other):
         memory.update(0.4)
-    torch.testing.assert_close(whole.rows, parts.rows, rtol=1e-6, atol=1e-7)
+    assert_close(whole.rows, parts.rows, "formula")
     assert torch.equal(other.rows, before)
 
 
@@ -206,7 +207,7 @@ def test_soft_read_is_the_expected_row():
     expected = torch.zeros(2, C, 3, 4, dtype=torch.float64)
     for k in range(K):
         expected += probabilities[:, k, None].double() * memory.rows[k, 0].double()[None, :, None, None]
-    torch.testing.assert_close(got[:, 0].double(), expected, rtol=1e-5, atol=1e-6)
+    assert_close(got[:, 0], expected, "sum")
 
 
 def test_no_gradient_reaches_or_leaves_the_memory():
@@ -302,4 +303,4 @@ def test_two_gloo_processes_equal_one(tmp_path: Path):
         assert torch.equal(rows0, rows1)
         assert torch.equal(seen0, seen1)
         assert torch.equal(seen0, seen)
-        torch.testing.assert_close(rows0, rows, rtol=1e-6, atol=1e-7)
+        assert_close(rows0, rows, "formula")

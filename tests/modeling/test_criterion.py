@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion_cases import K, Q, leaves, make_criterion, make_label, make_outputs, make_targets, naive_loss, scalars
+from tolerances import approx, assert_close
 
 from the_mask.config import load_config
 from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
@@ -58,11 +59,11 @@ def test_one_round_equals_transformers(monkeypatch, fixed_points, void):
     for name, value in ours.items():
         other = name.replace("loss_ce", "loss_cross_entropy")
         weight = 2.0 if "_ce" in name else 5.0
-        torch.testing.assert_close(value, weight * theirs[other], rtol=1e-4, atol=1e-5)
+        assert_close(value, weight * theirs[other], "network")
     gradients = torch.autograd.grad(sum(ours.values()), leaves(outputs))
     total = sum((2.0 if "cross" in k else 5.0) * v for k, v in theirs.items())
     for got, want in zip(gradients, torch.autograd.grad(total, leaves(outputs)), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+        assert_close(got, want, "gradient")
 
 
 CASES = {
@@ -96,16 +97,16 @@ def test_equals_the_naive_loss(case, fixed_points, monkeypatch):
     got = make_criterion(**options)(outputs, targets, [1, 2])
     want, costs = naive_loss(outputs, targets, [1, 2], options, fixed_points)
     for a, b in zip(found, costs, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5)
+        assert_close(a, b, "network")
     assert set(got) == set(want)
     for name in want:
         assert got[name].dtype == torch.float32
-        assert got[name].item() == pytest.approx(want[name].item(), rel=2e-4, abs=2e-5), name
+        assert got[name].item() == approx(want[name].item(), "network"), name
     gradients = torch.autograd.grad(sum(got.values()), leaves(outputs), allow_unused=True)
     expected = torch.autograd.grad(sum(want.values()), leaves(outputs), allow_unused=True, materialize_grads=True)
     for a, b in zip(gradients, expected, strict=True):
         assert a is not None, "every output must stay in the graph"
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+        assert_close(a, b, "gradient")
 
 
 def test_sampled_secondary_loss_estimates_the_dense_one():
@@ -142,7 +143,7 @@ def test_frame_branch_with_the_clip_branch_s_masks_has_a_quarter_of_its_losses(f
         s["pred_logits"] = s["pred_logits"].unsqueeze(1).expand(-1, 3, -1, -1)
     result = scalars(make_criterion(rounds=2)(outputs, targets, [1, 2]))
     for name in [n for n in result if not n.startswith("frame_")]:
-        assert result["frame_" + name] == pytest.approx(0.25 * result[name], rel=1e-5)
+        assert result["frame_" + name] == approx(0.25 * result[name], "formula")
     assert len(result) == 30
 
 
@@ -166,7 +167,7 @@ def test_ignored_pixels_do_not_matter():
     for options in ({"importance_sample_ratio": 0.0}, {"importance_sample_ratio": 0.0, "rounds": 2}):
         criterion = make_criterion(**options)
         first, second = criterion(outputs, targets, [1]), criterion(changed, targets, [1])
-        assert scalars(first) == pytest.approx(scalars(second), rel=1e-5)
+        assert scalars(first) == approx(scalars(second), "formula")
         without = make_criterion(**options, valid_mask=False)(changed, targets, [1])
         assert without["loss_mask"].item() > first["loss_mask"].item() + 1
 
@@ -197,7 +198,7 @@ def test_a_clip_s_losses_do_not_depend_on_its_batch(monkeypatch):
         parts.append(criterion(*part(b)))
     for name, value in together.items():
         # Gradients are averaged over ranks, and so are losses.
-        assert value.item() == pytest.approx((parts[0][name] + parts[1][name]).item() / 2, rel=1e-4, abs=1e-6), name
+        assert value.item() == approx((parts[0][name] + parts[1][name]).item() / 2, "sum"), name
 
 
 def test_order_of_queries_does_not_matter():
@@ -209,7 +210,7 @@ def test_order_of_queries_does_not_matter():
     shuffled["frame"] = {**shuffle(frame), "aux_outputs": [shuffle(a) for a in frame["aux_outputs"]]}
     criterion = make_criterion(rounds=2)
     first, second = scalars(criterion(outputs, targets, [1, 2])), scalars(criterion(shuffled, targets, [1, 2]))
-    assert first == pytest.approx(second, rel=1e-4)
+    assert first == approx(second, "sum")
 
 
 def test_seeds_decide_the_points():

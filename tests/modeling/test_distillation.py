@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from tolerances import approx, assert_close
 
 from the_mask.config import load_config
 from the_mask.data.clips import Clip
@@ -36,7 +37,7 @@ def test_pixel_term_is_the_formula():
         total += float(-(t * (s - s.exp().sum().log())).sum())
         count += 1
     got = pixel_distillation(student, teacher, tau, valid)
-    assert got.item() == pytest.approx(tau**2 * total / count, rel=1e-5)
+    assert got.item() == approx(tau**2 * total / count, "formula")
     assert pixel_distillation(student, teacher, tau, valid & False).item() == 0
 
 
@@ -65,7 +66,7 @@ def test_pair_term_is_the_formula():
     for b in range(2):
         pairs = zip(affinity(student[b]), affinity(teacher[b]), strict=True)
         total += sum((s - t) ** 2 for s, t in pairs)
-    assert pair_distillation(student, teacher, 0.5).item() == pytest.approx(total / (2 * 36), rel=1e-5)
+    assert pair_distillation(student, teacher, 0.5).item() == approx(total / (2 * 36), "formula")
     assert region_affinity(maps(1, 6, 4, 8), 0.5).shape == (1, 4, 4)
     assert region_affinity(maps(1, 6, 4, 8), 1.0).shape == (1, 1, 1)
 
@@ -143,7 +144,7 @@ def test_distilled_segmentor_is_its_student_to_the_outside(teacher_file):
     losses = model(clips())
     # Dropout of the student draws random numbers; that the teacher was built in the first call changed none of them.
     torch.set_rng_state(random_state)
-    torch.testing.assert_close(model(clips()), losses, rtol=0, atol=0)
+    assert_close(model(clips()), losses, "same")
     assert set(losses) == {"loss_ce", "loss_distill_pixel", "loss_distill_pair"}
     assert all(math.isfinite(value.item()) and value > 0 for value in losses.values())
     sum(losses.values()).backward()

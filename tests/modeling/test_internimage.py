@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
+from tolerances import assert_close
 from torchvision.ops import deform_conv2d
 
 from the_mask.config import load_config
@@ -177,7 +178,7 @@ def test_equals_a_naive_float64_network(variant):
         features = model(x)
     for level, want in zip(("res2", "res3", "res4", "res5"), expected, strict=True):
         assert features[level].is_contiguous()
-        torch.testing.assert_close(features[level], want, rtol=1e-9, atol=1e-9)
+        assert_close(features[level], want, "network")
 
 
 def test_published_drop_path_and_layer_scale():

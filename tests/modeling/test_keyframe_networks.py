@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from tolerances import assert_close
 from torch.nn import functional as F
 
 from the_mask.modeling.propagation import CopyPropagator, GSVNet, WarpPropagator, geometry
@@ -89,7 +90,7 @@ class TestGeometry:
         corners = F.interpolate(frames.float(), size=(8, 12), mode="bilinear", align_corners=True)
         torch.testing.assert_close(geometry.downscale_frames(frames, 8), half_pixel)
         # torch computes the positions in float32.
-        torch.testing.assert_close(geometry.downscale_frames(frames, 8, align_corners=True), corners, atol=1e-2, rtol=0)
+        assert_close(geometry.downscale_frames(frames, 8, align_corners=True), corners, "stored half")
 
     def test_grid_change_equals_interpolate(self):
         scores = draw(5, 16, 24)
@@ -113,13 +114,13 @@ class TestGeometry:
         if align_corners:
             back = geometry.from_aligned_grid(small, size, 4)
             plain = geometry.cell_centres(21, 4, size[1], False, None).clamp(0, size[1] - 1)
-            torch.testing.assert_close(back[0, 3].double(), plain, atol=1e-3, rtol=0)
+            assert_close(back[0, 3], plain, "stored half")
 
 
 class TestWarp:
     def test_zero_flow_is_identity(self):
         x = draw(2, 5, 9, 13)
-        torch.testing.assert_close(geometry.warp(x, torch.zeros(2, 2, 9, 13)), x, atol=1e-5, rtol=1e-5)
+        assert_close(geometry.warp(x, torch.zeros(2, 2, 9, 13)), x, "layer")
 
     def test_constant_flow_shifts(self):
         """Flow (x=+1, y=0) reads the cell to the right: the picture moves left."""
@@ -127,23 +128,23 @@ class TestWarp:
         flow = torch.zeros(1, 2, 6, 8)
         flow[:, 0] = 1
         moved = geometry.warp(x, flow)
-        torch.testing.assert_close(moved[..., :-1], x[..., 1:], atol=1e-5, rtol=1e-4)
+        assert_close(moved[..., :-1], x[..., 1:], "network")
         assert moved[..., -1].abs().max() == 0
         flow = torch.zeros(1, 2, 6, 8)
         flow[:, 1] = -2
         moved = geometry.warp(x, flow)
-        torch.testing.assert_close(moved[..., 2:, :], x[..., :-2, :], atol=1e-5, rtol=1e-4)
+        assert_close(moved[..., 2:, :], x[..., :-2, :], "network")
 
     @pytest.mark.parametrize("size", [(6, 9), (1, 4), (5, 1)])
     def test_equals_a_loop(self, size):
         x, flow = draw(2, 3, *size), 3 * draw(2, 2, *size, seed=1)
         expected = torch.stack([naive_warp(a, b) for a, b in zip(x, flow)])
-        torch.testing.assert_close(geometry.warp(x, flow).double(), expected, atol=1e-4, rtol=1e-4)
+        assert_close(geometry.warp(x, flow), expected, "peer")
 
     def test_positions_stay_exact_under_autocast(self):
         x, flow = draw(1, 3, 16, 256), draw(1, 2, 16, 256)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(geometry.warp(x, flow), geometry.warp(x, flow.float()), atol=0, rtol=0)
+            assert_close(geometry.warp(x, flow), geometry.warp(x, flow.float()), "same")
             assert geometry.warp(x, flow).dtype == torch.float32
 
 
@@ -167,9 +168,7 @@ class TestFilter:
         expected = torch.stack(
             [naive_filter(scores[b], weights[b], shifts, None if intra is None else intra[b], zeros) for b in range(2)]
         )
-        torch.testing.assert_close(
-            dynamic_filter(scores, weights, shifts, intra, zeros).double(), expected, atol=1e-5, rtol=1e-5
-        )
+        assert_close(dynamic_filter(scores, weights, shifts, intra, zeros), expected, "layer")
 
     def test_equals_correlation_with_the_stored_kernels(self):
         """The released code's way: 3-D convolution with impulse kernels, the ninth of zeros."""
@@ -288,7 +287,7 @@ class TestNetworks:
         d1, d2, d3, d4 = (getattr(flow, f"conv_dilate_{i}")(x) for i in (1, 2, 3, 4))
         merged = flow.conv_merge(torch.cat([d1, d1 + d2, d1 + d2 + d3, d1 + d2 + d3 + d4], dim=1)) + x
         expected = F.interpolate(flow.toflow(merged), size=(16, 32), mode="bilinear", align_corners=True) / 4
-        torch.testing.assert_close(flow(frame, previous), expected, atol=1e-5, rtol=1e-4)
+        assert_close(flow(frame, previous), expected, "network")
         assert expected.shape[-2:] == (16, 32)
         assert x.shape[-2:] == (4, 8)
 
@@ -313,9 +312,9 @@ class TestPropagators:
         for b in range(3):
             alone = model(*(x[b : b + 1] for x in inputs))
             row = together.row(b)
-            torch.testing.assert_close(row.scores, alone.scores, atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(row.queries, alone.queries, atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(row.warp_error, alone.warp_error, atol=1e-5, rtol=1e-4)
+            assert_close(row.scores, alone.scores, "network")
+            assert_close(row.queries, alone.queries, "network")
+            assert_close(row.warp_error, alone.warp_error, "network")
 
     def test_masks_move_like_classes_without_their_intra_slot(self):
         """A query's channel equal to a class channel gets the filter without the intra slot, renormalised."""
@@ -330,7 +329,7 @@ class TestPropagators:
         weights = raw.softmax(dim=1)[:, :-1]
         weights = weights / weights.sum(dim=1, keepdim=True)
         expected = dynamic_filter(geometry.warp(queries, flow), weights, displacements(1))
-        torch.testing.assert_close(result.queries, expected, atol=1e-5, rtol=1e-4)
+        assert_close(result.queries, expected, "network")
         # The number of masks is free.
         assert model(scores, frame, previous, draw(1, 1, 9, 11)).queries.shape == (1, 1, 9, 11)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from tolerances import assert_close
 from torch.nn import functional as F
 
 import the_mask.modeling
@@ -189,7 +190,7 @@ def test_a_clip_does_not_depend_on_its_batch():
         (alone,) = model.score_maps([clip])
         height, width = clip.frames[0].shape[-2:]
         assert scores.shape == (len(clip.frames), 9, -(-height // 4), -(-width // 4))
-        torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-5)
+        assert_close(scores, alone, "layer")
 
 
 @pytest.mark.parametrize("name", [ONE, VIDEO])
@@ -211,12 +212,12 @@ def test_merging_at_the_input_as_released(name):
     expected = expected[:, :50, :70]
     (scores,) = model.score_maps([clip])
     assert model.score_stride == 1
-    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=1e-5)
+    assert_close(scores[0], expected, "layer")
     (output,) = model([clip])
     resized = F.interpolate(expected[None], size=(75, 105), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(output["sem_seg"][0], resized, atol=1e-5, rtol=1e-5)
+    assert_close(output["sem_seg"][0], resized, "layer")
     streamed, _ = model.step(clip.frames[0], model.init_state())
-    torch.testing.assert_close(streamed, scores[0], atol=1e-5, rtol=1e-5)
+    assert_close(streamed, scores[0], "layer")
     with pytest.raises(ValueError, match="MERGE_AT input: set it to mask"):
         model.step_queries(clip.frames[0], model.init_state())
 
@@ -249,7 +250,7 @@ def test_padded_training_equals_labels_padded_with_ignore():
     )
     a, b = model([small]), model([large])
     for name, value in a.items():
-        torch.testing.assert_close(value, b[name], atol=1e-5, rtol=1e-5)
+        assert_close(value, b[name], "layer")
 
 
 def test_bf16_autocast_trains_and_predicts():

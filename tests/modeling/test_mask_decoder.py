@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig
@@ -55,7 +56,7 @@ def test_attention_equals_torch(masked):
         allowed[..., 0] = True
         blocked = (~allowed).repeat_interleave(4, dim=0)
     expected, _ = theirs(query, key, value, attn_mask=blocked)
-    torch.testing.assert_close(ours(query, key, value, allowed), expected, atol=1e-6, rtol=1e-5)
+    assert_close(ours(query, key, value, allowed), expected, "sum")
 
 
 def test_attention_dropout_acts_in_training_only():
@@ -82,9 +83,9 @@ def test_mask_logits_equal_einsum():
     per_clip = torch.randn(2, 6, 8, generator=generator)
     per_frame = torch.randn(2, 3, 6, 8, generator=generator)
     expected = torch.einsum("bqc,btchw->bqthw", per_clip, features)
-    torch.testing.assert_close(mask_logits(per_clip, features), expected, atol=1e-5, rtol=1e-5)
+    assert_close(mask_logits(per_clip, features), expected, "layer")
     expected = torch.einsum("btqc,btchw->bqthw", per_frame, features)
-    torch.testing.assert_close(mask_logits(per_frame, features), expected, atol=1e-5, rtol=1e-5)
+    assert_close(mask_logits(per_frame, features), expected, "layer")
 
 
 def test_attention_mask_equals_resized_masks():
@@ -156,8 +157,8 @@ def test_equals_transformers(channels):
     sets = [*outputs["aux_outputs"], outputs]
     assert len(sets) == len(expected.masks_queries_logits) == len(logits) == 5
     for got, masks, classes in zip(sets, expected.masks_queries_logits, logits, strict=True):
-        torch.testing.assert_close(got["pred_masks"][:, :, 0], masks, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(got["pred_logits"], classes, atol=1e-4, rtol=1e-4)
+        assert_close(got["pred_masks"][:, :, 0], masks, "peer")
+        assert_close(got["pred_logits"], classes, "peer")
 
 
 def test_parameter_count_of_the_one_frame_decoder():
@@ -185,8 +186,8 @@ def test_a_repeated_frame_changes_nothing():
     maps, mask_features = inputs(1)
     one = decoder(maps, mask_features, 1)
     two = decoder([m.repeat(2, 1, 1, 1) for m in maps], mask_features.repeat(2, 1, 1, 1), 2)
-    torch.testing.assert_close(two["pred_logits"], one["pred_logits"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(two["pred_masks"], one["pred_masks"].repeat(1, 1, 2, 1, 1), atol=1e-4, rtol=1e-4)
+    assert_close(two["pred_logits"], one["pred_logits"], "layer")
+    assert_close(two["pred_masks"], one["pred_masks"].repeat(1, 1, 2, 1, 1), "peer")
 
 
 @pytest.mark.parametrize(("encoding", "same"), [("sine2d", True), ("sine3d", False)])
@@ -204,7 +205,7 @@ def test_clips_of_a_batch_do_not_mix():
     maps, mask_features = inputs(4)
     batch = decoder(maps, mask_features, 2)
     second = decoder([m[2:] for m in maps], mask_features[2:], 2)
-    torch.testing.assert_close(batch["pred_masks"][1:], second["pred_masks"], atol=1e-4, rtol=1e-4)
+    assert_close(batch["pred_masks"][1:], second["pred_masks"], "peer")
 
 
 def test_last_frame_only():
@@ -213,7 +214,7 @@ def test_last_frame_only():
     whole = decoder(maps, mask_features, 3)
     last = decoder(maps, mask_features, 3, last_frame_only=True)
     assert torch.equal(last["pred_logits"], whole["pred_logits"])
-    torch.testing.assert_close(last["pred_masks"], whole["pred_masks"][:, :, 2:], atol=1e-5, rtol=1e-5)
+    assert_close(last["pred_masks"], whole["pred_masks"][:, :, 2:], "layer")
 
 
 def test_blocked_queries_stay_finite():
@@ -272,7 +273,7 @@ def test_can_be_exported(name):
     program = torch.export.export(decoder, (maps, mask_features, 2))
     outputs = program.module()(maps, mask_features, 2)
     expected = decoder(maps, mask_features, 2)
-    torch.testing.assert_close(outputs["pred_masks"], expected["pred_masks"], atol=1e-4, rtol=1e-4)
+    assert_close(outputs["pred_masks"], expected["pred_masks"], "peer")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from tolerances import assert_close
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
@@ -80,10 +81,10 @@ def test_equals_transformers(size):
     with torch.no_grad():
         mask_features, scales = ours(maps)
         expected = theirs(list(maps.values()))
-    torch.testing.assert_close(mask_features, expected.mask_features, atol=1e-4, rtol=1e-4)
+    assert_close(mask_features, expected.mask_features, "peer")
     assert len(scales) == 3
     for a, b in zip(scales, expected.multi_scale_features, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert_close(a, b, "peer")
 
 
 def test_description_matches_the_maps():
@@ -101,7 +102,7 @@ def test_frames_do_not_mix():
     whole, _ = decoder(maps)
     for t in range(3):
         alone, _ = decoder({name: x[t : t + 1] for name, x in maps.items()})
-        torch.testing.assert_close(whole[t : t + 1], alone, atol=1e-5, rtol=1e-5)
+        assert_close(whole[t : t + 1], alone, "layer")
 
 
 def test_without_fpn_and_with_two_fpn_steps():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import approx
 from torch.nn import functional as F
 
 from the_mask.modeling.pixel.pixel_loss import HardPixels, pixel_loss
@@ -35,7 +36,7 @@ def test_ohem_keeps_what_brute_force_keeps(seed, threshold, min_kept):
     assert set(map(tuple, torch.nonzero(kept).tolist())) == expected
     loss = pixel_loss(logits, labels, 255, HardPixels(threshold, min_kept))
     mean = sum(-math.log(float(logits.softmax(1)[b, labels[b, i, j], i, j])) for b, i, j in expected) / len(expected)
-    assert float(loss) == pytest.approx(mean, rel=1e-5)
+    assert float(loss) == approx(mean, "formula")
 
 
 def test_plain_loss_is_the_mean_over_valid_pixels_at_label_size():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import assert_close
 
 from the_mask.modeling.mask import points as P
 
@@ -51,12 +52,12 @@ def test_all_samplers_equal_the_loop(size, channels, seed):
     points = some_points(12, seed)
     expected = torch.tensor([[bilinear_loop(m.double(), *p) for p in points.double().tolist()] for m in maps])
     got = P.point_sample(maps[None], points[None])[0]
-    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(shared(maps, points), expected, atol=2e-5, rtol=1e-5)
+    assert_close(got, expected, "layer")
+    assert_close(shared(maps, points), expected, "layer")
     # A transposed, non-contiguous map of lower precision.
     view = maps.transpose(1, 2)
     flipped = points.flip(1)
-    torch.testing.assert_close(shared(view, flipped), expected, atol=2e-5, rtol=1e-5)
+    assert_close(shared(view, flipped), expected, "layer")
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,7 +68,7 @@ def test_index_sample_equals_sampling_one_hot_maps(size, values, seed, small):
     one_hot = F.one_hot(index, values).permute(2, 0, 1).float()
     expected = P.point_sample(one_hot[None], points[None])[0].t()
     index = index.to(torch.uint8 if small else torch.int16)
-    torch.testing.assert_close(P.shared_index_sample(index, points, values), expected, atol=2e-5, rtol=0)
+    assert_close(P.shared_index_sample(index, points, values), expected, "sample")
 
 
 def test_corner_weights_inside_sum_to_one():

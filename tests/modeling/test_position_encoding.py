@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tolerances import assert_close
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding
 
 from the_mask.modeling.mask.position_encoding import position_encoding, sine_2d, sine_2d_clip, sine_3d_clip, sine_axis
@@ -29,16 +30,16 @@ def test_clip_encodings_equal_a_loop(frames, height, width, channels):
             for x in range(width):
                 half = channels // 2
                 expected = loop_axis(y + 1, height, half) + loop_axis(x + 1, width, half)
-                torch.testing.assert_close(plane[t, :, y, x], torch.tensor(expected), atol=2e-6, rtol=0)
+                assert_close(plane[t, :, y, x], torch.tensor(expected), "unit")
                 z = loop_axis(t + 1, frames, channels)
                 expected = [a + b for a, b in zip(expected, z, strict=True)]
-                torch.testing.assert_close(volume[t, :, y, x], torch.tensor(expected), atol=4e-6, rtol=0)
+                assert_close(volume[t, :, y, x], torch.tensor(expected), "unit")
 
 
 def test_2d_equals_transformers():
     reference = Mask2FormerSinePositionEmbedding(num_position_features=16, normalize=True)
     expected = reference((2, 32, 5, 9), torch.device("cpu"), torch.float32, None)
-    torch.testing.assert_close(sine_2d(5, 9, 32), expected[0], atol=1e-6, rtol=0)
+    assert_close(sine_2d(5, 9, 32), expected[0], "unit")
 
 
 @pytest.mark.parametrize(("frames", "angles"), [(1, [2 * math.pi]), (2, [math.pi, 2 * math.pi])])
@@ -53,7 +54,7 @@ def test_frame_axis_ends_at_two_pi(frames, angles):
 def test_one_frame_differs_from_the_image_encoding_by_a_constant():
     offset = sine_3d_clip(1, 4, 6, 16) - sine_2d_clip(1, 4, 6, 16)
     assert offset.abs().max() > 0.5
-    torch.testing.assert_close(offset, offset[:, :, :1, :1].expand_as(offset), atol=1e-6, rtol=0)
+    assert_close(offset, offset[:, :, :1, :1].expand_as(offset), "unit")
 
 
 def test_bad_arguments_are_named():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from tolerances import assert_close
 from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
@@ -165,7 +166,7 @@ class TestStream:
             # From stride 2 to 4: means of 2x2 cells, the border repeated.
             padded = F.pad(probabilities[None], (0, alone.shape[-1] % 2, 0, alone.shape[-2] % 2), mode="replicate")
             expected = F.avg_pool2d(padded[..., rows, :], 2)[0]
-            torch.testing.assert_close(score, expected / expected.sum(dim=0), atol=1e-5, rtol=1e-4)
+            assert_close(score, expected / expected.sum(dim=0), "network")
 
     def test_copy_repeats_the_keyframe(self):
         scores, _ = stream(wrap(max_gap=3), frames(4))
@@ -186,7 +187,7 @@ class TestStream:
             scores, new = model.step_many([videos[i][t] for i in active], [states[i] for i in active])
             for i, score, state in zip(active, scores, new):
                 states[i] = state
-                torch.testing.assert_close(score, alone[i][t - i], atol=1e-5, rtol=1e-4)
+                assert_close(score, alone[i][t - i], "network")
 
     def test_cutting_a_stream_in_two_changes_nothing(self):
         """The state goes to a file and back between any two frames."""
@@ -277,7 +278,7 @@ class TestStream:
         model = wrap(GSVNet(3), max_gap=2)
         many = clips(3, length=4)
         for clip, scores in zip(many, model.score_maps(many)):
-            torch.testing.assert_close(scores, torch.stack(stream(model, clip.frames)[0]), atol=1e-5, rtol=1e-4)
+            assert_close(scores, torch.stack(stream(model, clip.frames)[0]), "network")
         labels = model.predict(many)
         assert [tuple(x.shape) for x in labels[0]] == [(20, 28)] * 4
 
@@ -352,7 +353,7 @@ class TestQueries:
         assert queries.shape == (12 * (2 if "video" in name else 1), h, w)
         combined = torch.einsum("qk,qhw->khw", states[0]["query_classes"], queries.sigmoid())
         (alone,) = model.segmentor.score_maps([Clip(video[:1])])
-        torch.testing.assert_close(combined, alone[0], atol=1e-4, rtol=1e-3)
+        assert_close(combined, alone[0], "runtime")
         torch.testing.assert_close(states[1]["query_classes"], states[0]["query_classes"])
         same = torch.equal(states[1]["queries"], queries)
         assert same == (propagator == "copy")
@@ -448,7 +449,7 @@ class TestTraining:
         assert model.segmentor.frames == 4
         for name in expected:
             # Kept in half precision.
-            torch.testing.assert_close(first[name], expected[name], atol=2e-3, rtol=1e-3)
+            assert_close(first[name], expected[name], "stored half")
             torch.testing.assert_close(again[name], first[name])
         files = sorted(path.relative_to(tmp_path / "cache").as_posix() for path in tmp_path.rglob("*.pt"))
         assert files == ["toy/v0/1.pt", "toy/v0/3.pt", "toy/v1/1.pt", "toy/v1/3.pt"]

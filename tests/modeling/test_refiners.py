@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import approx, assert_close
 from torch.nn import functional as F
 
 from the_mask.config import load_config
@@ -98,7 +99,7 @@ def test_batches_equal_single_crops(tiny):
     with torch.no_grad():
         together, _ = tiny.refine(images, masks)
         alone = torch.cat([tiny.refine(images[i : i + 1], masks[i : i + 1])[0] for i in range(3)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert_close(together, alone, "network")
 
 
 def test_a_new_network_ignores_the_masks():
@@ -122,9 +123,9 @@ def test_losses_against_float64():
         t = truth.double().numpy()
         entropy = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
         expected = entropies[name] * entropy + distances[name] * (np.abs(p - t).mean() + ((p - t) ** 2).mean())
-        assert losses[f"loss_{name}"].item() == pytest.approx(expected, rel=1e-5)
+        assert losses[f"loss_{name}"].item() == approx(expected, "formula")
     edges = [slow_sobel(m.double().numpy()[:, 0]) for m in (outputs["out"].sigmoid(), truth)]
-    assert losses["loss_gradient"].item() == pytest.approx(5 * np.abs(edges[0] - edges[1]).mean(), rel=1e-4)
+    assert losses["loss_gradient"].item() == approx(5 * np.abs(edges[0] - edges[1]).mean(), "sum")
 
 
 def slow_sobel(maps):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
+from tolerances import assert_close
 from torch import nn
 
 from the_mask.config import load_config
@@ -66,7 +67,7 @@ def test_resnet50_equals_torchvision():
         y = twin.maxpool(twin.relu(twin.bn1(twin.conv1(x))))
         for i, level in enumerate(LEVELS, start=1):
             y = getattr(twin, f"layer{i}")(y)
-            torch.testing.assert_close(features[level], y, rtol=1e-4, atol=1e-4)
+            assert_close(features[level], y, "peer")
 
 
 @pytest.mark.parametrize("depth", [101, 152])
@@ -116,7 +117,7 @@ def test_resnet18_equals_a_naive_network():
     with torch.no_grad():
         expected, features = naive_resnet18(model.state_dict(), x), model(x)
     for level, want in zip(LEVELS, expected, strict=True):
-        torch.testing.assert_close(features[level], want, rtol=1e-9, atol=1e-9)
+        assert_close(features[level], want, "network")
 
 
 @pytest.mark.parametrize(("depth", "width"), [(18, 64), (50, 256)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import assert_close
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +24,7 @@ def test_semantic_scores_equal_einsum(chunk):
     expected = torch.einsum("qc,qhw->chw", logits.double().softmax(-1)[:, :-1], masks.double().sigmoid())
     scores = semantic_scores(logits, masks, chunk)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores.double(), expected, atol=1e-6, rtol=1e-6)
+    assert_close(scores, expected, "formula")
 
 
 def test_semantic_scores_of_a_strided_half_precision_mask():
@@ -32,7 +33,7 @@ def test_semantic_scores_of_a_strided_half_precision_mask():
     assert torch.equal(semantic_scores(logits, masks), expected)
     half = semantic_scores(logits.bfloat16(), masks.bfloat16())
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, expected, atol=0.05, rtol=0.05)
+    assert_close(half, expected, "layer")
 
 
 class LargestTensor(TorchDispatchMode):
@@ -59,7 +60,7 @@ def test_enlarged_masks_are_merged_as_released(chunk, enlarge):
     expected = torch.einsum("qc,qhw->chw", logits.double().softmax(-1)[:, :-1], large.sigmoid())
     with LargestTensor() as largest:
         scores = semantic_scores(logits, masks, chunk, enlarge)
-    torch.testing.assert_close(scores.double(), expected, atol=1e-5, rtol=1e-5)
+    assert_close(scores, expected, "layer")
     if chunk <= 100:
         assert largest.elements < large.numel() // 2
     half = semantic_scores(logits.bfloat16(), masks.bfloat16(), chunk, enlarge)
@@ -107,12 +108,12 @@ def test_tiles_equal_two_interpolations(height, width, out_height, out_width, st
     network, output = (height, width), (out_height, out_width)
     scores = random(3, math.ceil(height / stride), math.ceil(width / stride), seed=height * width)
     expected = two_steps(scores, network, output, stride)
-    torch.testing.assert_close(resize_scores(scores, network, output, stride), expected, atol=1e-5, rtol=1e-5)
+    assert_close(resize_scores(scores, network, output, stride), expected, "layer")
     tiles = [
         resize_scores(scores, network, output, stride, slice(start, start + tile))
         for start in range(0, out_height, tile)
     ]
-    torch.testing.assert_close(torch.cat(tiles, dim=1), expected, atol=1e-5, rtol=1e-5)
+    assert_close(torch.cat(tiles, dim=1), expected, "layer")
 
 
 @pytest.mark.parametrize("output", [(48, 64), (45, 61), (96, 100), (20, 30)])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
 
@@ -152,7 +153,7 @@ def test_equals_the_slow_oracle(frames, init):
                 (frame["pred_logits"], "frame_logits"),
                 (frame["pred_masks"], "frame_masks"),
             ):
-                torch.testing.assert_close(got[b].double(), want[name], atol=2e-4, rtol=1e-4)
+                assert_close(got[b], want[name], "masks")
 
 
 def test_parameter_count_of_the_video_decoder():
@@ -178,12 +179,12 @@ def test_permuting_frames_permutes_outputs_without_position():
     order = torch.tensor([2, 0, 1])
     straight = decoder(maps, mask_features, 3)
     shuffled = decoder([m[order] for m in maps], mask_features[order], 3)
-    torch.testing.assert_close(shuffled["pred_logits"], straight["pred_logits"], atol=1e-4, rtol=1e-4)
+    assert_close(shuffled["pred_logits"], straight["pred_logits"], "peer")
     for branch in (lambda o: o, lambda o: o["frame"]):
         expected = branch(straight)["pred_masks"][:, :, order]
-        torch.testing.assert_close(branch(shuffled)["pred_masks"], expected, atol=2e-4, rtol=1e-4)
+        assert_close(branch(shuffled)["pred_masks"], expected, "masks")
     expected = straight["frame"]["pred_logits"][:, order]
-    torch.testing.assert_close(shuffled["frame"]["pred_logits"], expected, atol=1e-4, rtol=1e-4)
+    assert_close(shuffled["frame"]["pred_logits"], expected, "peer")
 
 
 def test_the_frame_axis_of_the_encoding_has_no_effect():
@@ -191,8 +192,8 @@ def test_the_frame_axis_of_the_encoding_has_no_effect():
     volume, plane = build(), build(**{"MASK_FORMER.POSITION_ENCODING": "sine2d"})
     maps, mask_features = inputs(3)
     a, b = volume(maps, mask_features, 3), plane(maps, mask_features, 3)
-    torch.testing.assert_close(a["pred_logits"], b["pred_logits"], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(a["frame"]["pred_masks"], b["frame"]["pred_masks"], atol=2e-4, rtol=1e-4)
+    assert_close(a["pred_logits"], b["pred_logits"], "peer")
+    assert_close(a["frame"]["pred_masks"], b["frame"]["pred_masks"], "masks")
 
 
 def test_frame_queries_start_from_their_own_frame_only():
@@ -223,8 +224,8 @@ def test_identity_start_begins_where_stage_1_ended():
         got = stage2(maps, mask_features, 1, aux=True)
         if init == "identity":
             for want, have in zip(expected["aux_outputs"][:2], got["frame"]["aux_outputs"][:2], strict=True):
-                torch.testing.assert_close(have["pred_logits"][:, 0], want["pred_logits"], atol=1e-4, rtol=1e-4)
-                torch.testing.assert_close(have["pred_masks"], want["pred_masks"], atol=1e-3, rtol=1e-4)
+                assert_close(have["pred_logits"][:, 0], want["pred_logits"], "peer")
+                assert_close(have["pred_masks"], want["pred_masks"], "masks")
         far[init] = (got["pred_logits"] - expected["pred_logits"]).square().mean()
     assert far["identity"] < 0.25 * far["xavier"]
 
@@ -239,12 +240,12 @@ def test_last_frame_only():
     maps, mask_features = inputs(4)
     whole = decoder(maps, mask_features, 2)
     last = decoder(maps, mask_features, 2, last_frame_only=True)
-    torch.testing.assert_close(last["pred_masks"], whole["pred_masks"][:, :, 1:], atol=1e-5, rtol=1e-5)
+    assert_close(last["pred_masks"], whole["pred_masks"][:, :, 1:], "layer")
     for name, expected in (
         ("pred_masks", whole["frame"]["pred_masks"][:, :, 1:]),
         ("pred_logits", whole["frame"]["pred_logits"][:, 1:]),
     ):
-        torch.testing.assert_close(last["frame"][name], expected, atol=1e-5, rtol=1e-5)
+        assert_close(last["frame"][name], expected, "layer")
 
 
 def test_dropout_acts_in_training_only():

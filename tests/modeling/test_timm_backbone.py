@@ -8,6 +8,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from safetensors.torch import save_file
+from tolerances import assert_close
 
 from the_mask.config import load_config
 from the_mask.modeling.backbones.timm_adapter import TimmBackbone
@@ -118,7 +119,7 @@ def test_swin_equals_transformers_at_any_size(size):
     with torch.no_grad():
         expected, features = peer(x).feature_maps, model(x)
     for level, want in zip(LEVELS, expected, strict=True):
-        torch.testing.assert_close(features[level], want, rtol=1e-4, atol=1e-4)
+        assert_close(features[level], want, "peer")
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "resnet18"])

@@ -1,4 +1,4 @@
-"""What the operator tests share: the paths to test, random arguments, and one tolerance per dtype.
+"""What the operator tests share: the paths to test, and random arguments.
 
 Axes as in the_mask.ops: ``N`` batch, ``S`` positions, ``M`` heads, ``D`` channels per head or group, ``Q`` queries,
 ``L`` levels, ``P`` points, ``G`` groups.
@@ -68,27 +68,6 @@ CUDA_PATHS = [pytest.param(Path("compiled", device="cuda"), marks=pytest.mark.cu
 ALL_PATHS = [*(pytest.param(path, id=str(path)) for path in CPU_PATHS), *CUDA_PATHS]
 # One of each kind, for tests that do not depend on the instruction set.
 MAIN_PATHS = [*(pytest.param(path, id=str(path)) for path in [*PYTHON_PATHS, Path("compiled")]), *CUDA_PATHS]
-
-
-def assert_close(found: Tensor, expected: Tensor, gradient: bool, name: str) -> None:
-    """Compare with a float64 oracle that was given the same (rounded) inputs.
-
-    float64 1e-12, float32 1e-5 (gradients 1e-4), all relative to the largest number; half types 2 units in the last
-    place on top of that.
-    """
-    assert found.shape == expected.shape, name
-    assert bool(torch.isfinite(found).all()), f"{name} is not finite"
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    error = (found.detach().cpu().double() - expected.cpu()).abs()
-    if found.dtype == torch.float64:
-        allowed = torch.full_like(error, 1e-12 * largest)
-    else:
-        allowed = torch.full_like(error, (1e-4 if gradient else 1e-5) * largest)
-    if found.dtype in (torch.bfloat16, torch.float16):
-        tiny = torch.finfo(found.dtype).smallest_normal
-        allowed = allowed + 2 * torch.finfo(found.dtype).eps * expected.cpu().abs().clamp(min=tiny)
-    worst = float((error - allowed).max()) if error.numel() else 0.0
-    assert worst <= 1e-300, f"{name}: error {float(error.max()):.3g}, largest number {largest:.3g}"
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:

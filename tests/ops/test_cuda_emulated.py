@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tolerances import assert_kernel
 from torch import Tensor
 
 from the_mask.ops.dcn.geometry import Geometry, make_geometry
@@ -24,8 +25,6 @@ from the_mask.ops.msda.reference import ms_deform_attn_reference
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 MAX_LEVELS = 64
-FORWARD = {torch.float64: 1e-12, torch.float32: 1e-5}
-BACKWARD = {torch.float64: 1e-12, torch.float32: 1e-4}
 DTYPES = (torch.float64, torch.float32)
 
 
@@ -134,14 +133,6 @@ def run(
     return output, grads
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    expected = expected.reshape(found.shape)
-    assert torch.isfinite(found).all(), what
-    error = (found.double() - expected).abs().max() if found.numel() else torch.zeros(())
-    largest = expected.abs().max().clamp(min=1e-3) if found.numel() else torch.ones(())
-    assert error <= tolerance * largest, f"{what}: {error / largest:.2e} > {tolerance:.0e}"
-
-
 def random_tensor(*shape: int, dtype: torch.dtype, seed: int, aligned: bool = True) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     size = int(torch.tensor(shape).prod())
@@ -214,16 +205,16 @@ def test_ms_deform_attn(library: ctypes.CDLL, case: str, dtype: torch.dtype, det
         library, call, msda_geometry(levels, max(points, 1), sizes), deterministic=deterministic, blocks=2
     )
     expected, expected_grads = msda_oracle(call, levels, points)
-    assert_near(output, expected, FORWARD[dtype], "output")
+    assert_kernel(output, expected, "output", "output")
     for name, found, wanted in zip(("value", "locations", "weights"), grads, expected_grads, strict=True):
-        assert_near(found, wanted, BACKWARD[dtype], f"gradient of {name}")
+        assert_kernel(found, wanted, "gradient", f"gradient of {name}")
 
 
 @pytest.mark.slow
 def test_value_that_begins_anywhere_in_its_storage(library: ctypes.CDLL) -> None:
     call, levels, points = msda_call("wide", torch.float32, aligned=False)
     output, _ = run(library, call, msda_geometry(levels, points))
-    assert_near(output, msda_oracle(call, levels, points)[0], 1e-5, "output")
+    assert_kernel(output, msda_oracle(call, levels, points)[0], "output", "output")
 
 
 @pytest.mark.slow
@@ -241,9 +232,9 @@ def test_locations_that_are_not_numbers_or_far_outside_contribute_nothing(librar
     output, grads = run(library, call, msda_geometry(levels, points))
     tame = call._replace(places=torch.where(call.places.abs() < 1e6, call.places, torch.full((), -9.0)))
     expected, expected_grads = msda_oracle(tame, levels, points)
-    assert_near(output, expected, 1e-5, "output")
+    assert_kernel(output, expected, "output", "output")
     for found, wanted in zip(grads, expected_grads, strict=True):
-        assert_near(found, wanted, 1e-4, "gradient")
+        assert_kernel(found, wanted, "gradient", "gradient")
 
 
 @pytest.mark.slow
@@ -342,9 +333,9 @@ def test_dcnv3(library: ctypes.CDLL, name: str, dtype: torch.dtype, deterministi
         leaves[3].view(case.images, rows, columns, -1) if call.share is not None else None,
     )
     wanted_grads = torch.autograd.grad(expected, leaves, call.grad.double().view_as(expected))
-    assert_near(output, expected, FORWARD[dtype], "output")
+    assert_kernel(output, expected, "output", "output")
     for which, found, wanted in zip(("x", "offset", "mask", "scale"), grads, wanted_grads):
-        assert_near(found, wanted, BACKWARD[dtype], f"gradient of {which}")
+        assert_kernel(found, wanted, "gradient", f"gradient of {which}")
 
 
 # ------------------------------------------------------------------------------------------------------------ labels

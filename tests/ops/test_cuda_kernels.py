@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tolerances import assert_kernel
 from torch import Tensor
 
 from the_mask.ops import dcnv3, ms_deform_attn, upsample_argmax, use
@@ -28,9 +29,6 @@ def _why_skipped() -> str | None:
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(_why_skipped() is not None, reason=str(_why_skipped()))]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Relative to the largest value; for the short types two units in the last place.
-FORWARD = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-BACKWARD = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 class MsdaCase(NamedTuple):
@@ -76,16 +74,6 @@ def leaf(tensor: Tensor, device: str = DEVICE, dtype: torch.dtype | None = None)
     return tensor.to(device=device, dtype=dtype).detach().clone().requires_grad_()
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    if not found.numel():
-        assert found.shape == expected.shape
-        return
-    found, largest = found.detach().double().cpu(), expected.abs().max().clamp(min=1e-3)
-    assert torch.isfinite(found).all(), what
-    error = (found - expected).abs().max() / largest
-    assert error <= tolerance, f"{what}: {error:.2e} > {tolerance:.0e}"
-
-
 def compare_msda(case: MsdaCase, dtype: torch.dtype, shapes: Tensor | list[tuple[int, int]]) -> None:
     value, locations, weights, grad = msda_inputs(case, dtype)
     on_gpu = [leaf(value), leaf(locations), leaf(weights)]
@@ -97,12 +85,12 @@ def compare_msda(case: MsdaCase, dtype: torch.dtype, shapes: Tensor | list[tuple
         expected = ms_deform_attn(on_cpu[0], list(case.levels), None, on_cpu[1], on_cpu[2])
         expected.backward(grad.double())
     assert output.dtype == dtype
-    assert_near(output, expected.detach(), FORWARD[dtype], "output")
+    assert_kernel(output, expected.detach(), "output", "output")
     for name, found, wanted in zip(("value", "locations", "weights"), on_gpu, on_cpu, strict=True):
         assert found.grad is not None
         assert wanted.grad is not None
         assert found.grad.dtype == found.dtype
-        assert_near(found.grad, wanted.grad, BACKWARD[found.dtype], f"gradient of {name}")
+        assert_kernel(found.grad, wanted.grad, "gradient", f"gradient of {name}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,7 +113,7 @@ def test_ms_deform_attn_with_mixed_dtypes_and_strides() -> None:
         output = ms_deform_attn(spread, levels, None, shifted, weights.to(DEVICE).half())
     with use("reference"):
         expected = ms_deform_attn(value.double(), levels, None, locations.double(), weights.half().double())
-    assert_near(output, expected, FORWARD[torch.bfloat16], "output")
+    assert_kernel(output, expected, "output", "output")
 
 
 class DcnCase(NamedTuple):
@@ -206,11 +194,11 @@ def test_dcnv3(name: str, dtype: torch.dtype, deterministic: bool) -> None:
     with use("reference"):
         expected = apply(on_cpu)
         expected.backward(grad.double())
-    assert_near(output, expected.detach(), FORWARD[dtype], "output")
+    assert_kernel(output, expected.detach(), "output", "output")
     for which, found, wanted in zip(("x", "offset", "mask", "scale"), on_gpu, on_cpu):
         assert found.grad is not None
         assert wanted.grad is not None
-        assert_near(found.grad, wanted.grad, BACKWARD[found.dtype], f"gradient of {which}")
+        assert_kernel(found.grad, wanted.grad, "gradient", f"gradient of {which}")
 
 
 def test_deterministic_gradients_are_equal_bit_by_bit() -> None:
@@ -245,7 +233,7 @@ def test_locations_that_are_not_numbers_or_far_outside_contribute_nothing() -> N
     tame = torch.where(locations.abs() < 1e6, locations, torch.full((), -9.0))
     with use("reference"):
         expected = ms_deform_attn(value.double(), list(case.levels), None, tame.double(), weights.double())
-    assert_near(output, expected, 1e-5, "output")
+    assert_kernel(output, expected, "output", "output")
     for tensor in inputs:
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()

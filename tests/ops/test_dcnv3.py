@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_cases import ALL_PATHS, DCN_CASES, DTYPES, MAIN_PATHS, DcnCase, Path, assert_close
+from ops_cases import ALL_PATHS, DCN_CASES, DTYPES, MAIN_PATHS, DcnCase, Path
+from tolerances import assert_close, assert_operator
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
@@ -43,12 +44,12 @@ def compare(case: DcnCase, path: Path, arguments: list[Tensor], skip_offset_grad
     expected = dcnv3_reference(*exact[:3], case.geometry, exact[3] if case.center else None)
     expected_grads = torch.autograd.grad(expected, exact, grad.cpu().double())
     assert output.dtype == arguments[0].dtype
-    assert_close(output, expected.detach(), False, f"output on {path}")
+    assert_operator(output, expected.detach(), "output", f"output on {path}")
     grads = torch.autograd.grad(output, arguments, grad)
     for name, argument, found, wanted in zip(NAMES, arguments, grads, expected_grads):
         assert found.dtype == argument.dtype
         if not (skip_offset_gradient and name == "offset"):
-            assert_close(found, wanted, True, f"gradient of {name} on {path}")
+            assert_operator(found, wanted, "gradient", f"gradient of {name} on {path}")
 
 
 def scalar_loops(x: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
@@ -95,7 +96,7 @@ def scalar_loops(x: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) ->
 def test_oracle_equals_scalar_loops(case: DcnCase):
     x, offset, mask = (argument.detach() for argument in case.arguments(torch.float64))
     found = dcnv3_reference(x, offset, mask, case.geometry)
-    torch.testing.assert_close(found, scalar_loops(x, offset, mask, case.geometry), rtol=1e-13, atol=1e-13)
+    assert_close(found, scalar_loops(x, offset, mask, case.geometry), "formula")
 
 
 def by_torchvision(x: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
@@ -127,12 +128,12 @@ def test_oracle_equals_torchvision(case: DcnCase):
     arguments = case.arguments(torch.float64)[:3]
     expected = by_torchvision(*arguments, case.geometry)
     found = dcnv3_reference(*arguments, case.geometry)
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    assert_close(found, expected, "layer")
     grad = torch.randn_like(found)
     for mine, theirs in zip(
         torch.autograd.grad(found, arguments, grad), torch.autograd.grad(expected, arguments, grad)
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+        assert_close(mine, theirs, "gradient")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import assert_close
 from torch import nn
 
 from the_mask.config import load_config
@@ -31,11 +32,11 @@ def test_values(onednn, shape, biased):
     with torch.no_grad():
         found = fast_linear(x, w, b)
     expected = x.double() @ w.double().t() + (0 if b is None else b.double())
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_close(found, expected, "layer")
     strided = torch.randn(8, 12, generator=generator).t()[::2]
     with torch.no_grad():
         found = fast_linear(x, strided, b)
-    torch.testing.assert_close(found, nn.functional.linear(x, strided, b), rtol=1e-5, atol=1e-5)
+    assert_close(found, nn.functional.linear(x, strided, b), "layer")
 
 
 def test_where_the_usual_layer_runs(onednn, monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_cases import ALL_PATHS, DTYPES, MAIN_PATHS, MSDA_CASES, MsdaCase, Path, assert_close
+from ops_cases import ALL_PATHS, DTYPES, MAIN_PATHS, MSDA_CASES, MsdaCase, Path
+from tolerances import assert_close, assert_operator
 from torch import Tensor
 
 from the_mask.ops import ms_deform_attn
@@ -32,12 +33,12 @@ def compare(case: MsdaCase, path: Path, arguments: tuple[Tensor, ...], skip_loca
     grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device, output.dtype)
     expected, expected_grads = oracle(case, arguments, grad)
     assert output.dtype == value.dtype
-    assert_close(output, expected, False, f"output on {path}")
+    assert_operator(output, expected, "output", f"output on {path}")
     grads = torch.autograd.grad(output, arguments, grad)
     for name, argument, found, wanted in zip(NAMES, arguments, grads, expected_grads):
         assert found.dtype == argument.dtype
         if not (skip_location_gradient and name == "sampling_locations"):
-            assert_close(found, wanted, True, f"gradient of {name} on {path}")
+            assert_operator(found, wanted, "gradient", f"gradient of {name} on {path}")
 
 
 def scalar_loops(value: Tensor, levels: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def test_oracle_equals_scalar_loops():
     case = MsdaCase(2, 2, 3, 4, 2, ((3, 5), (2, 2)))
     value, locations, weights = (argument.detach() for argument in case.arguments(torch.float64))
     found = ms_deform_attn_reference(value, case.levels, locations, weights)
-    torch.testing.assert_close(found, scalar_loops(value, case.levels, locations, weights), rtol=1e-13, atol=1e-13)
+    assert_close(found, scalar_loops(value, case.levels, locations, weights), "formula")
 
 
 def test_oracle_equals_transformers():
@@ -74,7 +75,7 @@ def test_oracle_equals_transformers():
     value, locations, weights = (argument.detach() for argument in case.arguments(torch.float64))
     expected = peer.multi_scale_deformable_attention(value, list(case.levels), locations, weights)
     found = ms_deform_attn_reference(value, case.levels, locations, weights)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert_close(found, expected, "sum")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from ops_cases import MAIN_PATHS, Path
+from tolerances import assert_close
 from torch import Tensor
 
 from the_mask.ops import DCNv3, MSDeformAttn, dcnv3, ms_deform_attn
@@ -38,7 +39,7 @@ def test_msda_names_and_start():
     for head, direction in enumerate(compass):
         for point in range(4):
             expected = torch.tensor(direction, dtype=torch.float32) * (point + 1)
-            torch.testing.assert_close(bias[head, 1, point].detach(), expected, atol=1e-5, rtol=0)
+            assert_close(bias[head, 1, point].detach(), expected, "sample")
     bound = math.sqrt(6 / 512)
     assert 0.9 * bound < float(layer.value_proj.weight.detach().abs().max()) <= bound
     assert float(layer.output_proj.bias.detach().abs().max()) == 0
@@ -97,14 +98,14 @@ def test_half_precision_layers(path: Path, dtype: torch.dtype):
             found = (layer(query, references, source, LEVELS), dcn(image))
         for mine, wanted in zip(found, expected):
             assert mine.dtype == dtype
-            torch.testing.assert_close(mine.float(), wanted, atol=0.05, rtol=0.05)
+            assert_close(mine, wanted, "layer")
         (found[0].sum() + found[1].sum()).backward()
         assert all(parameter.grad is not None for module in (layer, dcn) for parameter in module.parameters())
         layer, dcn = layer.to(dtype), dcn.to(dtype)
         found = (layer(query.to(dtype), references, source.to(dtype), LEVELS), dcn(image.to(dtype)))
         for mine, wanted in zip(found, expected):
             assert mine.dtype == dtype
-            torch.testing.assert_close(mine.float(), wanted, atol=0.1, rtol=0.1)
+            assert_close(mine, wanted, "gradient")
 
 
 def test_autocast_keeps_offsets_in_float32():
@@ -158,4 +159,4 @@ def test_dcn_equals_definition(center: bool, remove_center: bool):
         share = u @ layer.center_feature_scale_proj_weight.T + layer.center_feature_scale_proj_bias
         share = share.sigmoid().repeat_interleave(8, dim=-1)
         sampled = sampled * (1 - share) + projected * share
-    torch.testing.assert_close(layer(x), layer.output_proj(sampled), atol=1e-4, rtol=1e-4)
+    assert_close(layer(x), layer.output_proj(sampled), "peer")

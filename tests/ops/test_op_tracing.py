@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ops_cases import DCN_CASES, MAIN_PATHS, MSDA_CASES, Path
+from tolerances import assert_close
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -86,7 +87,7 @@ def test_registered_operators_work_on_every_path(path: Path):
         for mine, wanted in zip(
             torch.autograd.grad(found.square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves)
         ):
-            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+            assert_close(mine, wanted, "peer")
         arguments = dcn_operator_arguments(True)
         expected = dcnv3(*arguments[:3], *arguments[4:10], remove_center=False, center_feature_scale=arguments[3])
         found = torch.ops.the_mask.dcnv3(*arguments)
@@ -95,7 +96,7 @@ def test_registered_operators_work_on_every_path(path: Path):
             torch.autograd.grad(found.square().sum(), arguments[:4]),
             torch.autograd.grad(expected.square().sum(), arguments[:4]),
         ):
-            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+            assert_close(mine, wanted, "peer")
 
 
 @pytest.mark.parametrize("path", MAIN_PATHS)
@@ -135,10 +136,10 @@ def compare_compiled(backend: str, dynamic: bool | None) -> None:
     torch._dynamo.reset()
     traced = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
     output = traced(*inputs)
-    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert_close(output, expected, "network")
     grads = torch.autograd.grad(output.square().sum(), list(model.parameters()))
     for found, wanted in zip(grads, expected_grads):
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+        assert_close(found, wanted, "runtime")
 
 
 @pytest.mark.parametrize("path", COMPILED_OR_PORTABLE)
@@ -176,7 +177,7 @@ def test_export_decomposed():
     names = operators_in(program)
     assert "aten.grid_sampler.default" in names or "aten.grid_sampler_2d.default" in names
     assert not any(name.startswith("the_mask") for name in names)
-    torch.testing.assert_close(program.module()(*inputs), expected, rtol=1e-4, atol=1e-5)
+    assert_close(program.module()(*inputs), expected, "network")
 
 
 def test_export_decomposed_with_dynamic_batch():
@@ -185,7 +186,7 @@ def test_export_decomposed_with_dynamic_batch():
     with decomposed(), torch.no_grad():
         program = torch.export.export(model.eval(), inputs, dynamic_shapes=({0: batch}, {0: batch}))
     more = (torch.randn(5, 30, 16), torch.rand(5, 30, 2, 2))
-    torch.testing.assert_close(program.module()(*more), model(*more), rtol=1e-4, atol=1e-5)
+    assert_close(program.module()(*more), model(*more), "network")
 
 
 @pytest.mark.slow
@@ -198,7 +199,7 @@ def test_onnx():
     assert program is not None
     assert any(node.op_type == "GridSample" for node in program.model.graph)
     pytest.importorskip("onnxruntime")
-    torch.testing.assert_close(program(*inputs)[0], model(*inputs), rtol=1e-3, atol=1e-4)
+    assert_close(program(*inputs)[0], model(*inputs), "runtime")
 
 
 def torch_differentiates_grid_sample_twice() -> bool:

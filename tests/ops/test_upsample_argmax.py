@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from ops_cases import ALL_PATHS, MAIN_PATHS
+from tolerances import assert_close
 from torch.nn import functional as F
 
 from the_mask.ops import extension, upsample_argmax, use
@@ -102,7 +103,7 @@ def test_taps_are_the_rows_of_two_interpolations():
         for row in range(output):
             for tap in range(weights.shape[1]):
                 found[row, first[row] + tap] += float(weights[row, tap])
-        torch.testing.assert_close(found[:, :cells], matrix, atol=1e-6, rtol=0)
+        assert_close(found[:, :cells], matrix, "unit")
         assert not found[:, cells:].any()
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
+from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
 
@@ -73,7 +74,7 @@ def assert_same_outputs(kind, folder, size, sizes, overrides):
         got = found[name].squeeze(2) if name == "pred_masks" else found[name]
         assert want.abs().max() > 0.1
         # 1e-4 of the largest value: masks are sums of 256 products.
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * max(1.0, want.abs().max().item()))
+        assert_close(got, want, "peer", largest=True)
     assert "as its release computes: MODEL.MASK_FORMER.MERGE_AT input" in report.notes
     ours.options = replace(ours.options, merge_at="input")
     # The released semantic inference on their maps: masks enlarged to the padded input, merged, cut to the frame.
@@ -88,7 +89,7 @@ def assert_same_outputs(kind, folder, size, sizes, overrides):
         merged = torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())[0, :, :height, :width]
         (scores,) = ours.score_maps([Clip([frame])])
     assert ours.score_stride == 1
-    torch.testing.assert_close(scores[0], merged, rtol=0, atol=1e-4)
+    assert_close(scores[0], merged, "sample")
     agree = ours.predict([Clip([frame])])[0][0] == merged.argmax(dim=0)
     assert agree.float().mean() > 0.999
 
@@ -144,7 +145,7 @@ def test_segformer_encoder(variant, tmp_path):
         expected = theirs.segformer(x, output_hidden_states=True).hidden_states
         found = ours["backbone"](x)
     for level, want in zip(("res2", "res3", "res4", "res5"), expected, strict=True):
-        torch.testing.assert_close(found[level], want, rtol=1e-4, atol=1e-4)
+        assert_close(found[level], want, "peer")
 
 
 def test_names_in_memory_convert_like_those_on_disk(tmp_path):

@@ -12,6 +12,7 @@ import torchvision
 from detectron2.modeling import build_backbone, build_model
 from engine_fakes import CONFIGS, DEBUG
 from safetensors.torch import save_file
+from tolerances import assert_close
 from torch import nn
 
 import the_mask.modeling  # noqa: F401
@@ -218,7 +219,7 @@ def test_torchvision_resnet(tmp_path: Path, depth: int) -> None:
             x = expected[f"res{number + 1}"] = getattr(theirs, f"layer{number}")(x)
         found = ours["backbone"](image)
     for name, value in expected.items():
-        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max())), name
+        assert_close(found[name], value, "network", what=name)
 
 
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 from engine_fakes import FakeTrainer, debug_cfg, fake_cfg
+from tolerances import approx, assert_close
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -76,7 +77,7 @@ def test_same_losses(runs):
         assert len(plain[1]) == 2
         for run in (0, 1):
             for a, b in zip(plain[run], sharded[run], strict=True):
-                assert a == pytest.approx(b, rel=1e-5)
+                assert a == approx(b, "formula")
 
 
 def test_checkpoints_in_parts(runs, tmp_path):
@@ -88,7 +89,7 @@ def test_checkpoints_in_parts(runs, tmp_path):
     for kind in ("model", "ema"):
         ours, theirs = (state[kind].get("average", state[kind]) for state in (plain, sharded))
         for name, value in ours.items():
-            torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
+            assert_close(theirs[name], value, "sum")
     # One process reads them: as weights, and to continue.
     model = FakeTrainer.build_model(fake_cfg(tmp_path))
     report = load_weights(model, folder / "model_final.pth", strict=True, use_ema=False)
@@ -124,7 +125,7 @@ def test_a_segmentor(tiny_shapes, tmp_path):
     assert sharded["sharded"] > 100
     assert sharded["units"] > 3
     for a, b in zip(plain["losses"], sharded["losses"], strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+        assert a == approx(b, "sum")
 
 
 def test_bad_modes():
