@@ -31,11 +31,13 @@ struct DcnForward {
 template <class T>
 struct DcnBackward {
   const DcnProblem& problem;
-  int64_t n, group, groups, strip;
+  int64_t n, group, groups;
+  const DcnBand& band;
+  int64_t strip;
   void* scratch;
   template <int V, int B>
   TM_INLINE void run() const {
-    dcn_backward_lanes<T, V, B>(problem, n, group, groups, strip, scratch);
+    dcn_backward_lanes<T, V, B>(problem, n, group, groups, band, strip, scratch);
   }
 };
 
@@ -53,15 +55,21 @@ void dcn_forward(const DcnProblem& problem, int64_t n, const DcnTile& tile, void
   }
 }
 
-void dcn_backward(const DcnProblem& problem, int64_t n, int64_t group, int64_t groups, int64_t strip, void* scratch) {
+void dcn_backward(const DcnProblem& problem, int64_t n, int64_t group, int64_t groups, const DcnBand& band,
+                  int64_t strip, void* scratch) {
   switch (problem.storage) {
     case Storage::f32:
-      return dcn_with_lanes<float>(problem.D, DcnBackward<float>{problem, n, group, groups, strip, scratch});
+      return dcn_with_lanes<float>(problem.D, DcnBackward<float>{problem, n, group, groups, band, strip, scratch});
     case Storage::f64:
-      return dcn_with_lanes<double>(problem.D, DcnBackward<double>{problem, n, group, groups, strip, scratch});
+      return dcn_with_lanes<double>(problem.D, DcnBackward<double>{problem, n, group, groups, band, strip, scratch});
     case Storage::bf16:
-      return dcn_with_lanes<float>(problem.D, DcnBackward<Bf16>{problem, n, group, groups, strip, scratch});
+      return dcn_with_lanes<float>(problem.D, DcnBackward<Bf16>{problem, n, group, groups, band, strip, scratch});
     case Storage::f16:
-      return dcn_with_lanes<float>(problem.D, DcnBackward<Fp16>{problem, n, group, groups, strip, scratch});
+      return dcn_with_lanes<float>(problem.D, DcnBackward<Fp16>{problem, n, group, groups, band, strip, scratch});
   }
+}
+
+void dcn_add_spill(const DcnProblem& problem, int64_t n, int64_t group, int64_t groups, const DcnBand& band) {
+  if (problem.storage == Storage::f64) return dcn_add_rows<double>(problem, n, group, groups, band);
+  dcn_add_rows<float>(problem, n, group, groups, band);
 }

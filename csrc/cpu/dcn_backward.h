@@ -56,17 +56,41 @@ TM_INLINE void dcn_products(const DcnProblem& problem, const DcnScratch<Work<T>>
   }
 }
 
-// Scatter one pixel's gradient into V*B channels of every point's corners. This is a separate pass after the products,
-// because x and its gradient are often at the same offset within a memory page, and processors that compare only these
-// bits of an address delay a read after such a write.
+// Where a band's gradients go: its own rows of the image's grad_x, others into its spill. Pointers are those of the
+// image's first group of the block.
+template <class A>
+struct DcnTarget {
+  A *own, *spill;
+  uint8_t* spilled;
+  int64_t first, last;      // own numbers of the image
+  int64_t pixel, pitch;     // numbers of a pixel, of a row
+  int64_t channels;         // of the block
+  TM_INLINE A* foreign(int64_t where, int64_t channel) const {
+    if (where >= first && where < last) return own + where;
+    const int64_t row = where / pitch;
+    if (!spilled[row]) {
+      spilled[row] = 1;
+      for (A *to = spill - channel + row * pitch, *end = to + pitch; to < end; to += pixel) {
+        for (int64_t c = 0; c < channels; ++c) to[c] = 0;
+      }
+    }
+    return spill + where;
+  }
+};
+
+// Scatter of one pixel's gradient into V*B channels of every point's corners. A pass of its own, after the products:
+// x and its gradient often lie at the same offset within a memory page, and a processor that compares only these bits
+// of an address makes a read wait for an earlier write.
 template <class T, int V, int B, bool Inside>
-TM_INLINE void dcn_scatter(const DcnProblem& problem, const DcnScratch<Work<T>>& s, int64_t points, Work<T>* grad_image,
-                           const T* grad) {
+TM_INLINE void dcn_scatter(const DcnProblem& problem, const DcnScratch<Work<T>>& s, int64_t points,
+                           const DcnTarget<Work<T>>& target, int64_t within, const T* grad) {
   typedef Work<T> A;
   typedef Vec<A, V> F;
   const DcnCorners<A, Inside> corners(problem, s);
   const auto* channel = s.channel;
   const A *weight0 = s.corner[0], *weight1 = s.corner[1], *weight2 = s.corner[2], *weight3 = s.corner[3];
+  A* const own = target.own;
+  const bool banded = !Inside && target.spilled != nullptr;
   for (int64_t point = 0; point < points; ++point) {
     int64_t where[4];
     corners.find(point, where);
@@ -75,7 +99,7 @@ TM_INLINE void dcn_scatter(const DcnProblem& problem, const DcnScratch<Work<T>>&
     F g[B];
     TM_UNROLL for (int b = 0; b < B; ++b) g[b] = Convert<T, V>::in(from + b * V);
     TM_UNROLL for (int r = 0; r < 4; ++r) {
-      A* to = grad_image + where[r];
+      A* to = banded ? target.foreign(where[r], within) : own + where[r];
       TM_UNROLL for (int b = 0; b < B; ++b) store<A, V>(to + b * V, load<A, V>(to + b * V) + weights[r] * g[b]);
     }
   }
@@ -138,7 +162,7 @@ TM_INLINE void dcn_center(const DcnProblem& problem, const DcnScratch<Work<T>>& 
 
 template <class T, int V, int B, bool Inside>
 TM_INLINE void dcn_pixel_backward(const DcnProblem& problem, const DcnScratch<Work<T>>& s, const DcnPixel<Work<T>>& pixel,
-                                  int64_t n, int64_t index, int64_t group, int64_t groups) {
+                                  const DcnBand& band, int64_t n, int64_t index, int64_t group, int64_t groups) {
   typedef Work<T> A;
   const int64_t channels = problem.G * problem.D, image = n * problem.H * problem.W * channels;
   const T* grad = static_cast<const T*>(problem.grad_output) + index * channels;
@@ -146,7 +170,16 @@ TM_INLINE void dcn_pixel_backward(const DcnProblem& problem, const DcnScratch<Wo
     const int64_t c = group * problem.D + within;
     dcn_products<T, V, B, Inside>(problem, s, pixel.points, static_cast<const T*>(problem.x) + image + c, grad + c,
                                   within > 0);
-    dcn_scatter<T, V, B, Inside>(problem, s, pixel.points, static_cast<A*>(problem.grad_x) + image + c, grad + c);
+    const int64_t pitch = problem.W * channels;
+    const DcnTarget<A> target{static_cast<A*>(problem.grad_x) + image + c,
+                              static_cast<A*>(band.spill) + c,
+                              band.spilled,
+                              band.own_first * pitch,
+                              band.own_last * pitch,
+                              channels,
+                              pitch,
+                              groups * problem.D};
+    dcn_scatter<T, V, B, Inside>(problem, s, pixel.points, target, within, grad + c);
   }
   const int64_t first = index * s.points + group * problem.P;
   dcn_finish<A, Inside>(problem, s, pixel.points, static_cast<A*>(problem.grad_offset) + 2 * first,
@@ -155,24 +188,40 @@ TM_INLINE void dcn_pixel_backward(const DcnProblem& problem, const DcnScratch<Wo
 }
 
 template <class T, int V, int B>
-void dcn_backward_lanes(const DcnProblem& problem, int64_t n, int64_t group, int64_t groups, int64_t strip, void* scratch) {
+void dcn_backward_lanes(const DcnProblem& problem, int64_t n, int64_t group, int64_t groups, const DcnBand& band,
+                        int64_t strip, void* scratch) {
   typedef Work<T> A;
   const auto s = dcn_layout<A>(problem, static_cast<char*>(scratch));
   dcn_tables<A>(problem, s);
+  const int64_t home = band.own_first < problem.H ? band.own_first : problem.H - 1;
   for (int64_t left = 0; left < problem.Wo; left += strip) {
     const int64_t end = left + strip < problem.Wo ? left + strip : problem.Wo;
-    for (int64_t row = 0; row < problem.Ho; ++row) {
+    for (int64_t row = band.first_row; row < band.last_row; ++row) {
       for (int64_t column = left; column < end; ++column) {
         const int64_t index = (n * problem.Ho + row) * problem.Wo + column;
         const DcnPixel<A> pixel = dcn_pixel<A>(problem, s, n, row, column, group, groups);
         dcn_share<A>(problem, s, index, group, groups);
-        if (dcn_place_inside<A, true>(problem, s, pixel)) {
-          dcn_pixel_backward<T, V, B, true>(problem, s, pixel, n, index, group, groups);
+        if (dcn_place_inside<A, true>(problem, s, pixel, band.own_first, band.own_last)) {
+          dcn_pixel_backward<T, V, B, true>(problem, s, pixel, band, n, index, group, groups);
         } else {
-          dcn_place_clamped<A, true>(problem, s, pixel);
-          dcn_pixel_backward<T, V, B, false>(problem, s, pixel, n, index, group, groups);
+          dcn_place_clamped<A, true>(problem, s, pixel, home);
+          dcn_pixel_backward<T, V, B, false>(problem, s, pixel, band, n, index, group, groups);
         }
       }
+    }
+  }
+}
+
+// Add what a band has spilled to the rows of the other band.
+template <class A>
+void dcn_add_rows(const DcnProblem& problem, int64_t n, int64_t group, int64_t groups, const DcnBand& band) {
+  const int64_t pixel = problem.G * problem.D, pitch = problem.W * pixel, first = group * problem.D;
+  A* image = static_cast<A*>(problem.grad_x) + n * problem.H * pitch;
+  for (int64_t row = 0; row < problem.H; ++row) {
+    if (!band.spilled[row]) continue;
+    for (int64_t at = row * pitch + first; at < (row + 1) * pitch; at += pixel) {
+      const A* from = static_cast<const A*>(band.spill) + at;
+      for (int64_t c = 0; c < groups * problem.D; ++c) image[at + c] += from[c];
     }
   }
 }

@@ -120,20 +120,21 @@ TM_INLINE DcnPlaces<A, Lanes<A>::value> dcn_places(const DcnProblem& problem, co
   return places;
 }
 
-// Places and weights, assuming that every corner is inside; returns false if one is not. Always runs, so that weights do
-// not depend on which path follows.
+// Places and weights on the supposition that every corner is inside, on rows first..last-1; false if one is not. Always
+// runs, so that weights do not depend on which path follows.
 template <class A, bool Backward>
-TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& s, const DcnPixel<A>& pixel) {
+TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& s, const DcnPixel<A>& pixel,
+                                int64_t first, int64_t last) {
   constexpr int V = Lanes<A>::value;
   typedef Vec<A, V> F;
   typedef IntVec<A, V> J;
   typedef typename IntOf<A>::type I;
-  const I last_column = I(problem.W - 2), last_row = I(problem.H - 2);
+  const I last_column = I(problem.W - 2), first_row = I(first), last_row = I(last - 2);
   const I step = I(problem.G * problem.D), pitch = I(problem.W * problem.G * problem.D);
   J outside = {};
   for (int64_t i = 0; i < pixel.points; i += V) {
     const auto places = dcn_places<A>(problem, s, pixel, i);
-    J bad = (places.column < 0) | (places.column > last_column) | (places.row < 0) | (places.row > last_row);
+    J bad = (places.column < 0) | (places.column > last_column) | (places.row < first_row) | (places.row > last_row);
     if (i + V > pixel.points) bad &= lane_numbers<A, V>() < I(pixel.points - i);  // the others are no points
     outside |= bad;
     store<I, V>(s.place[1] + i, bad);  // for dcn_place_clamped
@@ -154,11 +155,11 @@ TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& 
   return !any<A, V>(outside);
 }
 
-// Correct the result of dcn_place_inside for corners outside: weight zero, an address inside. The other weights must stay
-// bit-identical, because the division of groups among threads decides which pixels come here.
+// Correct what dcn_place_inside left for corners outside the image: weight zero, an address on row `home`. The weights of
+// the others stay as they are, to the last bit: which pixels come here depends on how groups are divided among threads.
 template <class A, bool Backward>
 __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, const DcnScratch<A>& s,
-                                                 const DcnPixel<A>& pixel) {
+                                                 const DcnPixel<A>& pixel, int64_t home) {
   constexpr int V = Lanes<A>::value;
   typedef Vec<A, V> F;
   typedef IntVec<A, V> J;
@@ -181,7 +182,7 @@ __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, cons
     for (int r = 0; r < 4; ++r) {
       const J column = places.column + (r & 1), row = places.row + (r >> 1);
       const J known = inside & (column >= 0) & (column < width) & (row >= 0) & (row < height);
-      store<I, V>(s.place[r] + i, (known ? row * pitch + column * step : J{}) + load<I, V>(s.channel + i));
+      store<I, V>(s.place[r] + i, (known ? row * pitch + column * step : J{} + I(home) * pitch) + load<I, V>(s.channel + i));
       store<A, V>(s.corner[r] + i, known ? load<A, V>(s.corner[r] + i) : F{});
       if (Backward) store<A, V>(s.known[r] + i, known ? F{} + A(1) : F{});
     }

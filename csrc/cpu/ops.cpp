@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "../operators.h"
 #include "../shapes.h"
@@ -87,8 +88,11 @@ DcnProblem make_problem(const DcnSizes& sizes, const Tensor& x, const Tensor& of
   return problem;
 }
 
-// Width of the column strips in which an image is processed, such that the rows of a kernel, and a few more, fit into a
-// megabyte, half of a usual second-level cache. Depends only on shapes, because it decides the order of sums in backward.
+// Rows of output from which a backward pass is divided into bands: where these meet, a few rows take a slower path.
+constexpr int64_t kRowsToDivide = 24;
+
+// Width of the column strips in which an image is walked: as many rows as a kernel spans, and a few more, stay in a
+// megabyte, half of a usual second-level cache. Depends on shapes only, because it decides the order of sums in backward.
 int64_t strip_width(const DcnSizes& sizes, int64_t kernel_rows, int64_t bytes_per_number) {
   const int64_t column = (kernel_rows + 4) * sizes.C * bytes_per_number;
   return std::max<int64_t>(16, (int64_t(1) << 20) / column);
@@ -215,16 +219,54 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
   const int64_t bytes = run.dcn_scratch(problem);
   const int64_t numbers = x.element_size() + grad_x.element_size();
   const int64_t width = strip_width(sizes, kernel[0] * dilation[0], numbers);
-  // Whole images where they divide evenly among threads, blocks of groups elsewhere.
+  // Two bands of rows, which threads may share, if there are many rows. Bands decide the order of sums, so that they
+  // depend on the shape alone.
+  const int64_t bands = sizes.Ho >= kRowsToDivide ? 2 : 1;
+  const int64_t half = sizes.Ho / 2, border = std::clamp<int64_t>(half * sizes.stride_y + sizes.base_y, 0, sizes.H);
+  const auto spill_of = [&]() { return at::empty({bands > 1 ? sizes.H * sizes.W * sizes.C : 0}, grad_x.options()); };
+  const auto band_of = [&](int64_t number, const Tensor& spill, std::vector<uint8_t>& spilled, int64_t block) {
+    if (bands == 1) return DcnBand{0, sizes.Ho, 0, sizes.H, nullptr, nullptr};
+    uint8_t* rows = spilled.data() + (block * bands + number) * sizes.H;
+    return number == 0 ? DcnBand{0, half, 0, border, spill.mutable_data_ptr(), rows}
+                       : DcnBand{half, sizes.Ho, border, sizes.H, spill.mutable_data_ptr(), rows};
+  };
+  // Whole images where they divide evenly among threads; elsewhere bands and blocks of groups of one after the other.
   const int64_t threads = at::get_num_threads();
-  const int64_t blocks = sizes.N % threads == 0 ? 1 : std::min(groups, threads);
-  at::parallel_for(0, sizes.N * blocks, 1, [&](int64_t begin, int64_t end) {
-    const Tensor scratch = scratch_of(bytes);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % blocks * groups / blocks, last = (task % blocks + 1) * groups / blocks;
-      run.dcn_backward(problem, task / blocks, first, last - first, width, scratch.mutable_data_ptr());
+  if (sizes.N % threads == 0) {
+    at::parallel_for(0, sizes.N, 1, [&](int64_t begin, int64_t end) {
+      const Tensor scratch = scratch_of(bytes), spill = spill_of();
+      for (int64_t n = begin; n < end; ++n) {
+        std::vector<uint8_t> spilled(bands * sizes.H);
+        for (int64_t b = 0; b < bands; ++b) {
+          run.dcn_backward(problem, n, 0, groups, band_of(b, spill, spilled, 0), width, scratch.mutable_data_ptr());
+        }
+        for (int64_t b = 0; bands > 1 && b < bands; ++b) {
+          run.dcn_add_spill(problem, n, 0, groups, band_of(b, spill, spilled, 0));
+        }
+      }
+    });
+    return {grad_x, grad_offset, grad_mask, grad_scale};
+  }
+  const int64_t blocks = std::min(groups, (threads + bands - 1) / bands);
+  const Tensor spill = spill_of();
+  for (int64_t n = 0; n < sizes.N; ++n) {
+    std::vector<uint8_t> spilled(blocks * bands * sizes.H);
+    const auto each = [&](const auto& call) {
+      at::parallel_for(0, blocks * bands, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t block = task / bands, first = block * groups / blocks;
+          call(first, (block + 1) * groups / blocks - first, band_of(task % bands, spill, spilled, block));
+        }
+      });
+    };
+    each([&](int64_t first, int64_t count, const DcnBand& band) {
+      const Tensor scratch = scratch_of(bytes);
+      run.dcn_backward(problem, n, first, count, band, width, scratch.mutable_data_ptr());
+    });
+    if (bands > 1) {
+      each([&](int64_t first, int64_t count, const DcnBand& band) { run.dcn_add_spill(problem, n, first, count, band); });
     }
-  });
+  }
   return {grad_x, grad_offset, grad_mask, grad_scale};
 }
 

@@ -48,6 +48,15 @@ struct DcnTile {
   int64_t first_row, last_row, first_column, last_column;
 };
 
+// Output rows of a backward pass that run apart from the others, and what they may add to grad_x: rows of their own.
+// What falls on other rows goes to a spill, which is added afterwards, so that no sum depends on which band is faster.
+struct DcnBand {
+  int64_t first_row, last_row;  // of the output
+  int64_t own_first, own_last;  // of x
+  void* spill;                  // [H, W, G, D], working type; a row is zeroed when first used
+  uint8_t* spilled;             // [H], 1 for rows in use; null where all rows are the band's own
+};
+
 // Labels of a score map that is enlarged by linear interpolation along both axes; a pixel is a weighted sum of `taps` (2
 // or 3) neighbouring cells per axis. A cell beyond the map may have a weight of zero.
 struct LabelProblem {
@@ -61,7 +70,7 @@ struct LabelProblem {
   bool bytes;
 };
 
-// One instruction set's kernels. Calls for different heads, tiles, or groups write to different memory.
+// One instruction set's kernels. Calls for different heads, tiles, groups or bands write to different memory.
 struct Kernels {
   const char* name;
   // Bytes of scratch (64-byte aligned) that a call needs.
@@ -73,8 +82,10 @@ struct Kernels {
   void (*msda_direct)(const MsdaProblem&, int64_t begin, int64_t end, void* scratch);
   int64_t (*dcn_scratch)(const DcnProblem&);
   void (*dcn_forward)(const DcnProblem&, int64_t n, const DcnTile&, void* scratch);
-  // Groups group..group+groups-1 of image n, in column strips of that width.
-  void (*dcn_backward)(const DcnProblem&, int64_t n, int64_t group, int64_t groups, int64_t strip, void* scratch);
+  // Groups group..group+groups-1 of a band of image n, in column strips of that width; then adding what it has spilled.
+  void (*dcn_backward)(const DcnProblem&, int64_t n, int64_t group, int64_t groups, const DcnBand&, int64_t strip,
+                       void* scratch);
+  void (*dcn_add_spill)(const DcnProblem&, int64_t n, int64_t group, int64_t groups, const DcnBand&);
   int64_t (*labels_scratch)(const LabelProblem&);
   void (*labels)(const LabelProblem&, int64_t first_row, int64_t last_row, void* scratch);
 };

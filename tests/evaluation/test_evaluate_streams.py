@@ -1,15 +1,12 @@
 """evaluate_dataset with the streams of TEST.*: real tiny models on a tiny tree."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from evaluation_cases import small_config
 from PIL import Image
 
-import the_mask.modeling  # noqa: F401  fills the registries
-from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.evaluation import evaluate_dataset
 from the_mask.inference.compose import build_stream, config_problems, is_plain
@@ -17,7 +14,6 @@ from the_mask.modeling.stream import Hints
 from the_mask.weights import save_checkpoint
 
 NAME = "stream_toy"
-CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +34,7 @@ def tree(tmp_path_factory):
 
 
 def config(*changes):
-    options = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "DATASETS.TEST", (NAME,), "DATALOADER.NUM_WORKERS", 0]
-    options += ["INPUT.TEST.LONG_EDGE", 96, "INPUT.TEST.SHORT_EDGE", 64, "MODEL.DEVICE", "cpu"]
-    return load_config(CONFIG, [*options, *changes])
+    return small_config(NAME, *changes)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
 """Predictions of a data set as PNGs, resumed and in several settings."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from evaluation_cases import small_config
 from PIL import Image
 
-import the_mask.modeling  # noqa: F401  fills the registries
-from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.evaluation import evaluate_dataset, evaluate_predictions
 from the_mask.evaluation.submission import predict_dataset
@@ -17,7 +14,6 @@ from the_mask.inference import sinks
 
 NAME = "submission_toy"
 LENGTHS = {"a": 2, "b": 4}
-CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "the_mask_debug_1f.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +32,7 @@ def tree(tmp_path_factory):
 
 
 def config(*changes):
-    options = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "DATASETS.TEST", (NAME,), "DATALOADER.NUM_WORKERS", 0]
-    options += ["INPUT.TEST.LONG_EDGE", 96, "INPUT.TEST.SHORT_EDGE", 64, "MODEL.DEVICE", "cpu"]
-    return load_config(CONFIG, [*options, *changes])
+    return small_config(NAME, *changes)
 
 
 @pytest.fixture(scope="module")

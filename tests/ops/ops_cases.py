@@ -7,7 +7,7 @@ Axes as in the_mask.ops: ``N`` batch, ``S`` positions, ``M`` heads, ``D`` channe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -68,6 +68,30 @@ CUDA_PATHS = [pytest.param(Path("compiled", device="cuda"), marks=pytest.mark.cu
 ALL_PATHS = [*(pytest.param(path, id=str(path)) for path in CPU_PATHS), *CUDA_PATHS]
 # One of each kind, for tests that do not depend on the instruction set.
 MAIN_PATHS = [*(pytest.param(path, id=str(path)) for path in [*PYTHON_PATHS, Path("compiled")]), *CUDA_PATHS]
+
+
+def assert_equal_over_threads(counts: Iterable[int], compute: Callable[[], Sequence[Tensor]]) -> None:
+    """Compiled results are the same bit for bit with every number of threads."""
+    before, results = torch.get_num_threads(), []
+    with Path("compiled").running():
+        try:
+            for count in counts:
+                torch.set_num_threads(count)
+                results.append(compute())
+        finally:
+            torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(results[0], other, strict=True))
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """``torch.use_deterministic_algorithms`` inside."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -172,4 +196,8 @@ DCN_CASES = [
     DcnCase(2, 7, 9, 64, make_geometry(2, 2, (0, 1), 2, 1, 0.5, False), reach=10),
     DcnCase(1, 6, 5, 71, make_geometry((1, 5), 1, (2, 1), (1, 1), 1, 2.0, False)),
     DcnCase(1, 9, 8, 8, make_geometry(3, 1, 2, 2, 3, 1.0, True), center=True),
+    # Many rows, which the CPU backward divides into two bands; points that fall into the other one, or far outside.
+    DcnCase(1, 27, 6, 8, make_geometry(3, 1, 1, 1, 2, 1.0, False), center=True),
+    DcnCase(1, 49, 5, 16, make_geometry(3, 2, 1, 1, 3, 1.0, False), reach=30),
+    DcnCase(2, 3, 4, 4, make_geometry(3, 1, 13, 2, 1, 1.0, False), reach=20),
 ]

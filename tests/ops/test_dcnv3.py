@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_cases import ALL_PATHS, DCN_CASES, DTYPES, MAIN_PATHS, DcnCase, Path
+from ops_cases import ALL_PATHS, DCN_CASES, DTYPES, MAIN_PATHS, DcnCase, Path, assert_equal_over_threads, deterministic
 from tolerances import assert_close, assert_operator
 from torch import Tensor
 from torchvision.ops import deform_conv2d
@@ -276,32 +276,26 @@ def test_threads_change_nothing():
         DcnCase(1, 9, 40, 32, make_geometry(3, 1, 1, 1, 3, 1.0, False), center=True),
         DcnCase(3, 6, 7, 16, make_geometry(3, 1, 1, 1, 4, 1.0, False)),
         DcnCase(1, 5, 40, 512, make_geometry(3, 1, 1, 1, 4, 1.0, False)),
+        # Two bands of rows.
+        DcnCase(1, 33, 12, 16, make_geometry(3, 1, 1, 1, 4, 1.0, False), center=True),
+        DcnCase(3, 26, 9, 8, make_geometry(3, 1, 1, 2, 2, 1.0, False), reach=40),
+        DcnCase(2, 60, 7, 32, make_geometry(3, 2, 1, 1, 5, 1.0, False)),
     ]
-    with Path("compiled").running():
-        before = torch.get_num_threads()
-        for case in cases:
-            results = []
-            try:
-                for threads in (1, 2, 3, 8):
-                    torch.set_num_threads(threads)
-                    arguments = case.arguments(torch.float32)
-                    output = run(case, arguments)
-                    results.append((output, *torch.autograd.grad(output.square().sum(), arguments)))
-            finally:
-                torch.set_num_threads(before)
-            for other in results[1:]:
-                assert all(torch.equal(first, second) for first, second in zip(results[0], other))
+
+    def compute(case: DcnCase) -> list[Tensor]:
+        arguments = case.arguments(torch.float32)
+        output = run(case, arguments)
+        return [output, *torch.autograd.grad(output.square().sum(), arguments)]
+
+    for case in cases:
+        assert_equal_over_threads((1, 2, 3, 8), lambda case=case: compute(case))
 
 
 @pytest.mark.parametrize("path", MAIN_PATHS)
 def test_deterministic_mode(path: Path):
     case = DCN_CASES[1]
-    with path.running():
-        torch.use_deterministic_algorithms(True)
-        try:
-            compare(case, path, case.arguments(torch.float32, path.device))
-        finally:
-            torch.use_deterministic_algorithms(False)
+    with path.running(), deterministic():
+        compare(case, path, case.arguments(torch.float32, path.device))
 
 
 @pytest.mark.slow

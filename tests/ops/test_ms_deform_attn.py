@@ -8,7 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_cases import ALL_PATHS, DTYPES, MAIN_PATHS, MSDA_CASES, MsdaCase, Path
+from ops_cases import (
+    ALL_PATHS,
+    DTYPES,
+    MAIN_PATHS,
+    MSDA_CASES,
+    MsdaCase,
+    Path,
+    assert_equal_over_threads,
+    deterministic,
+)
 from tolerances import assert_close, assert_operator
 from torch import Tensor
 
@@ -201,30 +210,20 @@ def test_random_shapes(batch, heads, channels, queries, points, levels, dtype, s
 def test_threads_change_nothing(queries: int):
     """Bit for bit the same with one, two and five threads, forward and backward; more threads than heads, too."""
     case = MsdaCase(1, 3, 32, queries, 4, ((12, 20), (6, 10)))
-    with Path("compiled").running():
-        before = torch.get_num_threads()
-        results = []
-        try:
-            for threads in (1, 2, 5, 12):
-                torch.set_num_threads(threads)
-                arguments = case.arguments(torch.float32)
-                output = ms_deform_attn(arguments[0], case.levels, None, *arguments[1:])
-                results.append((output, *torch.autograd.grad(output.square().sum(), arguments)))
-        finally:
-            torch.set_num_threads(before)
-        for other in results[1:]:
-            assert all(torch.equal(first, second) for first, second in zip(results[0], other))
+
+    def compute() -> list[Tensor]:
+        arguments = case.arguments(torch.float32)
+        output = ms_deform_attn(arguments[0], case.levels, None, *arguments[1:])
+        return [output, *torch.autograd.grad(output.square().sum(), arguments)]
+
+    assert_equal_over_threads((1, 2, 5, 12), compute)
 
 
 @pytest.mark.parametrize("path", MAIN_PATHS)
 def test_deterministic_mode(path: Path):
     case = MSDA_CASES[1]
-    with path.running():
-        torch.use_deterministic_algorithms(True)
-        try:
-            compare(case, path, case.arguments(torch.float32, path.device))
-        finally:
-            torch.use_deterministic_algorithms(False)
+    with path.running(), deterministic():
+        compare(case, path, case.arguments(torch.float32, path.device))
 
 
 @pytest.mark.slow
