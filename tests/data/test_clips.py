@@ -146,7 +146,7 @@ def test_a_clip_is_frozen_and_its_facts_have_one_length():
     assert clip.frame_ids == ("a", "b")
     with pytest.raises(FrozenInstanceError):
         clip.seed = 1  # type: ignore[misc]
-    with pytest.raises(ValueError, match=r"clip 'd/v frames a' .*\{'labels': 2, 'frame_ids': 1\}"):
+    with pytest.raises(ValueError, match=r"clip 'd/v frames a': .*\{'labels': 2, 'frame_ids': 1\}"):
         Clip(labels=[None, None], frame_ids=["a"], dataset="d", video_id="v")
     assert len(Clip()) == 0
 
