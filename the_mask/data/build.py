@@ -44,7 +44,7 @@ class PackedRecords:
 
 
 class TrainClips(Dataset[Clip]):
-    """Sample keys -> training clips. A clip without any label is replaced by one of another item, counted in
+    """Training clips by sample key. A clip without any label is replaced by one of another item, counted in
     ``resampled``; which one depends on the sample's seed only.
     """
 
@@ -161,7 +161,7 @@ class TrainLoader:
                 stop()
 
     def _count(self, batch: list[Clip]) -> list[Clip]:
-        """Count replaced clips; tell about the first."""
+        """Count replaced clips; log the first."""
         replaced = sum(clip.resampled for clip in batch)
         if replaced and not self.resampled:
             names = [clip.video_id for clip in batch if clip.resampled]

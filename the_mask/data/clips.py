@@ -1,6 +1,6 @@
 """The clip, and which frames make one: training clips around a reference, and the tiling of a test video into clips.
 
-All functions are pure and know one video only, so a clip never crosses videos. Frame indices count from 0 in time.
+All functions are pure and see a single video, so a clip never crosses videos. Frame indices count from 0 in time.
 Axes: T frames of a clip, H W pixels.
 """
 
@@ -76,7 +76,7 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """``dataset/video frames a, b``, for messages."""
+        """The clip as ``dataset/video frames a, b``, for messages."""
         video = "/".join(name for name in (self.dataset, self.video_id) if name)
         frames = ", ".join(self.frame_ids)
         return f"{video} frames {frames}" if frames else video

@@ -17,7 +17,7 @@ LabelMap = NDArray[np.integer] | torch.Tensor
 
 
 def as_label_array(labels: LabelMap, what: str = "label map") -> NDArray[np.integer]:
-    """Return ``labels`` as a NumPy integer array without copying where that is possible.
+    """Return ``labels`` as a NumPy integer array, without a copy if possible.
 
     Raises:
         ValueError: the values are not integers.
@@ -29,7 +29,7 @@ def as_label_array(labels: LabelMap, what: str = "label map") -> NDArray[np.inte
 
 
 def raw_values_of_classes(label_table: Sequence[int], num_classes: int) -> list[int]:
-    """For each train id the lowest raw PNG value that stands for it: the inverse of a label table.
+    """The inverse of a label table: for each train id, the lowest raw PNG value that is mapped to it.
 
     Raises:
         ValueError: a class has no raw value.
@@ -51,7 +51,7 @@ def save_label_map(
 ) -> None:
     """Write train ids [H, W] as a one-channel PNG of raw values: 8 bit where they fit, else 16 bit.
 
-    The file appears whole or not at all; its folder is made if it is not there.
+    The file is written atomically; its folder is made if needed.
 
     Args:
         path: of the file.

@@ -20,11 +20,11 @@ MAX_DEPTH = 64
 
 
 class UnsafePickleError(ValueError):
-    """A pickle refers to something that is not plain data; the message names it."""
+    """A pickle names something that is not plain data; the message says what."""
 
 
 class UnreadableError(ValueError):
-    """A file is damaged, or of no known kind; the message says what is wrong, without the file's name."""
+    """A file is damaged or of an unknown kind; the message says why, without the file's name."""
 
 
 class StoredNumber:
@@ -80,7 +80,7 @@ def _array(content: object, number: object, shape: object, order: object) -> np.
 
 
 class StandIn:
-    """Called in the place of what a pickle names. It can neither be changed nor built by the pickle."""
+    """Called in place of what a pickle names. The pickle can neither change nor build it."""
 
     __slots__ = ("_call", "name")
     name: str
@@ -165,14 +165,14 @@ _BUILTINS = {
     for module in ("builtins", "__builtin__")
     for name, call in (("bytes", _no_bytes), ("set", set), ("frozenset", frozenset), ("complex", complex))
 }
-# Everything that a pickle which is no file of torch's can call.
+# Everything that a pickle which torch did not write can call.
 STAND_INS: dict[str, StandIn] = {
     **_NUMPY,
     **_BUILTINS,
     "collections.OrderedDict": StandIn("collections.OrderedDict", _Dictionary),
     "_codecs.encode": StandIn("_codecs.encode", _encode),
 }
-# Everything that a file of torch's may name; torch's own reader refuses the rest of what it knows.
+# Everything that a file written by torch may name; of the rest, torch's own reader refuses what it does not know.
 TORCH_GLOBALS: frozenset[str] = frozenset(
     {
         *STAND_INS,
@@ -202,7 +202,7 @@ TORCH_GLOBALS: frozenset[str] = frozenset(
         ),
     }
 )
-# For torch's reader, which takes (object, name) pairs; it builds only objects of classes that it was given.
+# For torch's reader, which takes (object, name) pairs and builds only objects of the classes it was given.
 FOR_TORCH: list[Any] = [
     *((stand_in, name) for name, stand_in in STAND_INS.items()),
     (StoredArray, f"{__name__}.StoredArray"),
@@ -211,7 +211,7 @@ FOR_TORCH: list[Any] = [
 
 
 def plain(content: Any) -> Any:
-    """Builtins, tensors and arrays with the stand-ins replaced by what they stand for.
+    """Replace the stand-ins in loaded content by the tensors and arrays they stand for.
 
     Raises:
         UnsafePickleError: something else is in it. UnreadableError: it contains itself, or is nested too deep.

@@ -25,13 +25,13 @@ class _PlainUnpickler(pickle.Unpickler):
         return stand_in
 
 
-# Instructions that make objects by other means than calling what a name has given.
+# Instructions that make objects without calling something found by name.
 _REFUSED = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "NEXT_BUFFER"}
 _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 
 
 def _instructions(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """Names and arguments of the instructions of one pickle, none of which is carried out.
+    """Names and arguments of one pickle's instructions; none of them is executed.
 
     Raises:
         UnsafePickleError: an instruction of :data:`_REFUSED`.
@@ -82,7 +82,7 @@ def _instructions(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 
 def check_pickle(stream: BinaryIO, allowed: Collection[str] | None = None) -> None:
-    """Look through one pickle before it is read; ``allowed`` are the names that it may have, if they stand in it."""
+    """Check one pickle before it is read; ``allowed`` are the names it may contain, where they are written out."""
 
     def look() -> None:
         for name, argument in _instructions(stream):
@@ -97,7 +97,7 @@ def check_pickle(stream: BinaryIO, allowed: Collection[str] | None = None) -> No
 
 
 def load_pickle(stream: BinaryIO, encoding: str = "latin1") -> Any:
-    """Builtins and numpy arrays of a pickle; nothing else is even imported.
+    """Load the builtins and numpy arrays of a pickle; nothing else is even imported.
 
     Args:
         stream: open file, at its start.
@@ -113,7 +113,7 @@ def load_pickle(stream: BinaryIO, encoding: str = "latin1") -> Any:
 
 
 def guarded(read: Callable[[], Any]) -> Any:
-    """Call a reader of pickles, whose damaged input can raise almost anything from their machinery."""
+    """Call a pickle reader and translate its errors: on damaged input it can raise almost anything."""
     try:
         return read()
     except (UnsafePickleError, UnreadableError):
@@ -139,7 +139,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-# Under trust.
+# Used only with ``trust``.
 
 
 class _Missing:

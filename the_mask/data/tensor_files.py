@@ -56,7 +56,7 @@ def load_torch(path: Path, trust: bool = False) -> Any:
         _check_names(path, archive)
 
     def load() -> Any:
-        # A stream, since torch goes by the suffix of a path.
+        # A stream, because torch goes by the suffix of a path.
         with open(path, "rb") as stream, torch.serialization.safe_globals(FOR_TORCH):
             if trust:
                 return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=TRUSTING)

@@ -59,7 +59,7 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -
 
 
 class PixelSampler(Sink):
-    """A sink of score maps [K, H, W] that keeps random labelled pixels of every labelled frame.
+    """A sink for score maps [K, H, W] that keeps random labelled pixels of every labelled frame.
 
     Args:
         ignore_label: pixels with this label are not drawn.
@@ -74,7 +74,7 @@ class PixelSampler(Sink):
         self.labels: list[NDArray[np.int64]] = []
 
     def process(self, clips: Sequence[Clip], predictions: Sequence[Sequence[Any]]) -> None:
-        """Draw from the frames of some clips."""
+        """Draw pixels from the frames of some clips."""
         for clip, maps in zip(clips, predictions, strict=True):
             for labels, scores in zip(clip.labels, maps, strict=True):
                 if labels is None:

@@ -92,7 +92,7 @@ class _Video:
 
 
 class VideoSemSegEvaluator(Sink):
-    """mIoU and its relatives, VC_n in all modes, and TC, pooled over a data set of videos.
+    """Computes mIoU and other IoU figures, VC_n in all modes, and TC, pooled over a data set of videos.
 
     The clips of a video must be consecutive, but their frames need not be in time order: early ones wait in a buffer of
     at most ``max_pending`` frames. So memory depends on the frame size and the tiling, not on the data set. With

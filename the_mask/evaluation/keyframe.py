@@ -151,7 +151,7 @@ class DistantFrame(Clip):
 
 
 class DistanceConfusion(Sink):
-    """The sink of :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
+    """The sink for :func:`keyframe_predictions`: confusion matrices by distance, and of the segmentor alone.
 
     Attributes:
         confusions: int64 [L, K, K].
@@ -166,7 +166,7 @@ class DistanceConfusion(Sink):
         self.frames = 0
 
     def process(self, clips: Sequence[Clip], predictions: Sequence[Sequence[Any]]) -> None:
-        """Count label maps; a clip's ``distance`` is None for the segmentor alone."""
+        """Count label maps. A clip's ``distance`` is None for the segmentor alone."""
         for clip, (labels,) in zip(clips, predictions, strict=True):
             assert isinstance(clip, DistantFrame)
             distance = clip.distance
@@ -191,7 +191,7 @@ def keyframe_predictions(
     """
     stream, alone = StreamingSegmentor(cfg, model=model), StreamingSegmentor(cfg, model=model.segmentor)
     for record in records:
-        # Frames and clips, read once and kept while they may be needed.
+        # Cache of frames and clips that are still needed.
         kept: dict[int, tuple[torch.Tensor, Clip]] = {}
         for start in plan_starts(_labelled(record), distances)[0]:
             kept = {index: frame for index, frame in kept.items() if index >= start.frame}
@@ -217,7 +217,7 @@ def keyframe_predictions(
 
 
 def _read(stream: StreamingSegmentor, record: Record, index: int) -> tuple[torch.Tensor, Clip]:
-    """A frame [3, H, W] at network size, and its clip."""
+    """Read a frame [3, H, W] at network size, and its clip."""
     clip = frame_clip(record, index)
     image, labels = read_image(clip.file_names[0]), clip.labels[0]
     if labels is not None:

@@ -28,13 +28,13 @@ from the_mask.inference.sinks import Sink
 from the_mask.modeling.freezing import evaluation_mode
 from the_mask.modeling.stream import Hints, Stream, StreamState
 
-# Clips as the test loader gives them, and of each the label maps [height, width], or scores [K, height, width].
+# Clips of the test loader, and for each its label maps [height, width] or scores [K, height, width].
 Predicted = tuple[Sequence[Clip], Sequence[Sequence[Any]]]
 Clock = Callable[[], AbstractContextManager[None]]
 
 
 def feed(predictions: Iterable[Predicted], sinks: Sequence[Sink], meter: ProgressMeter | None = None) -> int:
-    """Give all predictions to all sinks and close these, also after an error. Returns the number of frames."""
+    """Pass all predictions to all sinks, and close these, also after an error. Returns the number of frames."""
     frames = 0
     with ExitStack() as stack:
         for sink in sinks:

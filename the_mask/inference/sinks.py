@@ -1,4 +1,4 @@
-"""Where predictions go: the one protocol of all that take them, and the sinks that write files."""
+"""Sinks for predictions: their common interface, and those that write files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from the_mask.data.label_maps import as_label_array, save_label_map
 
 
 class Sink(ABC):
-    """Takes predictions, and has its own way to tell what it made of them.
+    """Consumes predictions.
 
-    ``process`` is that of Detectron2's ``DatasetEvaluator``.
+    ``process`` has the interface of Detectron2's ``DatasetEvaluator``.
     """
 
     @abstractmethod
     def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
-        """Take some clips of one video, and of each the maps of its frames; videos follow one another."""
+        """Take some clips of one video, and for each the maps of its frames. The clips of a video are consecutive."""
 
     def close(self) -> None:  # noqa: B027  (most have nothing to do)
-        """No more predictions come, perhaps because of an error."""
+        """Finish after the last prediction, or after an error."""
 
 
 class LabelFolder(Sink):
@@ -33,7 +33,7 @@ class LabelFolder(Sink):
 
     Args:
         folder: made if it is not there.
-        raw_values: of every class, what stands for it in the files.
+        raw_values: value of each class in the files.
         colors: RGB to store beside the values, see :func:`the_mask.data.label_maps.save_label_map`.
     """
 
@@ -47,7 +47,7 @@ class LabelFolder(Sink):
         """For class ids of one video, in a folder of its own.
 
         Args:
-            folder: it must hold no PNGs.
+            folder: created if needed; must not contain PNGs.
             num_classes: of the model.
             colors: RGB of the classes to store beside the ids; None stores grey values.
 
@@ -78,12 +78,12 @@ class LabelFolder(Sink):
 
 
 class ClassShares(Sink):
-    """A JSON file: for each frame its number, its time, and the share of its pixels that each class has.
+    """Writes a JSON file with, for each frame, its number, its time, and the share of pixels of each class.
 
     Args:
-        path: of the file; written when all frames are there.
-        names: of the classes.
-        facts: what else the file says: model, input, ...
+        path: the file, written by :meth:`close`.
+        names: class names.
+        facts: further entries of the file: model, input, ...
     """
 
     def __init__(self, path: Path, names: list[str], facts: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ def check_window(size: Sequence[int], stride: Sequence[int]) -> None:
 
 
 class SlidingWindow(WrappingStream):
-    """Wraps a segmentor; looks like one to what wraps it in turn (``step``, ``score_maps``, ``score_stride``).
+    """Wraps a segmentor, with the same interface (``step``, ``score_maps``, ``score_stride``).
 
     Scores of overlapping windows are averaged in float32 at score size; besides one window's forward pass, memory holds
     one score map. Every window is its own stream with its own state; priors are cropped like the frame.

@@ -1,4 +1,4 @@
-"""Which parameters train, and which modules are in eval mode."""
+"""Choose which parameters train, and which modules are in eval mode."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def eval_frozen(module: nn.Module) -> None:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode afterwards, whatever happens: no dropout, no trace in batch statistics.
+    """Switch a model to eval mode inside the block, and restore every module's mode afterwards.
 
-    ``model.train()`` afterwards would not do: it wakes up modules that were frozen in eval mode.
+    Calling ``model.train()`` afterwards would be wrong: it also switches modules that are frozen in eval mode.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -86,7 +86,7 @@ class RunReport:
 
 
 class ReportSink(Sink):
-    """Collects a :class:`RunReport`; memory grows by a few bytes per frame and by the pictures that are kept.
+    """Collects a :class:`RunReport`. Memory is a few bytes per frame, and the kept pictures.
 
     Args:
         dataset: registered name.

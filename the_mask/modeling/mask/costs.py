@@ -49,7 +49,7 @@ def matching_cost(
     """
     parts = []
     for t, truth, skip in zip(frames, truths, skip_ignored, strict=True):
-        # Beyond the border lies what the border pixel is: normalising the share does just that.
+        # Outside the map, the border pixel is repeated; normalising the share has that effect.
         valid = 1 - truth[:, -1] / truth.sum(1) if skip else None
         parts.append(_mask_sums(masks[:, t], truth[:, :-1], valid, points))
     if firsts:

@@ -360,7 +360,7 @@ def _cut_clip(clip: Clip, past: int) -> Clip:
 
 
 def _valid_slots(clip: Clip, past: int) -> list[bool]:
-    """Whether each of the ``past`` slots before the current frame shows a frame of its own."""
+    """Whether each of the ``past`` slots before the current frame shows a distinct frame."""
     indices = clip.frame_indices or range(len(clip))
     own = [indices[i] not in indices[i + 1 :] for i in range(len(clip) - 1)]
     return [False] * (past - len(own)) + own

@@ -42,7 +42,7 @@ class ScoreCache:
         return inside(self.folder, clip.dataset, clip.video_id, f"{clip.frame_ids[position]}.pt")
 
     def read(self, clip: Clip, position: int, segmentor: nn.Module) -> Tensor | None:
-        """Scores [K, h, w], float16, or None if they are not kept yet, or were made from another picture.
+        """Scores [K, h, w], float16; None if they are not stored yet, or were made from another picture.
 
         Raises:
             ValueError: the folder belongs to another segmentor, or a file of it is damaged.
@@ -55,12 +55,12 @@ class ScoreCache:
             content = load_torch(path)
         except (UnreadableError, UnsafePickleError) as error:
             raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
-        # Files of older versions hold bare scores, whose frame may have been another one.
+        # Files of older versions hold only scores, which may belong to another picture.
         current = isinstance(content, dict) and content.get("frame") == _digest(clip.frames[position])
         return content["scores"] if current else None
 
     def write(self, clip: Clip, position: int, scores: Tensor) -> Tensor:
-        """Keep scores, and return them as they will be read."""
+        """Store scores, and return them as they will be read."""
         path = self.path(clip, position)
         kept = scores.half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)

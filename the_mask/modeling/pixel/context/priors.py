@@ -127,7 +127,7 @@ class GroundTruthWarmup(PriorProvider):
 def label_prior(
     model: ClipSegmentor, batch: TrainBatch, maps: Sequence[Sequence[Tensor | None]], frame: str
 ) -> PriorMap:
-    """Hard prior from label maps of the clips; it knows nothing of frames without one or from before the video's start.
+    """Hard prior from label maps of the clips; unknown for frames without one, or before the video's start.
 
     Args:
         model: with the classes.
