@@ -150,7 +150,7 @@ def test_iteration_drives_the_warm_up():
 def test_eval_output_contract():
     model = build(VIDEO).eval()
     clip = make_clip(2, 64, 96)
-    clip |= {"height": 50, "width": 71}
+    clip = replace(clip, height=50, width=71)
     (output,) = model([clip])
     (scores,) = model.score_maps([clip])
     (labels,) = model.predict([clip])
@@ -197,7 +197,7 @@ def test_a_clip_does_not_depend_on_its_batch():
 def test_merging_at_the_input_as_released(name):
     """Masks are enlarged to the padded input, merged, cut, and only then resized to the frame."""
     model = build(name, **{"MODEL.MASK_FORMER.MERGE_AT": "input", "TEST.CLIP_LENGTH": 1}).eval()
-    clip = make_clip(1, 50, 70) | {"height": 75, "width": 105}
+    clip = replace(make_clip(1, 50, 70), height=75, width=105)
     images, _ = model.stack([clip])
     assert images.shape[-2:] == (64, 96)
     with torch.no_grad():
@@ -331,7 +331,7 @@ def test_batches_that_cannot_be_stacked_are_errors():
         model([make_clip(1), make_clip(2)])
     first, second = make_clip(2).frames
     mixed = replace(make_clip(2), frames=[first, second[:, :32]])
-    with pytest.raises(ValueError, match=r"frames of clip toy/v0 .* differ in size: \[\(32, 64\), \(64, 64\)\]"):
+    with pytest.raises(ValueError, match=r"frames of clip 'toy/v0 .* differ in size: \[\(32, 64\), \(64, 64\)\]"):
         model([mixed])
     with pytest.raises(ValueError, match="lengths"):
         model([replace(make_clip(1), frames=[], labels=[])])

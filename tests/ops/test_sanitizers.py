@@ -1,4 +1,6 @@
-"""The CPU kernels built with the address and undefined-behaviour sanitizers run the operators' tests."""
+"""The CPU kernels under the compiler's sanitizers: addresses and undefined behaviour in the operators' tests, and races
+between threads in every division of their work.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +43,26 @@ def build(folder: Path) -> Path:
     libraries = ["-lc10", "-ltorch", "-ltorch_cpu", "-fopenmp"]
     subprocess.run([compiler, "-shared", *SANITIZERS, *objects, *folders, *libraries, "-o", str(library)], check=True)
     return library
+
+
+@pytest.mark.slow
+def test_threads_write_to_memory_of_their_own(tmp_path: Path) -> None:
+    """The thread sanitizer on the kernels alone: torch's threads would have to be built with it to be understood."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    flags = ["-std=c++20", "-O1", "-g1", "-fsanitize=thread", "-Wno-psabi", f"-I{ROOT / 'csrc' / 'cpu'}"]
+    sources = [ROOT / "tests" / "ops" / "thread_races.cpp", *sorted((ROOT / "csrc" / "cpu").glob("isa_*.cpp"))]
+    objects = [str(tmp_path / f"{source.stem}.o") for source in sources]
+    for source, target in zip(sources, objects, strict=True):
+        subprocess.run([compiler, *flags, "-c", str(source), "-o", target], check=True)
+    program = str(tmp_path / "thread_races")
+    subprocess.run([compiler, "-fsanitize=thread", *objects, "-o", program], check=True)
+    found = subprocess.run([program], capture_output=True, text=True, check=False)
+    if "unexpected memory mapping" in found.stderr:
+        pytest.skip("the thread sanitizer does not know this kernel's memory layout")
+    assert found.returncode == 0, found.stdout + found.stderr[-6000:]
+    assert "baseline passed" in found.stdout
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ class Clip:
         if not 0 <= start < stop <= len(self):
             raise ValueError(f"clip {self.name!r} of {len(self)} frames has no frames {start} to {stop - 1}")
         reference = self.reference if self.reference is not None and start <= self.reference < stop else None
-        cut = {name: getattr(self, name)[start:stop] for name in PER_FRAME}
+        cut: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in PER_FRAME}
         return replace(self, **cut, reference=None if reference is None else reference - start)
 
     def lengthened(self, length: int) -> Self:
@@ -114,7 +114,9 @@ class Clip:
         missing = length - len(self)
         if missing <= 0:
             return self
-        longer = {name: (*getattr(self, name)[:1] * missing, *getattr(self, name)) for name in PER_FRAME}
+        longer: dict[str, Any] = {
+            name: (*getattr(self, name)[:1] * missing, *getattr(self, name)) for name in PER_FRAME
+        }
         reference = None if self.reference is None else self.reference + missing
         return replace(self, **longer, reference=reference)
 

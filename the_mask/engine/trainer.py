@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,8 @@ class Trainer(TrainerBase):
         self.stop = StopRequest()
         self.stop_signal = 0
         self._parallel: nn.Module | None = None
-        self._loader: Iterable[list[dict[str, Any]]] | None = None
-        self._batches: Iterator[list[dict[str, Any]]] | None = None
+        self._loader: Iterable[Sequence[Any]] | None = None
+        self._batches: Iterator[Sequence[Any]] | None = None
         self._resumed_rng: dict[str, Any] | None = None
         self._resumed_scalars: dict[str, Any] = {}
         # First iteration that is written to the curves (again, if it is there); None: the first of the training.
@@ -119,8 +119,8 @@ class Trainer(TrainerBase):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterable[list[dict[str, Any]]]:
-        """Endless micro-batches, starting with those of iteration ``start_iter``."""
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterable[Sequence[Any]]:
+        """Endless micro-batches, beginning with those of iteration ``start_iter``."""
         return build_train_loader(cfg, start_iter=start_iter)
 
     @classmethod

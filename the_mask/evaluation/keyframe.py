@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from the_mask.data import get_records
 from the_mask.data.clips import Clip
 from the_mask.data.io import check_same_size, read_image
+from the_mask.data.registry import Record
 from the_mask.data.samplers import shard_videos
 from the_mask.evaluation.frames import frame_clip
 from the_mask.evaluation.loop import Predicted, feed
@@ -32,7 +33,6 @@ from the_mask.modeling.macs import count_macs
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 
 logger = logging.getLogger(__name__)
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _read(stream: StreamingSegmentor, record: Record, index: int) -> tuple[torch
     clip = frame_clip(record, index)
     image, labels = read_image(clip.file_names[0]), clip.labels[0]
     if labels is not None:
-        check_same_size(image, labels, clip.file_names[0], clip.mask_file_names[0])
+        check_same_size(image, labels, clip.file_names[0], str(clip.mask_file_names[0]))
     return stream.prepare(image), clip
 
 

@@ -115,7 +115,7 @@ def stream_videos(stream: Stream, records: Sequence[Record], clock: Clock = null
         file_name, labels = clip.file_names[0], clip.labels[0]
         image = read_image(file_name)
         if labels is not None:
-            check_same_size(image, labels, file_name, clip.mask_file_names[0])
+            check_same_size(image, labels, file_name, str(clip.mask_file_names[0]))
         with clock(), torch.no_grad():
             output, state = stream.step(image, state, Hints(name=(clip.video_id, clip.frame_ids[0])))
         yield [clip], [[output]]

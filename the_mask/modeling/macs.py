@@ -60,7 +60,7 @@ def operator_flops() -> dict[Any, Callable[..., int]]:
     def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    counts = {
+    counts: dict[Any, Callable[..., int]] = {
         torch.ops.the_mask.ms_deform_attn: ms_deform_attn,
         torch.ops.the_mask.dcnv3: dcnv3,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
