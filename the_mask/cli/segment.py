@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from the_mask.cli import _options, annotations_
 
 if TYPE_CHECKING:
+    from the_mask.data.exporters import Exporter
     from the_mask.inference.sinks import Sink
 
 INPUT_HELP = "video, animation or picture, folder of frames, URL, or camera index (0, 1, ...)"

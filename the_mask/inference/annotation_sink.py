@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from the_mask.data.clips import Clip
 from the_mask.data.exporters import Exporter, LabelFrame
 from the_mask.data.frame_files import files_by_stem
 from the_mask.data.io import IMAGE_SUFFIXES
+from the_mask.data.label_maps import as_label_array
 from the_mask.inference.live.frame_source import FrameSource
+from the_mask.inference.sinks import Sink
 
 
-class AnnotationSink:
-    """Feeds an exporter; a :class:`the_mask.inference.label_sinks.LabelSink`.
+class AnnotationSink(Sink):
+    """Feeds an exporter with the frames of one video.
 
     Frames of a folder keep their pictures' names, those of a video are numbered from 0 as the format has it.
 
@@ -31,8 +35,13 @@ class AnnotationSink:
         self._pictures = folder_pictures(source.path) if source.path is not None and source.path.is_dir() else None
         self._fps = source.fps
 
-    def write(self, number: int, seconds: float, labels: NDArray[np.integer[Any]]) -> None:
-        """The next frame: its number from 0, its time in the input, its class ids [H, W]."""
+    def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
+        """Take the label maps [H, W] of clips with ``frame_indices`` and ``timestamps``."""
+        for clip, maps in zip(clips, predictions, strict=True):
+            for number, seconds, labels in zip(clip.frame_indices, clip.timestamps, maps, strict=True):
+                self._write(number, seconds, as_label_array(labels))
+
+    def _write(self, number: int, seconds: float, labels: NDArray[np.integer[Any]]) -> None:
         if self._pictures is None:
             name = self.exporter.frame_name.format(number)
             frame = LabelFrame(self.video, name, labels, f"{self.video}/{name}.png")
@@ -43,7 +52,7 @@ class AnnotationSink:
         self.exporter.write(frame)
 
     def close(self) -> None:
-        """No more frames come."""
+        """Finish the exporter's files."""
         self.exporter.close()
 
 
