@@ -157,7 +157,7 @@ def test_a_stream_equals_clip_mode(expression, prior):
     video = clip(frames=5)
     (scores,) = model.score_maps([video])
     state = model.init_state()
-    for frame, expected in zip(video["frames"], scores, strict=True):
+    for frame, expected in zip(video.frames, scores, strict=True):
         got, state = model.step(frame, state)
         assert_close(got, expected, "sum")
 
