@@ -78,9 +78,9 @@ struct DcnTarget {
   }
 };
 
-// Scatter of one pixel's gradient into V*B channels of every point's corners. A pass of its own, after the products:
-// x and its gradient often lie at the same offset within a memory page, and a processor that compares only these bits
-// of an address makes a read wait for an earlier write.
+// Scatter one pixel's gradient into V*B channels of every point's corners. This is a separate pass after the products,
+// because x and its gradient are often at the same offset within a memory page, and processors that compare only these
+// bits of an address delay a read after such a write.
 template <class T, int V, int B, bool Inside>
 TM_INLINE void dcn_scatter(const DcnProblem& problem, const DcnScratch<Work<T>>& s, int64_t points,
                            const DcnTarget<Work<T>>& target, int64_t within, const T* grad) {

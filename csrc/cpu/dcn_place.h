@@ -120,7 +120,7 @@ TM_INLINE DcnPlaces<A, Lanes<A>::value> dcn_places(const DcnProblem& problem, co
   return places;
 }
 
-// Places and weights on the supposition that every corner is inside, on rows first..last-1; false if one is not. Always
+// Places and weights, assuming that every corner is inside, on rows first..last-1; returns false if one is not. Always
 // runs, so that weights do not depend on which path follows.
 template <class A, bool Backward>
 TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& s, const DcnPixel<A>& pixel,
@@ -155,8 +155,8 @@ TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& 
   return !any<A, V>(outside);
 }
 
-// Correct what dcn_place_inside left for corners outside the image: weight zero, an address on row `home`. The weights of
-// the others stay as they are, to the last bit: which pixels come here depends on how groups are divided among threads.
+// Correct the result of dcn_place_inside for corners outside the image: weight zero, an address on row `home`. The other
+// weights must stay bit-identical, because the division of groups among threads decides which pixels come here.
 template <class A, bool Backward>
 __attribute__((noinline)) void dcn_place_clamped(const DcnProblem& problem, const DcnScratch<A>& s,
                                                  const DcnPixel<A>& pixel, int64_t home) {

@@ -91,8 +91,8 @@ DcnProblem make_problem(const DcnSizes& sizes, const Tensor& x, const Tensor& of
 // Rows of output from which a backward pass is divided into bands: where these meet, a few rows take a slower path.
 constexpr int64_t kRowsToDivide = 24;
 
-// Width of the column strips in which an image is walked: as many rows as a kernel spans, and a few more, stay in a
-// megabyte, half of a usual second-level cache. Depends on shapes only, because it decides the order of sums in backward.
+// Width of the column strips in which an image is processed, such that the rows of a kernel, and a few more, fit into a
+// megabyte, half of a usual second-level cache. Depends only on shapes, because it decides the order of sums in backward.
 int64_t strip_width(const DcnSizes& sizes, int64_t kernel_rows, int64_t bytes_per_number) {
   const int64_t column = (kernel_rows + 4) * sizes.C * bytes_per_number;
   return std::max<int64_t>(16, (int64_t(1) << 20) / column);

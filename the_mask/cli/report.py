@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="HTML")
     parser.add_argument("--raw", action="store_true", help="PNGs hold raw values, VSPW: 1..124; default: train ids")
-    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="worst frames shown (default: 12)")
+    parser.add_argument(
+        "--pictures", type=int, default=12, metavar="N", help="number of worst frames to show (default: 12)"
+    )
     _options.import_option(parser)
 
 

@@ -171,7 +171,7 @@ def default_model() -> str:
 
 
 def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, list[Sink]]:
-    """The annotated video and the other outputs that a command line names.
+    """The annotated video, and the other outputs on the command line.
 
     Raises:
         ValueError: two videos, or a folder that is not empty.
@@ -196,10 +196,10 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
     return (videos[0] if videos else None), sinks
 
 
-def write_classes(sinks: Sequence[LabelSink], palette: Any) -> None:
+def write_classes(sinks: Sequence[Sink], palette: Any) -> None:
     """Write classes.json next to each folder's PNGs, for ``the-mask annotations`` and ``the-mask import``."""
     from the_mask.data.files import write_json
-    from the_mask.inference.label_sinks import LabelFolder
+    from the_mask.inference.sinks import LabelFolder
 
     for sink in sinks:
         if isinstance(sink, LabelFolder) and sink.folder.is_dir():

@@ -120,7 +120,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int) -> Iterable[Sequence[Any]]:
-        """Endless micro-batches, beginning with those of iteration ``start_iter``."""
+        """Endless micro-batches, starting with those of iteration ``start_iter``."""
         return build_train_loader(cfg, start_iter=start_iter)
 
     @classmethod

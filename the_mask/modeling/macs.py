@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import the_mask.ops  # noqa: F401  (registers the operators)
 
-# Four products of the bilinear sample and one with the weight: InternImage's own count for DCNv3, taken for both.
+# Four products for the bilinear sample and one for the weight: InternImage's count for DCNv3, used for both operators.
 MACS_PER_SAMPLE = 5
 
 
@@ -28,7 +28,7 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> int:
     modes = {child: child.training for child in module.modules()}
     counter = FlopCounterMode(display=False, custom_mapping=operator_flops())
     try:
-        # The counter's book-keeping of modules needs parameters that want no gradient.
+        # The counter's tracking of modules requires parameters without gradients.
         for parameter in trained:
             parameter.requires_grad_(False)
         module.eval()
