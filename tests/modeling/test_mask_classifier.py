@@ -333,7 +333,7 @@ def test_batches_that_cannot_be_stacked_are_errors():
     mixed = replace(make_clip(2), frames=[first, second[:, :32]])
     with pytest.raises(ValueError, match=r"frames of clip 'toy/v0 .* differ in size: \[\(32, 64\), \(64, 64\)\]"):
         model([mixed])
-    with pytest.raises(ValueError, match="lengths"):
+    with pytest.raises(ValueError, match="clip 'toy/v0 frames 0000' has no frames"):
         model.eval()([replace(make_clip(1), frames=[], labels=[])])
 
 

@@ -83,9 +83,11 @@ class Clip:
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(H, W) of the frames; a ValueError if they differ."""
+        """(H, W) of the frames; a ValueError if they differ, or if there is none."""
         sizes = {tuple(frame.shape[-2:]) for frame in self.frames}
-        if len(sizes) != 1:
+        if not sizes:
+            raise ValueError(f"clip {self.name!r} has no frames")
+        if len(sizes) > 1:
             raise ValueError(f"frames of clip {self.name!r} differ in size: {sorted(sizes)}")
         height, width = sizes.pop()
         return height, width
