@@ -28,6 +28,7 @@ from timing import quartiles, synchronise
 from torch import Tensor
 
 import the_mask
+from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.mask import losses
 from the_mask.modeling.mask import points as sampling

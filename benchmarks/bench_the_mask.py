@@ -36,6 +36,7 @@ from timing import quartiles, race, synchronise
 from torch import nn
 
 from the_mask.config import load_config
+from the_mask.config.keys.mask_former import HierarchyOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling import MaskClassifier
 from the_mask.modeling.mask.targets import build_targets
@@ -149,7 +150,7 @@ def hugging_face_step(args: argparse.Namespace, clips: list[Clip]) -> Callable[[
     model = Mask2FormerForUniversalSegmentation(config).to(args.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     frame, labels = clips[0].frames[0], clips[0].labels[0]
-    # Ours pads to a multiple of 32; so that both see the same pixels, the peer gets the same padding.
+    # Ours pads to a multiple of 32; the peer gets the same padding, so that both see the same pixels.
     height, width = (-(-side // 32) * 32 for side in frame.shape[-2:])
     pixels = torch.zeros(1, 3, height, width)
     pixels[0, :, : frame.shape[-2], : frame.shape[-1]] = (frame.float() - 120) / 58

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from the_mask.config import load_config
+from the_mask.config.keys.context import ClipSegmentorOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
 from the_mask.modeling.pixel.context.types import ClipFeatures, HeadOutput, fill_missing

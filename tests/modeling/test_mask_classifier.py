@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling
 from the_mask.config import load_config
+from the_mask.config.keys.mask_former import MaskOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling import stage1_to_stage2
 

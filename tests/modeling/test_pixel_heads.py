@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.heads import FCNHead, UperNetHead
 

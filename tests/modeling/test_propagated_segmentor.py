@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
+from the_mask.config.keys.keyframe import KeyframeOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.propagation import CopyPropagator, GSVNet, WarpPropagator
 from the_mask.modeling.propagation.carried import log_probabilities

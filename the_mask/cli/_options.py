@@ -28,7 +28,7 @@ def trust_option(parser: argparse._ActionsContainer) -> None:
 
 
 def import_option(parser: argparse._ActionsContainer) -> None:
-    """``--import MODULE``, as DATASETS.IMPORT, for commands without a config."""
+    """``--import MODULE``, any number of times: what registers a data set."""
     parser.add_argument(
         "--import",
         dest="modules",

@@ -233,7 +233,7 @@ def propagation_macs(model: PropagatedSegmentor, size: tuple[int, int]) -> tuple
     """Multiply-adds of a keyframe and of a propagated frame of ``size`` (H, W), the keyframe at ``key_scale``."""
     segmentor: Any = model.segmentor
     frame = torch.zeros(3, *size, device=model.device)
-    key = [max(1, round(side * model.key_scale)) for side in size]
+    key = [max(1, round(side * model.options.key_scale)) for side in size]
     images, _ = segmentor.stack([Clip([torch.zeros(3, *key, device=model.device)])])
     small = model.small_frames([frame])[0][None]
     scores = torch.zeros(1, model.num_classes, *small.shape[-2:], device=model.device)

@@ -20,7 +20,7 @@ from the_mask.data.clips import Clip
 from the_mask.data.io import read_image
 from the_mask.inference.merge import PARITIES, ScoreMean, check_merge, normalize_scores, score_labels
 from the_mask.modeling.scores import label_map, resize_scores
-from the_mask.modeling.stream import NO_HINTS, Hints, StreamState, WrappingStream
+from the_mask.modeling.stream import NO_HINTS, Around, Hints, StreamState
 
 # (network inputs, the model's states, hints) -> (scores, the model's new states), as ``Stream.step_many``.
 Advance = Callable[[list[Tensor], list[StreamState], Sequence[Hints]], tuple[list[Tensor], list[StreamState]]]
@@ -48,7 +48,7 @@ def make_views(scales: Sequence[float], flip: bool) -> list[View]:
     return [View(float(scale), mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
 
-class MultiView(WrappingStream):
+class MultiView(Around):
     """Averages a segmentor's scores over views of a frame; also predicts clips.
 
     Each view is its own stream, whose state (memories, priors) is in the state's ``views``. Views run one at a time:

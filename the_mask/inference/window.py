@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from the_mask.data.clips import Clip
-from the_mask.modeling.stream import NO_HINTS, Hints, StreamState, WrappingStream
+from the_mask.modeling.stream import NO_HINTS, Around, Hints, StreamState
 
 Box = tuple[int, int, int, int]
 
@@ -41,7 +41,7 @@ def check_window(size: Sequence[int], stride: Sequence[int]) -> None:
         raise ValueError(f"TEST.WINDOW.STRIDE {list(stride)} is larger than the window {list(size)} and leaves gaps")
 
 
-class SlidingWindow(WrappingStream):
+class SlidingWindow(Around):
     """Wraps a segmentor, with the same interface (``step``, ``score_maps``, ``score_stride``).
 
     Scores of overlapping windows are averaged in float32 at score size; besides one window's forward pass, memory holds

@@ -156,8 +156,12 @@ class Stream:
             raise ValueError(f"a state of {found}, not of {own}; make one with init_state()")
 
 
-class WrappingStream(Stream):
-    """A stream around a model, which looks back and reads priors as that does."""
+class Around(Stream):
+    """A stream around one other.
+
+    Attributes:
+        model: what it wraps.
+    """
 
     model: Any
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from the_mask.config.keys.mask_former import HierarchyOptions, LossOptions
 from the_mask.modeling.mask import losses
-from the_mask.modeling.mask.costs import CostWeights, matching_cost
 from the_mask.modeling.mask.matched_maps import MapGroup, gather_maps
 from the_mask.modeling.mask.matching import Pairs, first_frames, match_all
 from the_mask.modeling.mask.points import (
@@ -27,6 +26,7 @@ from the_mask.modeling.mask.points import (
     point_generator,
     point_sample,
     shared_index_sample,
+    shared_point_blocks,
 )
 from the_mask.modeling.mask.targets import ClipTargets, cell_counts
 
@@ -172,7 +172,6 @@ class MaskCriterion(nn.Module):
         costs: dict[tuple[int, int], Tensor] = {}
         later: dict[tuple[int, int], Tensor] = {}
         orders: list[list[int]] = []
-        weights = CostWeights(self.class_weight, self.mask_weight, self.dice_weight)
         for b, target in enumerate(targets):
             if target.num_targets == 0:
                 orders.append([])
@@ -186,20 +185,36 @@ class MaskCriterion(nn.Module):
             points = torch.rand(num_sets, self.options.train_num_points, 2, generator=generator, device=device)
             # [T'][S, P, N + 1]; the last column is the ignored share of the point.
             sampled = [shared_index_sample(target.index_map[t], points, target.num_targets + 1) for t in frames]
-            skip_ignored = [self.valid_mask and target.has_ignored[t] for t in frames]
             labels = target.labels.to(device)
             for s in range(num_sets):
-                costs[s, b], later[s, b] = matching_cost(
-                    class_sets[s]["pred_logits"][b],
-                    mask_sets[s]["pred_masks"][b],
-                    labels,
-                    [values[s] for values in sampled],
-                    skip_ignored,
-                    points[s],
-                    frames,
-                    firsts,
-                    weights,
+                logits = class_sets[s]["pred_logits"][b]
+                parts = []
+                for t, values in zip(frames, sampled, strict=True):
+                    truth = values[s]
+                    # Outside the map, the border pixel is repeated; normalising the share has that effect.
+                    skip_ignored = self.options.valid_mask and target.has_ignored[t]
+                    valid = 1 - truth[:, -1] / truth.sum(1) if skip_ignored else None
+                    parts.append(_mask_sums(mask_sets[s]["pred_masks"][b, :, t], truth[:, :-1], valid, points[s]))
+                if firsts:
+                    # Each target's column comes from its first frame.
+                    picked = [[n for n, first in enumerate(firsts) if first == t] for t in frames]
+                    columns = torch.tensor([n for group in picked for n in group], device=device).argsort()
+                    bces = [losses.bce_cost(sums)[:, group] for sums, group in zip(parts, picked, strict=True)]
+                    dices = [losses.dice_cost(sums)[:, group] for sums, group in zip(parts, picked, strict=True)]
+                    bce, dice = torch.cat(bces, 1)[:, columns], torch.cat(dices, 1)[:, columns]
+                    class_logits = logits if logits.ndim == 2 else logits[firsts]
+                else:
+                    sums = parts[0]
+                    for part in parts[1:]:
+                        sums = sums.plus(part)
+                    bce, dice = losses.bce_cost(sums), losses.dice_cost(sums)
+                    class_logits = logits if logits.ndim == 2 else logits[frames]
+                costs[s, b] = (
+                    self.options.class_weight * _class_cost(class_logits, labels, bool(firsts))
+                    + self.options.mask_weight * bce
+                    + self.options.dice_weight * dice
                 )
+                later[s, b] = bce
         keys = sorted(costs)
         self._batch_nonfinite = 0
         found = match_all(
@@ -377,6 +392,29 @@ class MaskCriterion(nn.Module):
 def _prediction_sets(outputs: Outputs) -> list[Outputs]:
     """Auxiliary sets first, the final one last."""
     return [*(outputs.get("aux_outputs") or []), outputs]
+
+
+def _mask_sums(maps: Tensor, truth: Tensor, valid: Tensor | None, points: Tensor) -> losses.MaskSums:
+    """Sums of masks [Q, h, w] with targets [P, N] at points [P, 2] of one frame; ``valid``: [P]."""
+    sums: losses.MaskSums | None = None
+    for rows, logits in shared_point_blocks(maps, points):
+        part = losses.pairwise_mask_sums(logits.t(), truth[rows].t(), None if valid is None else valid[rows])
+        sums = part if sums is None else sums.plus(part)
+    assert sums is not None
+    return sums
+
+
+def _class_cost(logits: Tensor, labels: Tensor, of_targets: bool) -> Tensor:
+    """Class cost [Q, N].
+
+    Args:
+        logits: [Q, K + 1]; or one per target [N, Q, K + 1] with ``of_targets``; or one per frame, which are averaged.
+    """
+    if logits.ndim == 2:
+        return losses.class_cost(logits, labels)
+    if of_targets:
+        return torch.cat([losses.class_cost(own, labels[n : n + 1]) for n, own in enumerate(logits)], dim=1)
+    return torch.stack([losses.class_cost(frame, labels) for frame in logits]).mean(0)
 
 
 def _set_name(index: int, num_sets: int) -> str:

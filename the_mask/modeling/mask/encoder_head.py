@@ -9,6 +9,7 @@ Modules and keys are EoMT's and VidEoMT's: ``q``, ``class_head``, ``mask_head.{0
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -143,3 +144,34 @@ def attention_mask(masks: Tensor, grid: tuple[int, int], prefix: int, keep: Tens
     allowed = torch.ones(count, 1, total, total, dtype=torch.bool, device=masks.device)
     allowed[:, 0, :queries, queries + prefix :] = inside
     return allowed
+
+
+def annealed_probability(share: float, start: float, end: float, power: float = 0.9) -> float:
+    """Probability that a query keeps its attention mask, at a point of the training.
+
+    Args:
+        share: share of the training that is done, 0..1.
+        start: share at which the probability begins to fall from 1.
+        end: share at which it reaches 0.
+        power: exponent of the decay; 1 is linear.
+    """
+    if share < start:
+        return 1.0
+    if share >= end:
+        return 0.0
+    return (1.0 - (share - start) / (end - start)) ** power
+
+
+def check_annealing(starts: Sequence[float], ends: Sequence[float], num_blocks: int) -> None:
+    """Raise a ValueError unless there are a start and a later end for each block, as shares of the training."""
+    if len(starts) != num_blocks or len(ends) != num_blocks:
+        raise ValueError(
+            f"MODEL.ENCODER.ANNEAL_START has {len(starts)} and ANNEAL_END {len(ends)} numbers; expected one for each "
+            f"of the {num_blocks} blocks (MODEL.ENCODER.NUM_BLOCKS)"
+        )
+    for start, end in zip(starts, ends, strict=True):
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"MODEL.ENCODER.ANNEAL_START {start} and ANNEAL_END {end}: expected shares of the training, "
+                "0 <= start < end <= 1"
+            )

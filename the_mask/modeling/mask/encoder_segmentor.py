@@ -18,12 +18,18 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
-from the_mask.config.keys.encoder import CLASS_LOGITS
+from the_mask.config.keys.encoder import EncoderOptions, FrozenDecoderOptions
+from the_mask.config.keys.mask_former import MaskOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.freezing import freeze_except
-from the_mask.modeling.mask.annealing import Annealing
 from the_mask.modeling.mask.criterion import MaskCriterion
-from the_mask.modeling.mask.encoder_head import MASK_STRIDE, EncoderHead, attention_mask
+from the_mask.modeling.mask.encoder_head import (
+    MASK_STRIDE,
+    EncoderHead,
+    annealed_probability,
+    attention_mask,
+    check_annealing,
+)
 from the_mask.modeling.mask.frozen_decoder import GRID_STRIDE, build_frozen_decoder
 from the_mask.modeling.mask.mask_decoders.base import Predictions
 from the_mask.modeling.mask.targets import build_targets
@@ -72,22 +78,20 @@ class EncoderSegmentor(Segmentor):
         depth = getattr(backbone, "depth", 0)
         if sem_seg_head.decoder is None and not 1 <= num_blocks <= depth:
             raise ValueError(f"MODEL.ENCODER.NUM_BLOCKS is {num_blocks}; the encoder has {depth} blocks")
-        if class_logits not in CLASS_LOGITS:
-            raise ValueError(f"TEST.CLASS_LOGITS {class_logits!r}: expected one of {', '.join(CLASS_LOGITS)}")
-        if merge_at not in MERGE_PLACES:
-            raise ValueError(f"MODEL.MASK_FORMER.MERGE_AT {merge_at!r}: expected one of {', '.join(MERGE_PLACES)}")
-        self.annealing = Annealing.of_blocks(num_blocks, anneal_start, anneal_end, anneal_power, max_iter)
+        # The published steps of both data sets are evenly spread: block i from (i + 1) / (n + 2) to (i + 2) / (n + 2).
+        shares = [(i + 1) / (num_blocks + 2) for i in range(num_blocks + 1)]
+        self.anneal_start = list(options.anneal_start) or shares[:-1]
+        self.anneal_end = list(options.anneal_end) or shares[1:]
+        check_annealing(self.anneal_start, self.anneal_end, num_blocks)
         self.backbone: Any = backbone
         self.sem_seg_head: EncoderHead = sem_seg_head
         self.criterion = criterion
         self.num_blocks = num_blocks
         self.patch_size: int = getattr(backbone, "patch_size", GRID_STRIDE)
-        self.norm_queries = norm_queries
-        self.norm_auxiliary = norm_auxiliary
-        self.masked_attention = masked_attention
-        self.deep_supervision = deep_supervision
-        self.class_logits = class_logits
-        self.enlarge = MASK_STRIDE if merge_at == "input" else 1
+        self.options = options
+        self.max_iter = max(max_iter, 1)
+        self.deep_supervision = mask_options.deep_supervision
+        self.enlarge = MASK_STRIDE if mask_options.merge_at == "input" else 1
         self._probabilities = [1.0] * num_blocks
         if sem_seg_head.decoder is None:
             vit: Any = backbone
@@ -149,7 +153,11 @@ class EncoderSegmentor(Segmentor):
     def set_iteration(self, iteration: int) -> None:
         """Take the trainer's iteration, which sets how often the attention masks are used."""
         super().set_iteration(iteration)
-        self._probabilities = self.annealing.probabilities(iteration)
+        share = iteration / self.max_iter
+        self._probabilities = [
+            annealed_probability(share, start, end, self.options.anneal_power)
+            for start, end in zip(self.anneal_start, self.anneal_end, strict=True)
+        ]
         self.sem_seg_head.attn_mask_probs.copy_(torch.tensor(self._probabilities))
 
     def stack(self, clips: Sequence[Clip]) -> tuple[Tensor, int]:

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
-from the_mask.config.keys.mask_former import MERGE_PLACES
+from the_mask.config.keys.mask_former import MaskOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.mask.criterion import MaskCriterion

@@ -17,6 +17,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
+from the_mask.config.keys.context import ClipSegmentorOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.freezing import freeze_except
 from the_mask.modeling.pixel.context.prior_providers import PriorProvider, build_prior_provider
@@ -178,7 +179,7 @@ class ClipSegmentor(Segmentor):
         past = self.memory_length + self.prior_provider.past_frames
         cut = [_cut_clip(clip, past) for clip in clips]
         valid = torch.tensor([_valid_slots(clip, past) for clip in cut]).reshape(len(clips), past)
-        if self.pad == "drop" and not bool(valid.all()):
+        if self.options.pad == "drop" and not bool(valid.all()):
             bad = next(clip for clip, row in zip(clips, valid) if not bool(row.all()))
             raise ValueError(
                 f"clip {bad.name} has no {past} frames before its reference, and MODEL.CLIP_SEGMENTOR.PAD is "

@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from the_mask.config import load_config
+from the_mask.config.keys.memory import DistillationOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.build import trained_model
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor

@@ -16,12 +16,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from the_mask.config.keys.keyframe import KeyframeOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor, stack_labels
 from the_mask.modeling.propagation import geometry, stream_state, training
 from the_mask.modeling.propagation.build import build_key_segmentor, build_propagator
 from the_mask.modeling.propagation.carried import CarriedGrid
-from the_mask.modeling.propagation.options import check_options
 from the_mask.modeling.propagation.policies import Gate, Measure, build_policy, decide
 from the_mask.modeling.propagation.propagators import Propagated, Propagator
 from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
@@ -116,7 +116,7 @@ class PropagatedSegmentor(Segmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        options = cfg.MODEL.KEYFRAME
+        options = KeyframeOptions.from_config(cfg)
         segmentor = build_key_segmentor(cfg, cls.__name__)
         propagator = build_propagator(cfg, segmentor.num_classes)
         return {
@@ -326,12 +326,13 @@ class PropagatedSegmentor(Segmentor):
 
     @property
     def _grid(self) -> CarriedGrid:
-        return CarriedGrid(self.stride, self.segmentor.score_stride, self.key_scale, self.released)
+        options = self.options
+        return CarriedGrid(options.stride, self.segmentor.score_stride, options.key_scale, options.released)
 
     def _key_maps(self, frames: Sequence[Tensor]) -> list[Tensor]:
         """Carried scores [K, h, w] of keyframes of a segmentor that does not look back, in one batch per size."""
         clips = [Clip([self._grid.key_input(frame)]) for frame in frames]
-        maps = [self._raw_logits(clip) for clip in clips] if self.released else self.segmentor.score_maps(clips)
+        maps = [self._raw_logits(clip) for clip in clips] if self.options.released else self.segmentor.score_maps(clips)
         return [self._grid.scores(scores[0], frame) for scores, frame in zip(maps, frames, strict=True)]
 
     def _raw_logits(self, clip: Clip) -> Tensor:
@@ -345,7 +346,7 @@ class PropagatedSegmentor(Segmentor):
         self, frame: Tensor, state: StreamState
     ) -> tuple[Tensor, StreamState, tuple[Tensor, Tensor] | None]:
         grid, pixels = self._grid, self._grid.key_input(frame)
-        if self.carry == "classes":
+        if self.options.carry == "classes":
             scores, state = self.segmentor.step(pixels, state)
             return grid.scores(scores, frame), state, None
         scores, classes, masks, state = self.segmentor.step_queries(pixels, state)
@@ -371,9 +372,10 @@ class PropagatedSegmentor(Segmentor):
         Raises:
             ValueError: clips too short for the largest distance, or without labels on the last frame.
         """
-        distance = training.draw_distance(self.distances, self.iteration)
+        distance = training.draw_distance(self.options.distances, self.iteration)
         shortest = min(len(clip) for clip in clips)
-        if shortest <= max(self.distances):
+        distances = self.options.distances
+        if shortest <= max(distances):
             raise ValueError(
                 f"clips of {shortest} frames are too short for MODEL.KEYFRAME.DISTANCES {list(distances)}: set "
                 f"INPUT.CLIP.DILATIONS to the {max(distances)} frames before the labelled one"
