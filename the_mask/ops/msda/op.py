@@ -21,6 +21,7 @@ from the_mask.ops.msda.reference import (
 from the_mask.ops.selection import choose
 
 _Levels = list[tuple[int, int]]
+_Sizes = Sequence[int]
 
 
 def ms_deform_attn(
@@ -145,13 +146,14 @@ def _work_dtype(value: Tensor) -> torch.dtype:
 
 # One list of arguments for the operator, its gradient and the fake kernels of both.
 _ARGUMENTS = (
-    "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights, Tensor? device_shapes"
+    "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights, "
+    "Tensor? device_shapes=None"
 )
 
 
-@torch.library.custom_op("the_mask::ms_deform_attn", mutates_args=(), schema=f"({_ARGUMENTS}=None) -> Tensor")
+@torch.library.custom_op("the_mask::ms_deform_attn", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def _operator(
-    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
+    value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> Tensor:
     path = choose(value.device).path
     if path != "compiled":
@@ -182,9 +184,7 @@ def _kernel_arguments(
 
 
 @_operator.register_fake
-def _(
-    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
-) -> Tensor:
+def _(value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None) -> Tensor:
     levels = to_levels(list(zip(sizes[::2], sizes[1::2]))) if device_shapes is None else None
     _check(value, levels, device_shapes, locations, weights)
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
@@ -196,7 +196,7 @@ def _(
     schema=f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
 def _backward_operator(
-    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None
+    grad: Tensor, value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, sampling_locations and attention_weights, each in its argument's dtype."""
     inputs = (value, locations, weights)
@@ -221,7 +221,7 @@ def _backward_operator(
 
 @_backward_operator.register_fake
 def _(
-    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, device_shapes: Tensor | None
+    grad: Tensor, value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 
