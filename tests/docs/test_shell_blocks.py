@@ -241,7 +241,9 @@ def test_train_page(follow):
         "report",
         "publish",
         "segment",
+        "segment",
     ]
+    assert Path("for_cvat/drive.zip").is_file()
     assert Path("output/report.html").stat().st_size > 10_000
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,72 @@ def test_report_and_status(tmp_path):
     assert done.returncode == (0 if passed else 1)
     assert ("everything that ran passed" in done.stdout) == passed
     assert str(output) in done.stdout
+
+
+# Stands for an environment of torch, what torch itself requires, and numpy.
+SITE = """
+import sys
+
+ABSENT = set("PIL av cloudpickle cv2 detectron2 fvcore hypothesis iopath onnx pycocotools pytest".split())
+ABSENT |= set("safetensors scipy tabulate tensorboard termcolor timm torchvision tqdm transformers yacs yaml".split())
+
+
+class Finder:
+    def __init__(self, finders):
+        self.finders = finders
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            return None
+        return next((spec for f in self.finders if (spec := f.find_spec(name, path, target)) is not None), None)
+
+    def find_distributions(self, *context):
+        for finder in self.finders:
+            yield from getattr(finder, "find_distributions", lambda *_: ())(*context)
+
+
+sys.meta_path[:] = [Finder(list(sys.meta_path))]
+"""
+
+
+def test_torch_and_numpy_are_enough(tmp_path):
+    """OpenCV, PyAV, timm, pycocotools and the rest are absent: what needs them is left out with the reason."""
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    absent = subprocess.run([sys.executable, "-c", "import cv2"], env=environment, capture_output=True, check=False)
+    assert b"ModuleNotFoundError" in absent.stderr
+    output = tmp_path / "report.json"
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu_check.py"),
+        "--device",
+        "cpu",
+        "--no-build",
+        "--output",
+        str(output),
+    ]
+    done = subprocess.run(
+        [*command, "--only", "accuracy", "training", "debug_config"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    parts = json.loads(output.read_text())["parts"]
+    for name, part in parts.items():
+        assert "No module named" not in str(part), (name, part)
+    assert parts["debug_config"]["passed"] is None
+    assert "the trainer needs pytest, fvcore" in parts["debug_config"]["skipped"]
+    assert parts["training"]["passed"], parts["training"]
+    assert done.returncode == (0 if parts["accuracy"]["passed"] else 1)
+    # The parts that take longer import their files.
+    kernels = BENCHMARKS.parent / "tests" / "ops" / "test_cuda_kernels.py"
+    code = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = [{str(BENCHMARKS)!r}, {str(BENCHMARKS.parent)!r}]
+import gpu_check, op_contenders, plain_tests, timing
+assert len(plain_tests.load_tests(Path({str(kernels)!r})).__dict__) > 20
+assert set(gpu_check.PARTS) == set(gpu_check.RUNNERS)
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
