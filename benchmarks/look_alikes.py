@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How often a model distinguishes the look-alikes of moving_shapes, in clear and in degraded frames.
 
-benchmarks/look_alikes.py --config-file configs/moving_shapes/demo_video.yaml \\
+benchmarks/look_alikes.py --config-file configs/moving_shapes/v3_video.yaml \\
     MODEL.WEIGHTS output/demo/temporal/model_final.pth
 
 Counts the pixels of a shape that are predicted as one of the two classes of its pair, and the share that is correct;
@@ -29,31 +29,36 @@ from the_mask.engine import RunOptions, exit_code
 from the_mask.evaluation.loop import tile_videos
 from the_mask.weights import trained
 
-DATASET, SPLIT = "moving_shapes_val", 1
+SPLIT = 1
 # Class ids are PNG values less one, as 0 is void.
 FIRST_SHAPE = FIRST_SHAPE_VALUE - 1
 
 
-def spoiled_frames() -> dict[str, list[bool]]:
+def spoiled_frames(dataset: str = "moving_shapes_val") -> dict[str, list[bool]]:
     """Video id -> per frame whether it is spoiled.
+
+    Args:
+        dataset: the validation videos of a version of the set.
 
     Raises:
         FileNotFoundError: there is no moving_shapes.
     """
-    settings = json.loads((dataset_root() / "moving_shapes" / MANIFEST).read_text(encoding="utf-8"))
+    settings = json.loads((dataset_root() / dataset.removesuffix("_val") / MANIFEST).read_text(encoding="utf-8"))
     size = SceneSize(settings["frames"], settings["height"], settings["width"])
-    videos = [record["video_id"] for record in get_records(DATASET)]
-    return {video: list(render_video(settings["seed"], SPLIT, n, size).spoiled) for n, video in enumerate(videos)}
+    videos = [record["video_id"] for record in get_records(dataset)]
+    seed, version = settings["seed"], settings["version"]
+    return {video: list(render_video(seed, SPLIT, n, size, version).spoiled) for n, video in enumerate(videos)}
 
 
 @torch.no_grad()
 def count(options: RunOptions) -> Counter[tuple[int, bool, bool]]:
     """Pixels by (pair, frame is spoiled, right one of the pair)."""
     cfg = options.load()
-    model: Any = trained(cfg, datasets=[DATASET])
-    spoiled = spoiled_frames()
+    dataset = cfg.DATASETS.TEST[0]
+    model: Any = trained(cfg, datasets=[dataset])
+    spoiled = spoiled_frames(dataset)
     pixels: Counter[tuple[int, bool, bool]] = Counter()
-    for clips, maps in tile_videos(cfg, model, DATASET):
+    for clips, maps in tile_videos(cfg, model, dataset):
         for clip, predictions in zip(clips, maps, strict=True):
             for file, predicted, label in zip(clip.file_names, predictions, clip.labels, strict=True):
                 if label is None:

@@ -12,13 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data.datasets import dataset_root
+from the_mask.data.datasets.moving_shapes import folder_name
 from the_mask.data.io import write_picture
-from the_mask.data.synthetic import SceneSize, contact_sheet, make_moving_shapes
+from the_mask.data.synthetic import VERSIONS, SceneSize, contact_sheet, make_moving_shapes
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="default: moving_shapes under $DETECTRON2_DATASETS")
+    parser.add_argument(
+        "--output", type=Path, help="default: moving_shapes, or moving_shapes_v3, under $DETECTRON2_DATASETS"
+    )
+    parser.add_argument("--version", type=int, choices=list(VERSIONS), default=2, help="3: pairs differ by colour, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-videos", type=int, default=480)
     parser.add_argument("--val-videos", type=int, default=64)
@@ -29,16 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="also draw some train videos")
     args = parser.parse_args(argv)
 
-    output = args.output or dataset_root() / "moving_shapes"
+    output = args.output or dataset_root() / folder_name(args.version)
     size = SceneSize(args.frames, args.height, args.width)
     start = time.perf_counter()
     try:
-        written = make_moving_shapes(output, args.seed, args.train_videos, args.val_videos, size, args.force)
+        written = make_moving_shapes(
+            output, args.seed, args.train_videos, args.val_videos, size, args.force, args.version
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.contact_sheet:
-        sheet = contact_sheet(args.seed, min(6, args.train_videos), size)
+        sheet = contact_sheet(args.seed, min(6, args.train_videos), size, version=args.version)
         write_picture(args.contact_sheet, sheet)
     if written:
         videos = args.train_videos + args.val_videos

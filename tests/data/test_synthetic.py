@@ -4,12 +4,29 @@ import hashlib
 import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from the_mask.data import get_records, load_class_list, register_all
-from the_mask.data.shapes import FAMILY_COLORS, SHAPES, random_shape, shape_alpha, shape_color
-from the_mask.data.synthetic import FIRST_SHAPE_VALUE, SceneSize, contact_sheet, make_moving_shapes, render_video
+from the_mask.data.datasets.moving_shapes import folder_name, version_of
+from the_mask.data.io import read_image
+from the_mask.data.shapes import (
+    FAMILY_COLORS,
+    SHAPES,
+    WARM_COLD_COLORS,
+    random_shape,
+    shape_alpha,
+    shape_color,
+)
+from the_mask.data.synthetic import (
+    FIRST_SHAPE_VALUE,
+    SceneSize,
+    contact_sheet,
+    make_moving_shapes,
+    render_video,
+    without_red_green,
+)
 
 SMALL = SceneSize(frames=3, height=48, width=64)
 
@@ -152,3 +169,52 @@ def test_shapes_stay_in_their_box():
 
 def test_contact_sheet():
     assert contact_sheet(0, 2, SMALL, frames=3).shape == (4 * 48, 3 * 64, 3)
+
+
+def test_a_spoiled_frame_of_version_3_does_not_tell_warm_from_cold():
+    """Against OpenCV's red difference: clear frames have it, spoiled ones do not; blue difference and luma stay."""
+    signs = {True: [], False: []}
+    for number in range(6):
+        video = render_video(0, 0, number, SceneSize(), version=3)
+        for image, label, hidden, spoiled in zip(video.images, video.labels, video.hidden, video.spoiled, strict=True):
+            red = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)[..., 1].astype(float)
+            # Less the frame's own tint.
+            red -= np.median(red)
+            warm, cold = (
+                red[(label >= FIRST_SHAPE_VALUE) & ((label - FIRST_SHAPE_VALUE) % 2 == member) & ~hidden]
+                for member in (0, 1)
+            )
+            if min(len(warm), len(cold)) > 50:
+                signs[bool(spoiled)].append(warm.mean() - cold.mean())
+    assert min(len(found) for found in signs.values()) > 20
+    assert np.mean(signs[False]) > 30
+    assert abs(np.mean(signs[True])) < 4
+    assert 0.4 < np.mean([render_video(0, 0, n, SceneSize(), 3).spoiled.mean() for n in range(6)]) < 0.6
+
+
+def test_without_red_green_a_pair_has_one_colour_and_its_luma():
+    weights = np.array([0.299, 0.587, 0.114])
+    colors = WARM_COLD_COLORS[None].astype(np.float32)
+    blind = without_red_green(colors)
+    np.testing.assert_allclose(blind[:, ::2], blind[:, 1::2], atol=0.01)
+    np.testing.assert_allclose(blind @ weights, colors @ weights, atol=0.01)
+    assert np.abs(colors[:, ::2] - colors[:, 1::2]).max(-1).min() > 60
+    assert WARM_COLD_COLORS.min() >= 0
+    assert WARM_COLD_COLORS.max() <= 255
+
+
+def test_versions_have_names_of_their_own(tmp_path):
+    with pytest.raises(ValueError, match="no version 1; known: 2, 3"):
+        make_moving_shapes(tmp_path / "x", 0, 1, 1, SMALL, version=1)
+    assert [version_of(name) for name in ("moving_shapes_val", "moving_shapes_v3_val", "camvid_val")] == [2, 3, 2]
+    for version in (2, 3):
+        make_moving_shapes(tmp_path / folder_name(version), 0, 1, 1, SMALL, version=version)
+    with pytest.raises(FileExistsError, match="--force"):
+        make_moving_shapes(tmp_path / folder_name(2), 0, 1, 1, SMALL, version=3)
+    register_all(tmp_path)
+    try:
+        old, new = (get_records(f"{folder_name(version)}_val")[0]["frames"][0]["file_name"] for version in (2, 3))
+        assert old != new
+        assert (read_image(old) != read_image(new)).any()
+    finally:
+        register_all()

@@ -27,6 +27,7 @@ def arguments(tmp_path, monkeypatch):
     configs = ROOT / "configs" / "debug"
     yield [
         *("--one-frame-config", str(configs / "the_mask_debug_1f.yaml")),
+        *("--longer-config", str(configs / "the_mask_debug_1f.yaml")),
         *("--temporal-config", str(configs / "the_mask_debug_video.yaml")),
         *("--output", str(tmp_path / "demo"), "--train-videos", "2", "--val-videos", "1", "--show-videos", "1"),
         *("SOLVER.MAX_ITER", "2", "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "1"),
@@ -39,13 +40,14 @@ def test_everything_is_made_and_a_second_run_repeats_it(tool, arguments, tmp_pat
     assert tool.main(arguments) == 0
     out = tmp_path / "demo"
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary["results"]) == {"constant", "one_frame", "temporal"}
+    assert set(summary["results"]) == {"constant", "one_frame", "one_frame_longer", "temporal"}
     for figures in summary["results"].values():
         assert 0 <= figures["mIoU"] <= 100
         assert {"VC8", "VC16", "VC8_compat", "VC16_compat"} <= set(figures)
     assert summary["results"]["constant"]["VC8_compat"] == 100
-    steps = ["data", "train one_frame", "evaluate one_frame", "train temporal", "evaluate temporal", "render", "total"]
-    assert list(summary["seconds"]) == steps
+    trained = ("one_frame", "one_frame_longer", "temporal")
+    steps = [f"{verb} {name}" for name in trained for verb in ("train", "evaluate")]
+    assert list(summary["seconds"]) == ["data", *steps, "render", "total"]
     frames = list(open_source(out / "demo.mp4"))
     assert len(frames) == 24
     assert frames[0].shape[1] == 4 * 384 + 3 * 6

@@ -13,17 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
 import the_mask
+from the_mask.config import load_config
 from the_mask.data import dataset_root, get_records, register_all
+from the_mask.data.datasets.moving_shapes import folder_name, version_of
 from the_mask.data.synthetic import make_moving_shapes
-from the_mask.engine import train_two_stage
-from the_mask.engine.two_stage import STAGES
+from the_mask.engine import train_stage
 from the_mask.evaluation import constant_baseline
 from the_mask.evaluation.report import percent
 from the_mask.inference.rendering.comparison import compare_videos
 
+# What is trained: folder and key of the summary, and its name in tables.
+ROWS = {
+    "one_frame": "one frame, the start of both",
+    "one_frame_longer": "one frame, trained on",
+    "temporal": "temporal",
+}
 FIGURES = ("mIoU", "VC8", "VC16", "VC8_compat", "VC16_compat", "pACC")
 
 
@@ -47,28 +55,42 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
     timer = StepTimer()
     register_all()
     with timer.step("data"):
-        tree = dataset_root() / "moving_shapes"
-        made = make_data(tree, args.train_videos, args.val_videos)
+        version = version_of(load_config(args.one_frame_config, args.opts).DATASETS.TEST[0])
+        tree = dataset_root() / folder_name(version)
+        made = make_data(tree, args.train_videos, args.val_videos, version)
         print(f"{tree}: {'made' if made else 'already there'}")
 
-    configs = (args.one_frame_config, args.temporal_config)
-    results, finals = train_two_stage(
-        configs, args.output, args.opts, resume=args.resume, save_predictions=True, step=timer.step
-    )
-    cfg = finals[-1]
+    results: dict[str, dict[str, float]] = {}
+    finals: dict[str, CfgNode] = {}
+    weights = ""
+    for name, config in zip(ROWS, (args.one_frame_config, args.longer_config, args.temporal_config), strict=True):
+        results[name], finals[name] = train_stage(
+            config,
+            args.output / name,
+            args.opts,
+            weights=weights,
+            resume=args.resume,
+            # Those of equal training are shown side by side.
+            save_predictions=bool(weights),
+            step=timer.step,
+        )
+        # Both others start where the first one ends.
+        weights = weights or finals[name].MODEL.WEIGHTS
+    cfg = finals["temporal"]
     dataset = cfg.DATASETS.TEST[0]
     constant_class, baseline = constant_baseline(dataset, cfg.TEST.VC_WINDOWS)
     with timer.step("render"):
         titles = {
-            f"{stage.replace('_', ' ')}: {results[stage]['mIoU']:.1f} mIoU": Path(final.TEST.SAVE_PREDICTIONS)
-            for stage, final in zip(STAGES, finals, strict=True)
+            f"{ROWS[name]}: {results[name]['mIoU']:.1f} mIoU": Path(final.TEST.SAVE_PREDICTIONS)
+            for name, final in finals.items()
+            if final.TEST.SAVE_PREDICTIONS
         }
         video, sheet = args.output / "demo.mp4", args.output / "contact_sheet.png"
         compare_videos(dataset, get_records(dataset)[: args.show_videos], titles, video, sheet)
     return {
         "dataset": dataset,
         "constant_class": constant_class,
-        "results": {"constant": finite(baseline["sem_seg"]), **{s: finite(results[s]) for s in STAGES}},
+        "results": {"constant": finite(baseline["sem_seg"]), **{name: finite(results[name]) for name in ROWS}},
         "seconds": {**timer.seconds, "total": round(sum(timer.seconds.values()), 2)},
         "machine": {
             "the_mask": the_mask.__version__,
@@ -82,16 +104,18 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_data(tree: Path, train_videos: int, val_videos: int) -> bool:
+def make_data(tree: Path, train_videos: int, val_videos: int, version: int) -> bool:
     """Make moving_shapes unless it exists with the same settings; returns whether it was made.
 
     Raises:
         ValueError: it exists with other settings.
     """
     try:
-        return make_moving_shapes(tree, train_videos=train_videos, val_videos=val_videos)
+        return make_moving_shapes(tree, train_videos=train_videos, val_videos=val_videos, version=version)
     except FileExistsError as error:
-        raise ValueError(f"{error} (datasets/make_moving_shapes.py --force makes it anew)") from error
+        raise ValueError(
+            f"{error} (datasets/make_moving_shapes.py --version {version} --force makes it anew)"
+        ) from error
 
 
 def finite(figures: dict[str, float]) -> dict[str, float | None]:
@@ -101,11 +125,7 @@ def finite(figures: dict[str, float]) -> dict[str, float | None]:
 
 def summary_text(summary: dict[str, Any]) -> str:
     """The tables that are printed at the end."""
-    names = {
-        "constant": f"constant prediction ({summary['constant_class']})",
-        "one_frame": "one frame",
-        "temporal": "temporal",
-    }
+    names = {"constant": f"constant prediction ({summary['constant_class']})", **ROWS}
     rows = [
         [names[key], *(percent(math.nan if figures.get(f) is None else figures[f] / 100) for f in FIGURES)]
         for key, figures in summary["results"].items()

@@ -14,6 +14,13 @@ import numpy as np
 SHAPES = ("disk", "ring", "square", "striped_square", "triangle", "star", "slider", "spinner")
 # Base colour (RGB) of each pair.
 FAMILY_COLORS = np.array([[205.0, 88, 58], [70, 96, 200], [64, 158, 84], [176, 84, 170]])
+# What a red-green-blind camera sees no difference in: RGB of equal luma and blue-yellow difference (BT.601).
+RED_GREEN = np.array([1.402, -0.714136, 0.0])
+# Base colour of each shape in version 3: of a pair one is warm, one is cold, and without RED_GREEN they are equal.
+_FAMILIES_WITHOUT_RED_GREEN = np.array([[125.0, 139, 54], [110, 96, 181], [190, 190, 190], [100, 95, 127]])
+WARM_COLD_COLORS = np.stack(
+    [family + sign * 45 * RED_GREEN for family in _FAMILIES_WITHOUT_RED_GREEN for sign in (1, -1)]
+)
 SPINNER = SHAPES.index("spinner")
 
 
@@ -43,8 +50,19 @@ class Shape:
         return self.angle0 + self.spin * t + self.sway * np.sin(0.35 * t + self.angle0)
 
 
-def random_shape(rng: np.random.Generator, kind: int, low: np.ndarray, high: np.ndarray, height: int) -> Shape:
-    """A shape of the given kind in the world box ``low``..``high``; sizes and speeds scale with the frame height."""
+def random_shape(
+    rng: np.random.Generator,
+    kind: int,
+    low: np.ndarray,
+    high: np.ndarray,
+    height: int,
+    color: np.ndarray | None = None,
+) -> Shape:
+    """A shape of the given kind in the world box ``low``..``high``; sizes and speeds scale with the frame height.
+
+    ``color`` [3] is the one that brightness and tint are drawn around, default that of the pair.
+    """
+    base = FAMILY_COLORS[kind // 2] if color is None else color
     heading = rng.uniform(0, 2 * np.pi)
     speed = height * rng.uniform(0.006, 0.026)
     is_wheel = SHAPES[kind] in ("slider", "spinner")
@@ -60,7 +78,7 @@ def random_shape(rng: np.random.Generator, kind: int, low: np.ndarray, high: np.
         # between neighbouring frames and between frames three apart.
         spin=rng.choice([-1, 1]) * np.deg2rad(rng.uniform(9, 16)) if kind == SPINNER else 0.0,
         sway=0.0 if is_wheel else rng.uniform(0, 0.35),
-        color=FAMILY_COLORS[kind // 2] * rng.uniform(0.8, 1.2) + rng.normal(0, 12, 3),
+        color=base * rng.uniform(0.8, 1.2) + rng.normal(0, 12, 3),
         grain=rng.uniform(4, 9),
     )
 

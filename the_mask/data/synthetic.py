@@ -2,7 +2,8 @@
 
 A camera pans, shakes and zooms over a textured scene (sky, hill, ground) in which shapes move and occlude each other.
 The eight shape classes are four pairs of similar colour. The two of a pair differ in a detail that the per-frame
-degradations can hide (a hole, stripes, points), or only in their motion (a spinner turns, a slider does not).
+degradations can hide (a hole, stripes, points), or only in their motion (a spinner turns, a slider does not). In
+version 3 one of a pair is also warm and the other cold, which is learned in minutes; spoiled frames do not show it.
 
 Axes: T frames, H W pixels. Everything is drawn from one numpy Generator seeded by (seed, split, video number).
 """
@@ -19,12 +20,10 @@ import numpy as np
 from the_mask.data.classes import load_class_list
 from the_mask.data.files import atomic_write, whole_folder, write_json
 from the_mask.data.io import write_picture
-from the_mask.data.shapes import SHAPES, Shape, random_shape, shape_alpha, shape_color
+from the_mask.data.shapes import RED_GREEN, SHAPES, WARM_COLD_COLORS, Shape, random_shape, shape_alpha, shape_color
 
 SKY, HILL, GROUND = 1, 2, 3  # raw PNG values; 0 is void
 FIRST_SHAPE_VALUE = 4
-_BOTH_LOOK_ALIKES = 0.2  # share of videos in which two look-alikes meet
-_SPOILED = 0.35  # share of frames that are degraded as a whole
 MANIFEST = "moving_shapes.json"
 
 
@@ -35,6 +34,32 @@ class SceneSize:
     frames: int = 24
     height: int = 96
     width: int = 128
+
+
+@dataclass(frozen=True)
+class Version:
+    """What differs between versions of the set.
+
+    Attributes:
+        both: share of videos in which the two look-alikes of a pair meet.
+        spoiled: share of frames that are spoiled altogether.
+        blur: of spoiled frames, range of the sigma, pixels.
+        noise: of spoiled frames, range of the standard deviation, of 255.
+        color_blind: spoiled frames do not tell red from green, either.
+    """
+
+    both: float
+    spoiled: float
+    blur: tuple[float, float]
+    noise: tuple[float, float]
+    color_blind: bool
+
+
+# In version 3 a spoiled frame shows where a shape is but not which of its pair, and a video has one of each pair only.
+VERSIONS = {
+    2: Version(0.2, 0.35, (2.0, 3.6), (14, 26), color_blind=False),
+    3: Version(0.0, 0.5, (1.0, 2.0), (8, 16), color_blind=True),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +75,7 @@ class RenderedVideo:
     spoiled: np.ndarray
 
 
-def render_video(seed: int, split_id: int, number: int, size: SceneSize) -> RenderedVideo:
+def render_video(seed: int, split_id: int, number: int, size: SceneSize, version: int = 2) -> RenderedVideo:
     """Draw video ``number`` of a split; the same arguments give the same pixels."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, split_id, number]))
     canvas_image, canvas_label = _draw_background(rng, 2 * size.height, 2 * size.width)
@@ -58,11 +83,11 @@ def render_video(seed: int, split_id: int, number: int, size: SceneSize) -> Rend
     # World coordinates are canvas pixels. The centres of shapes stay in the box of the average view, so most are seen.
     corners = np.array([_to_world(c, np.array([[0, 0], [size.width, size.height]], float)) for c in cameras])
     low, high = corners.mean(0) + 0.06 * size.height * np.array([[1], [-1]])
-    shapes = _random_cast(rng, low, high, size)
+    shapes = _random_cast(rng, low, high, size, version)
     images, labels, hidden, spoiled = [], [], [], []
     for t, camera in enumerate(cameras):
         image, label = _draw_frame(canvas_image, canvas_label, camera, shapes, t, size)
-        image, mask, bad = degrade(rng, image)
+        image, mask, bad = degrade(rng, image, version)
         images.append(image)
         labels.append(label)
         hidden.append(mask)
@@ -122,7 +147,9 @@ def _to_world(camera: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (points - camera[:, 2]) @ np.linalg.inv(camera[:, :2]).T
 
 
-def _random_cast(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, size: SceneSize) -> list[Shape]:
+def _random_cast(
+    rng: np.random.Generator, low: np.ndarray, high: np.ndarray, size: SceneSize, version: int
+) -> list[Shape]:
     """Four to seven shapes, back to front. As in real videos, few classes: mostly one of each pair of look-alikes.
 
     So if a degraded frame does not show whether a shape is a disk or a ring, any clear frame of the video does.
@@ -131,10 +158,11 @@ def _random_cast(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, si
     families = len(SHAPES) // 2
     member = rng.integers(2, size=families)
     kinds = [2 * family + int(member[family]) for family in rng.integers(families, size=count)]
-    if rng.random() < _BOTH_LOOK_ALIKES:
+    if rng.random() < VERSIONS[version].both:
         kinds[-1] = kinds[0] ^ 1
     order = rng.permutation(kinds)
-    return [random_shape(rng, int(kind), low, high, size.height) for kind in order]
+    colors = WARM_COLD_COLORS if version >= 3 else [None] * len(SHAPES)
+    return [random_shape(rng, int(kind), low, high, size.height, colors[kind]) for kind in order]
 
 
 def _draw_frame(
@@ -169,19 +197,23 @@ def _draw_frame(
     return image, label
 
 
-def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+def degrade(rng: np.random.Generator, image: np.ndarray, version: int = 2) -> tuple[np.ndarray, np.ndarray, bool]:
     """Degrade one frame: blur, flicker, dropout patches and noise, drawn anew for every frame.
 
     Args:
         image: float32 [H,W,3], 0..255.
+        version: from 3 on, a spoiled frame does not tell red from green.
 
     Returns:
         uint8 [H,W,3], the bool mask [H,W] of the dropout patches, and whether the whole frame is degraded.
     """
     height, width = image.shape[:2]
-    bad = rng.random() < _SPOILED
+    rules = VERSIONS[version]
+    bad = rng.random() < rules.spoiled
+    if bad and rules.color_blind:
+        image = without_red_green(image)
     if bad or rng.random() < 0.4:
-        sigma = rng.uniform(2.0, 3.6) if bad else rng.uniform(0.5, 1.2)
+        sigma = rng.uniform(*rules.blur) if bad else rng.uniform(0.5, 1.2)
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     gain = rng.uniform(0.65, 1.3) * rng.uniform(0.9, 1.1, 3)
     image = image * gain.astype(np.float32) + np.float32(rng.uniform(-12, 12))
@@ -197,9 +229,15 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, np
             patch[...] = rng.uniform(30, 225) + rng.normal(0, 6, 3)
         else:  # a lost block: its mean colour, blocky
             patch[...] = patch.mean((0, 1)) + rng.normal(0, 14, 3)
-    noise = rng.uniform(14, 26) if bad else rng.uniform(3, 14)
+    noise = rng.uniform(*rules.noise) if bad else rng.uniform(3, 14)
     image = image + rng.normal(0, noise, image.shape)
     return image.round().clip(0, 255).astype(np.uint8), hidden, bool(bad)
+
+
+def without_red_green(image: np.ndarray) -> np.ndarray:
+    """The picture of a camera that lost its red-green signal: luma and blue-yellow difference stay; float32 [H,W,3]."""
+    luma = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    return image - ((image[..., 0] - luma) / RED_GREEN[0])[..., None] * RED_GREEN.astype(np.float32)
 
 
 def make_moving_shapes(
@@ -209,24 +247,36 @@ def make_moving_shapes(
     val_videos: int = 64,
     size: SceneSize = SceneSize(),
     force: bool = False,
+    version: int = 2,
 ) -> bool:
     """Write the data set as a VSPW tree: ``{train,val}.txt`` and ``data/<video>/{origin/*.jpg,mask/*.png}``.
 
     The tree appears at ``root`` only when complete. A tree made with the same settings is left as it is.
 
+    Args:
+        version: one of :data:`VERSIONS`.
+
     Returns:
         True when files were written, False when the tree was already there.
 
     Raises:
-        ValueError: impossible sizes.
+        ValueError: impossible sizes, or a version there is none of.
         FileExistsError: ``root`` holds something else and ``force`` is off.
     """
     if min(train_videos, val_videos, size.frames) < 1 or min(size.height, size.width) < 32:
         raise ValueError(
             f"need >= 1 video per split, >= 1 frame, sides >= 32; got {train_videos}, {val_videos}, {size}"
         )
+    if version not in VERSIONS:
+        raise ValueError(f"moving_shapes has no version {version}; known: {', '.join(map(str, VERSIONS))}")
     root = Path(root)
-    settings = {"version": 2, "seed": seed, "train_videos": train_videos, "val_videos": val_videos, **asdict(size)}
+    settings = {
+        "version": version,
+        "seed": seed,
+        "train_videos": train_videos,
+        "val_videos": val_videos,
+        **asdict(size),
+    }
     if root.exists() and any(root.iterdir()) and not force:
         manifest = root / MANIFEST
         if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")) == settings:
@@ -238,7 +288,7 @@ def make_moving_shapes(
         for split_id, (split, count) in enumerate((("train", train_videos), ("val", val_videos))):
             names = [f"{split}_{number:03d}" for number in range(count)]
             for number, name in enumerate(names):
-                _write_video(partial / "data" / name, render_video(seed, split_id, number, size))
+                _write_video(partial / "data" / name, render_video(seed, split_id, number, size, version))
             atomic_write(partial / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
         write_json(partial / MANIFEST, settings)
     return True
@@ -250,7 +300,7 @@ def _write_video(folder: Path, video: RenderedVideo) -> None:
         write_picture(folder / "mask" / f"{t:08d}.png", label, durable=False)
 
 
-def contact_sheet(seed: int, videos: int, size: SceneSize, frames: int = 6) -> np.ndarray:
+def contact_sheet(seed: int, videos: int, size: SceneSize, frames: int = 6, version: int = 2) -> np.ndarray:
     """A picture of frames with their coloured labels below, two rows per training video, uint8 RGB; black is void."""
     palette = np.zeros((256, 3), np.uint8)
     class_list = load_class_list("moving_shapes")
@@ -258,6 +308,6 @@ def contact_sheet(seed: int, videos: int, size: SceneSize, frames: int = 6) -> n
     shown = np.linspace(0, size.frames - 1, min(frames, size.frames)).astype(int)
     rows = []
     for number in range(videos):
-        video = render_video(seed, 0, number, size)
+        video = render_video(seed, 0, number, size, version)
         rows += [np.concatenate(list(video.images[shown]), 1), np.concatenate(list(palette[video.labels[shown]]), 1)]
     return np.concatenate(rows)

@@ -7,7 +7,7 @@ from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import setup
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.trainer import Trainer
-from the_mask.engine.two_stage import evaluate_branches, train_two_stage
+from the_mask.engine.two_stage import evaluate_branches, train_stage, train_two_stage
 
 __all__ = [
     "RunOptions",
@@ -23,5 +23,6 @@ __all__ = [
     "run_processes",
     "run_training",
     "setup",
+    "train_stage",
     "train_two_stage",
 ]

@@ -48,20 +48,40 @@ def train_two_stage(
     finals: list[CfgNode] = []
     for stage, config in zip(STAGES, configs, strict=True):
         folder = output / stage
-        common = [*overrides, "OUTPUT_DIR", str(folder)]
-        start = ["MODEL.WEIGHTS", weights] if weights else []
-        with step(f"train {stage}"):
-            # Evaluate only once, after the training.
-            run_training(RunOptions(Path(config), [*common, *start, "TEST.EVAL_PERIOD", "0"], resume=resume))
-        weights = str(folder / FINAL_WEIGHTS)
-        final = ["MODEL.WEIGHTS", weights]
-        if save_predictions:
-            final += ["TEST.SAVE_PREDICTIONS", str(folder / "predictions")]
-        with step(f"evaluate {stage}"):
-            cfg = load_config(config, [*common, *final])
-            results[stage] = _first_figures(cfg)
+        results[stage], cfg = train_stage(
+            config, folder, overrides, weights=weights, resume=resume, save_predictions=save_predictions, step=step
+        )
+        weights = cfg.MODEL.WEIGHTS
         finals.append(cfg)
     return results, finals
+
+
+def train_stage(
+    config: str | Path,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    weights: str = "",
+    resume: bool = False,
+    save_predictions: bool = False,
+    step: Callable[[str], AbstractContextManager[None]] = _no_step,
+) -> tuple[dict[str, float], CfgNode]:
+    """Train one config into ``folder``, whose name is that of its steps, and evaluate it; as :func:`train_two_stage`.
+
+    Returns:
+        Figures on ``DATASETS.TEST[0]``, and the evaluation's config, whose ``MODEL.WEIGHTS`` are the last ones.
+    """
+    common = [*overrides, "OUTPUT_DIR", str(folder)]
+    start = ["MODEL.WEIGHTS", weights] if weights else []
+    with step(f"train {folder.name}"):
+        # Evaluated once, after the training.
+        run_training(RunOptions(Path(config), [*common, *start, "TEST.EVAL_PERIOD", "0"], resume=resume))
+    final = ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)]
+    if save_predictions:
+        final += ["TEST.SAVE_PREDICTIONS", str(folder / "predictions")]
+    with step(f"evaluate {folder.name}"):
+        cfg = load_config(config, [*common, *final])
+        return _first_figures(cfg), cfg
 
 
 def evaluate_branches(cfg: CfgNode) -> dict[str, dict[str, float]]:

@@ -22,13 +22,14 @@ def register_all(root: str | Path | None = None) -> None:
     """Register every known data set under ``root``; another call with another root moves them all.
 
     Args:
-        root: folder that holds ``VSPW_480p``, ``camvid``, ``moving_shapes``, ``coco_stuff164k``,
+        root: folder that holds ``VSPW_480p``, ``camvid``, ``moving_shapes``, ``moving_shapes_v3``, ``coco_stuff164k``,
             ``ADEChallengeData2016``, ``cityscapes``; ``None`` means :func:`dataset_root`.
     """
     root = dataset_root() if root is None else Path(root)
     register_vspw(root / "VSPW_480p")
     register_camvid(root / "camvid")
     register_moving_shapes(root / "moving_shapes")
+    register_moving_shapes(root / "moving_shapes_v3", version=3)
     register_coco_stuff(root / "coco_stuff164k")
     register_ade20k(root / "ADEChallengeData2016")
     register_cityscapes(root / "cityscapes")
