@@ -1,0 +1,100 @@
+"""CONTRIBUTING's map is the real tree, and the pages name files that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from the_mask.config.compose import find_config
+
+ROOT = Path(__file__).parents[2]
+MAP = ROOT / "CONTRIBUTING.md"
+TOP = r"(?:the_mask|tools|benchmarks|tests|configs|csrc|datasets|docs)"
+NAMED = re.compile(rf"(?<![\w/.-])({TOP}/[\w./*{{}},-]*)")
+# Records of past commits, whose files may be gone.
+HISTORY = {"CHANGELOG.md", "docs/experiments.md"}
+
+
+def tracked() -> list[Path]:
+    """Files of the checkout, relative to its root."""
+    try:
+        found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [Path(name.decode()) for name in found.split(b"\0") if name]
+
+
+def rows(text: str) -> list[tuple[list[str], str]]:
+    """The map's rows: the folders of the first cell, and the text of the second."""
+    table = text.split("## Map")[1].split("\n## ")[0]
+    cells = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+    return [(re.findall(r"`([^`]+)`", first), second) for first, second, *_ in cells]
+
+
+def missing(root: Path, folders: list[str], contents: str) -> list[str]:
+    """What a row names and the tree does not have; names of the second cell may be below any of the row's folders."""
+    lost = [folder for folder in folders if not (folder.endswith("/") and (root / folder).is_dir())]
+    for name in re.findall(r"`([\w./-]+(?:/|\.py|\.md))`", contents):
+        if not any((base / name).exists() for base in [root, *(root / folder for folder in folders)]):
+            lost.append(name)
+    return lost
+
+
+def is_config(name: str) -> bool:
+    try:
+        find_config(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def lost_names(root: Path, text: str) -> list[str]:
+    """Paths of the repository that a page names in code and that do not exist.
+
+    ``*`` and ``{a,b}`` are patterns; a config may be a row of its folder's ``models.yaml``.
+    """
+    lost = []
+    for code in re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL):
+        for name in NAMED.findall(code):
+            pattern = re.sub(r"\{[^}]*\}", "*", name.rstrip(".,"))
+            if any(root.glob(pattern.rstrip("/"))) or (name.startswith("configs/") and is_config(name)):
+                continue
+            lost.append(name)
+    return lost
+
+
+def test_folders_of_the_map_exist() -> None:
+    found = rows(MAP.read_text())
+    assert len(found) > 15
+    assert [name for folders, contents in found for name in missing(ROOT, folders, contents)] == []
+
+
+def test_map_names_every_folder() -> None:
+    named = [folder for folders, _ in rows(MAP.read_text()) for folder in folders]
+    files = [path for path in tracked() if not path.parts[0].startswith(".")]
+    wanted = {f"{path.parts[0]}/" for path in files if len(path.parts) > 1}
+    for package in ("the_mask", "the_mask/modeling"):
+        depth = package.count("/") + 1
+        inside = [path for path in files if path.as_posix().startswith(f"{package}/")]
+        wanted |= {f"{package}/{path.parts[depth]}/" for path in inside if len(path.parts) > depth + 1}
+    assert {folder for folder in wanted if not any(name.startswith(folder) for name in named)} == set()
+
+
+@pytest.mark.parametrize(
+    "page", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+)
+def test_pages_name_real_files(page: str) -> None:
+    if page in HISTORY:
+        pytest.skip("records past commits")
+    assert lost_names(ROOT, (ROOT / page).read_text()) == []
+
+
+def test_the_checks_find_errors(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "a.py").touch()
+    assert missing(tmp_path, ["tools/", "gone/", "tools"], "`a.py` and `b.py`") == ["gone/", "tools", "b.py"]
+    page = "`tools/a.py --x` `python tools/b.py`\n```bash\ntools/c.py\n```\n`tools/{a,b}.py` `docs/*.md` `https://x/tools/d.py`"
+    assert lost_names(tmp_path, page) == ["tools/b.py", "tools/c.py", "docs/*.md"]
