@@ -62,3 +62,10 @@ def test_every_data_set_is_compared_not_the_first_alone(cfg, test: str, said: st
     cfg.MODEL.CHECK_CLASS_NAMES = False
     assert config_classes(cfg) == ("x", "y")
     check_classes(cfg, ["names_xy", test])
+    # Two training sets are no question of names: the model would learn both orders.
+    cfg.DATASETS.TRAIN = ("names_xy", test)
+    for names in (None, cfg.DATASETS.TRAIN):
+        with pytest.raises(ValueError, match=said):
+            config_classes(cfg, names)
+    with pytest.raises(ValueError, match=said):
+        check_classes(cfg, cfg.DATASETS.TRAIN)

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from the_mask.data import pickle_names
 from the_mask.data.pickle_names import STAND_INS, TORCH_GLOBALS
-from the_mask.data.tensor_files import read_tensors, state_dict_of
+from the_mask.data.tensor_files import load_safetensors, read_tensors, safetensors_bytes, state_dict_of
 
 ARRAYS = {
     "fortran": np.arange(6.0).reshape(2, 3).T,
@@ -81,6 +81,19 @@ def test_safetensors_under_any_name(tmp_path: Path, suffix: str) -> None:
     found = read_tensors(tmp_path / f"w{suffix}")
     assert found["k"] == "v"
     assert found["model"]["x"].tolist() == [0, 1, 2]
+
+
+def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
+    """In safetensors' own order of the notes, two of six come in one of two orders each time."""
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.float16), "none": torch.ones(0, 3)}
+    notes = {"format": "pt", "class_names": '["Straße", "b"]', "x": "", "a": "1", "c": "2", "z": "\n\\"}
+    files = {safetensors_bytes(tensors, notes) for _ in range(20)}
+    assert len(files) == 1
+    (tmp_path / "w").write_bytes(files.pop())
+    found, metadata = load_safetensors(tmp_path / "w")
+    assert metadata == notes
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
 
 
 def test_wrappers_and_prefixes() -> None:

@@ -2,7 +2,7 @@
 
 As SQLite tests itself: an action is repeated with a fault at its first step, then at its second, until it ends
 without reaching the fault. A step is a call of ``open`` for writing, ``write``, ``flush``, ``fsync``, ``replace``,
-``unlink`` or ``mkdir``.
+``rename``, ``unlink`` or ``mkdir``.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def injected(faults: Faults) -> Iterator[None]:
     """Everything of the process that writes goes through ``faults`` inside the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builtins, "open", faults.opened(builtins.open))
-        for name in ("fsync", "replace", "mkdir", "unlink"):
+        for name in ("fsync", "replace", "rename", "mkdir", "unlink"):
             patch.setattr(os, name, faults.counted(name, getattr(os, name)))
         yield
 

@@ -68,7 +68,7 @@ def test_sigkill_at_any_moment_leaves_a_good_file(tmp_path: Path, monkeypatch: p
     elif moment == "before rename":
         monkeypatch.setattr(os, "replace", _kill_self)
     else:
-        monkeypatch.setattr(files, "_sync_folder", _kill_self)
+        monkeypatch.setattr(files, "sync_folder", _kill_self)
     assert _run_and_die(lambda: save_checkpoint(path, state(2))) == signal.SIGKILL
     monkeypatch.undo()
     assert value_in(path) == (2 if moment == "after rename" else 1)

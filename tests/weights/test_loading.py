@@ -172,12 +172,16 @@ def test_other_classes_drop_class_layers_only(tmp_path: Path, caplog: pytest.Log
         load_weights(Segmentor(classes=5), path, strict=True)
 
 
-def test_strict_ignores_constants(tmp_path: Path) -> None:
+def test_strict_ignores_constants(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="the_mask")
     model = Segmentor()
     state = filled(model, 1)
     del state["criterion.empty_weight"], state["backbone.1.num_batches_tracked"]
     report = load_weights(model, save_torch(state, tmp_path / "w.pth"), strict=True)
     assert report.missing == ["backbone.1.num_batches_tracked", "criterion.empty_weight"]
+    assert report.lacking == []
+    assert "set by the config" in str(report)
+    assert [record.levelname for record in caplog.records] == ["INFO"], "nothing to warn of"
     del state["backbone.1.running_mean"]
     with pytest.raises(ValueError, match="does not fill the whole model"):
         load_weights(model, save_torch(state, tmp_path / "w.pth"), strict=True)

@@ -17,6 +17,7 @@ import torch
 import the_mask
 import the_mask.modeling
 from the_mask.config import load_config
+from the_mask.inference import StreamingSegmentor
 from the_mask.inference.load import find_model
 from the_mask.modeling.build import build_segmentor
 from the_mask.weights.pretrained import fetch_pretrained, hub_id, push_to_hub, read_pretrained, save_pretrained
@@ -56,7 +57,7 @@ def test_load_takes_the_folder(cfg, folder):
     frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     segmentor = the_mask.load(folder, overrides=["MODEL.DEVICE", "cpu"])
     labels, _ = segmentor.step(frame, segmentor.init_state())
-    reference = the_mask.inference.StreamingSegmentor(cfg)
+    reference = StreamingSegmentor(cfg)
     expected, _ = reference.step(frame, reference.init_state())
     assert torch.equal(labels, expected)
 
@@ -134,6 +135,7 @@ class Hub:
     def __init__(self):
         self.repos = {}  # name -> list of (commit, {path: content})
         self.requests = []
+        self.private = set()
 
     def files(self, repo, revision="main"):
         commits = self.repos[repo]
@@ -195,7 +197,8 @@ def hub(tmp_path, monkeypatch):
             path = urlsplit(self.path).path
             state.requests.append((self.command, path))
             repo, _, rest = path.strip("/").partition("/resolve/")
-            if repo not in state.repos:
+            hidden = repo in state.private and self.headers.get("Authorization") != "Bearer hf_right"
+            if repo not in state.repos or hidden:
                 self.missing("RepoNotFound")
                 return
             revision, _, name = rest.partition("/")
@@ -269,6 +272,48 @@ def test_to_the_hub_and_back(hub, cfg, folder):
     by_commit, _ = find_model(f"owner/my-model@{commit}")
     assert by_commit.MODEL.WEIGHTS == found.MODEL.WEIGHTS
     assert len(hub.requests) == before
+
+
+def test_from_pretrained_is_of_a_hub_as_of_a_folder(hub, cfg, folder, monkeypatch):
+    """By the client's own address, as users have it; then without a network, and with a revision that is not there."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    push_to_hub(folder, "owner/my-model")
+    commit, _ = hub.files("owner/my-model")
+    frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    options = {"backend": "eager", "overrides": ["MODEL.DEVICE", "cpu"]}
+    reference = StreamingSegmentor(cfg)
+    expected, _ = reference.step(frame, reference.init_state())
+
+    def labels(name, **more):
+        segmentor = the_mask.from_pretrained(name, **options, **more)
+        assert isinstance(segmentor, StreamingSegmentor)
+        return segmentor.step(frame, segmentor.init_state())[0]
+
+    assert torch.equal(labels("owner/my-model"), expected)
+    assert torch.equal(labels("owner/my-model", revision=commit), expected)
+    with pytest.raises(FileNotFoundError, match="has no branch, tag or commit 'v9'"):
+        labels("owner/my-model", revision="v9")
+    hub.stop()
+    assert torch.equal(labels("owner/my-model", revision=commit), expected)
+    assert torch.equal(labels(f"owner/my-model@{commit}"), expected)
+    assert torch.equal(labels(folder), expected)
+    for name, revision in ((folder, "main"), ("owner/my-model@v1", "v2")):
+        with pytest.raises(ValueError, match=f"revision '{revision}' of .*expected a model of the hub"):
+            labels(name, revision=revision)
+    with pytest.raises(ValueError, match="backend is 'magic'"):
+        the_mask.from_pretrained(folder, backend="magic")
+
+
+def test_a_private_model_needs_the_token(hub, folder, monkeypatch):
+    push_to_hub(folder, "owner/my-model", endpoint=hub.address)
+    hub.private.add("owner/my-model")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(FileNotFoundError, match="or it is private and you are not logged in"):
+        fetch_pretrained("owner/my-model", endpoint=hub.address)
+    place = fetch_pretrained("owner/my-model", token="hf_right", endpoint=hub.address)
+    assert read_pretrained(place)[1].name
 
 
 def test_a_newer_state_is_seen_when_it_is_asked_for(hub, cfg, folder):

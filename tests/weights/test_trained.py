@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ import torch
 from detectron2.config import CfgNode
 from engine_fakes import debug_cfg
 
+from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.engine import Trainer
 from the_mask.engine.predict import run_calibration, run_prediction
 from the_mask.engine.run import RunOptions, evaluate_only
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.compose import build_stream
-from the_mask.modeling import build as model_build
 from the_mask.modeling.build import build_segmentor, trained_model
 from the_mask.weights import trained
 
@@ -104,10 +106,19 @@ def test_weights_are_needed(cfg: CfgNode) -> None:
         trained(cfg)
 
 
-def test_models_that_need_a_trained_one_say_what_is_missing(monkeypatch: pytest.MonkeyPatch, cfg: CfgNode) -> None:
-    monkeypatch.setattr(model_build, "_trained_model", [])
-    with pytest.raises(RuntimeError, match=r"import the_mask\.weights"):
-        trained_model(cfg)
+def test_a_model_finds_its_teacher_by_itself(tmp_path: Path) -> None:
+    """Whoever builds it has imported the models, and nothing that reads weights."""
+    config = str(ROOT / "configs/debug/swiftnet_debug.yaml")
+    torch.save(build_segmentor(load_config(config, ["MODEL.DEVICE", "cpu"])).state_dict(), tmp_path / "teacher.pth")
+    code = (
+        "import sys\nfrom the_mask.config import load_config\nfrom the_mask.modeling import build_model\n"
+        "assert 'the_mask.weights' not in sys.modules\n"
+        "assert build_model(load_config(sys.argv[1], sys.argv[2:])).teacher is not None\n"
+    )
+    options = ["MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "DistilledSegmentor"]
+    options += ["MODEL.DISTILLATION.TEACHER_CONFIG", config]
+    options += ["MODEL.DISTILLATION.TEACHER_WEIGHTS", str(tmp_path / "teacher.pth")]
+    subprocess.run([sys.executable, "-c", code, config, *options], check=True, cwd=ROOT)
 
 
 def test_nothing_else_fills_a_whole_model() -> None:

@@ -4,20 +4,21 @@
   the-mask segment drive.mp4 -o out.mp4 -o labels/ -o shares.json --model street-live
   the-mask segment drive.mp4 --annotations cvat-masks for_cvat
   the-mask segment 0 -o camera.mp4 --config camvid/mask2former_r18_cpu --weights output/model_best.pth
+  the-mask segment --manifest videos.jsonl --engine ray --workers 8 -o results/
 
 An output that ends in .mp4, .mkv, .mov or .avi is the annotated video, one that ends in .json the share of each class
 in each frame, and a folder gets one PNG of class ids per frame, and classes.json. --annotations writes files for
-annotation tools, see docs/import.md. Stop a camera with Ctrl-C.
+annotation tools, see docs/import.md. Stop a camera with Ctrl-C. --manifest segments many videos, and the same command
+goes on after a stop (docs/archives.md).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from the_mask.cli import _options, annotations_
+from the_mask.cli import _archive, _options, annotations_
 
 if TYPE_CHECKING:
     from the_mask.data.exporters import Exporter
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 INPUT_HELP = "video, animation or picture, folder of frames, URL, or camera index (0, 1, ...)"
 DEFAULT_MODEL = "street-live"
-EXPECTED = ("FileExistsError",)
+# ModuleNotFoundError: of a hub model, or Ray.
+EXPECTED = ("FileExistsError", "ModuleNotFoundError")
 
 
 def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> None:
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
         parser.add_argument("--input", dest="source", required=True, help=INPUT_HELP)
         parser.add_argument("--output", required=True, nargs=1, metavar="VIDEO", help=".mp4, .mkv, .mov or .avi")
     else:
-        parser.add_argument("source", metavar="INPUT", help=INPUT_HELP)
+        parser.add_argument("source", nargs="?", metavar="INPUT", help=INPUT_HELP)
         parser.add_argument(
             "-o",
             "--output",
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
         )
         parser.add_argument("--palette", action="store_true", help="also store class colours in the label PNGs")
         parser.add_argument("--refresh", action="store_true", help="look for a newer state of a hub model")
+        _archive.add_arguments(parser)
     parser.set_defaults(as_tool=as_tool)
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="a picture of about a dozen frames")
     parser.add_argument("--alpha", type=float, default=0.55, help="0: frame only, 1: colours only (default: 0.55)")
@@ -74,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
     _options.loose_overrides(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Segment, and print what was written."""
+def run(args: argparse.Namespace) -> int:
+    """Segment, and print what was written; returns the exit code."""
     import logging
 
     from the_mask.engine.logs import setup_logging
@@ -85,13 +88,23 @@ def run(args: argparse.Namespace) -> None:
     from the_mask.inference.annotation_sink import AnnotationSink
     from the_mask.inference.demo import DemoStyle, check_outputs, run_demo
     from the_mask.inference.rendering.video_writer import VideoWriter, open_source
+    from the_mask.inference.sinks import write_classes
 
     setup_logging(None)
     keep_freed_memory()
     style = DemoStyle(alpha=args.alpha, legend=not args.no_legend, show_input=args.show_input)
     if not 0 <= style.alpha <= 1:
         raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
+    many = not args.as_tool and args.manifest is not None
+    if many:
+        _archive.check(args)
+        if args.source is not None:  # the first word of an override
+            args.opts, args.source = [args.source, *args.opts], None
+    if not many and args.source is None:
+        raise ValueError("INPUT is missing: a video, folder, URL or camera index, or --manifest for many videos")
     cfg, palette = model_and_palette(args)
+    if many:
+        return _archive.run(args, cfg, palette, args.model or args.config_file or default_model())
     # Check the outputs before building the model.
     video, sinks = sort_outputs(args, palette)
     exporters = annotation_exporters(args, palette)
@@ -117,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
             asynchronous=args.asynchronous,
             audio=args.audio,
         )
-    write_classes(sinks, palette)
+    write_classes(sinks, palette.names, palette.colors, palette.ignore_label)
     speed = report.frames / report.seconds if report.seconds else 0.0
     stopped = ", stopped by a signal" if report.interrupted else ""
     keys = f", {report.keyframes} of them keyframes," if report.keyframes else ""
@@ -127,6 +140,7 @@ def run(args: argparse.Namespace) -> None:
         print(runtimes)
     if args.contact_sheet:
         print(f"contact sheet: {args.contact_sheet}")
+    return 0
 
 
 def model_and_palette(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -194,18 +208,6 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
     if len(videos) > 1:
         raise ValueError(f"outputs {', '.join(map(str, videos))}: one video at a time")
     return (videos[0] if videos else None), sinks
-
-
-def write_classes(sinks: Sequence[Sink], palette: Any) -> None:
-    """Write classes.json next to each folder's PNGs, for ``the-mask annotations`` and ``the-mask import``."""
-    from the_mask.data.files import write_json
-    from the_mask.inference.sinks import LabelFolder
-
-    for sink in sinks:
-        if isinstance(sink, LabelFolder) and sink.folder.is_dir():
-            colors = [[int(value) for value in color] for color in palette.colors]
-            content = {"names": list(palette.names), "colors": colors, "ignore": palette.ignore_label}
-            write_json(sink.folder / "classes.json", content)
 
 
 def annotation_exporters(args: argparse.Namespace, palette: Any) -> list[Exporter]:

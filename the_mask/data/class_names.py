@@ -51,7 +51,7 @@ def classes_dataset(cfg: CfgNode, datasets: Sequence[str] | None = None) -> str 
 
     Data sets that are not registered, or whose number of classes is not ``NUM_CLASSES``, are left out here; training on
     such a data set is refused (:func:`check_classes`). With ``MODEL.CHECK_CLASS_NAMES`` False the names of the first
-    data set are taken.
+    data set are taken; training sets are compared with each other all the same: a model cannot learn two orders.
 
     Args:
         cfg: a config; ``DATASETS.IMPORT`` is imported.
@@ -64,7 +64,7 @@ def classes_dataset(cfg: CfgNode, datasets: Sequence[str] | None = None) -> str 
         ValueError: two data sets have different classes, or the same classes in another order.
     """
     import_dataset_modules(cfg.DATASETS.IMPORT)
-    known = set(DatasetCatalog.list())
+    known, trained_on = set(DatasetCatalog.list()), set(cfg.DATASETS.TRAIN)
     found: tuple[str, Sequence[str]] | None = None
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if datasets is None else datasets:
         classes = MetadataCatalog.get(name).get("stuff_classes") if name in known else None
@@ -72,7 +72,7 @@ def classes_dataset(cfg: CfgNode, datasets: Sequence[str] | None = None) -> str 
             continue
         if found is None:
             found = name, classes
-        elif cfg.MODEL.CHECK_CLASS_NAMES and not same_classes(found[1], classes):
+        elif (cfg.MODEL.CHECK_CLASS_NAMES or {found[0], name} <= trained_on) and not same_classes(found[1], classes):
             raise ValueError(_differ(found[0], found[1], name, classes))
     return None if found is None else found[0]
 
@@ -116,5 +116,5 @@ def _differ(first: str, ours: Sequence[str], second: str, theirs: Sequence[str])
     return (
         f"data sets {first} ({len(ours)} classes) and {second} ({len(theirs)} classes) have different class lists: "
         f"{describe_difference(ours, theirs, first)}. One model needs the same classes in the same order "
-        "(MODEL.CHECK_CLASS_NAMES False compares only their number)"
+        "(MODEL.CHECK_CLASS_NAMES False compares only their number, but for training sets with each other)"
     )

@@ -61,7 +61,7 @@ def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object],
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -87,6 +87,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """Put the content of a closed file on the disk.
+
+    Raises:
+        OSError: names the file, whatever has failed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:
@@ -149,8 +164,8 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
     return content
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename is durable only after the folder has been flushed.
+def sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk: a rename in it is durable only then."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,7 @@ both may name only what :mod:`the_mask.data.pickle_names` lists.
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -110,6 +111,23 @@ def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
         raise UnreadableError(str(error)) from error
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A ``.safetensors`` file of tensors that share no memory: equal content gives equal bytes.
+
+    safetensors itself writes the metadata in an order that changes from one call to the next.
+    """
+    from safetensors.torch import save
+
+    data = save(dict(tensors), metadata=dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    if metadata:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read_tensors(path: str | Path, what: str = "weights file", trust: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""Allows only one training at a time in an output folder."""
+"""Allows only one training, or one run over an archive, at a time in an output folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ _held: dict[str, int] = {}
 
 
 class OutputInUseError(ValueError):
-    """Another training is writing to the folder."""
+    """Another process is writing to the folder."""
 
 
 @contextmanager
-def claimed(folder: str | Path) -> Iterator[None]:
-    """Lock a folder against other trainings inside the block; a collective call if there are several processes.
+def claimed(folder: str | Path, what: str = "training", otherwise: str = "set another OUTPUT_DIR") -> Iterator[None]:
+    """Lock a folder against others inside the block; a collective call if there are several processes.
 
     The lock belongs to the process: the kernel releases it when the process ends for any reason, and child processes do
     not inherit it. A process that holds it may lock again.
 
     Args:
         folder: created if needed.
+        what: kind of what writes there, for the message.
+        otherwise: what a user can do but wait, for the message.
 
     Raises:
         OutputInUseError: another process holds it.
@@ -40,7 +42,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
     stream, problem = None, ""
     if comm.is_main_process():
         if not _held.get(key):
-            stream, problem = _lock(Path(folder))
+            stream, problem = _lock(Path(folder), what, otherwise)
         _held[key] = _held.get(key, 0) + 1
     try:
         problem = comm.all_gather(problem)[0]
@@ -54,7 +56,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
             os.close(stream)
 
 
-def _lock(folder: Path) -> tuple[int | None, str]:
+def _lock(folder: Path, what: str, otherwise: str) -> tuple[int | None, str]:
     """The open lock file, or an error message."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -65,10 +67,8 @@ def _lock(folder: Path) -> tuple[int | None, str]:
         owner = os.read(stream, 200).decode(errors="replace").strip() or "another process"
         os.close(stream)
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            return None, (
-                f"{folder} is in use by another training ({owner}): wait for it, stop it, or set another OUTPUT_DIR"
-            )
-        logger.warning("%s cannot be locked (%s): take care that no other training writes into it", folder, error)
+            return None, (f"{folder} is in use by another {what} ({owner}): wait for it, stop it, or {otherwise}")
+        logger.warning("%s cannot be locked (%s): take care that no other %s writes into it", folder, error, what)
         return None, ""
     os.ftruncate(stream, 0)
     os.write(stream, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

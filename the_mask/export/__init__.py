@@ -2,5 +2,15 @@
 
 from the_mask.export.package import EXPORT_FORMATS, export_package
 from the_mask.export.programs import ImageProgram, Program, image_program, stream_programs
+from the_mask.export.reading import UnsafePackageError, open_torch
 
-__all__ = ["EXPORT_FORMATS", "ImageProgram", "Program", "export_package", "image_program", "stream_programs"]
+__all__ = [
+    "EXPORT_FORMATS",
+    "ImageProgram",
+    "Program",
+    "UnsafePackageError",
+    "export_package",
+    "image_program",
+    "open_torch",
+    "stream_programs",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 import the_mask
-from the_mask.data.files import write_json
+from the_mask.data.files import TEMPORARY, atomic_write, file_digest, sync_file, sync_folder, write_json
 from the_mask.export.programs import Program, example_frame, exportable, image_program, stream_programs
+from the_mask.export.reading import MANIFEST, check_digests, open_torch
 from the_mask.modeling.stream import STATE_VERSION
 
 EXPORT_FORMATS = ("torch", "onnx")
@@ -22,7 +24,6 @@ KINDS = ("image", "stream")
 OPSET = 20
 # Dynamic sizes are at most this many times ``multiple``.
 MOST_MULTIPLES = 128
-MANIFEST = "export.json"
 
 
 def to_exported(program: Program) -> torch.export.ExportedProgram:
@@ -41,7 +42,8 @@ _SIDES = ((1, "height"), (2, "width"))
 def write_torch(program: Program, folder: Path) -> Path:
     """Write ``<name>.pt2``; ``torch.export.load(path).module()(*arguments)`` runs it."""
     path = folder / f"{program.name}.pt2"
-    torch.export.save(to_exported(program), path)
+    exported = to_exported(program)
+    atomic_write(path, lambda stream: torch.export.save(exported, stream))
     return path
 
 
@@ -69,10 +71,17 @@ def write_onnx(program: Program, folder: Path) -> Path:
             verbose=False,
         )
     assert converted is not None
-    converted.save(path)
-    foreign = foreign_operators(onnx.load(path, load_external_data=False))
-    if foreign:
-        raise ValueError(f"{path} uses operators outside the ONNX standard: {', '.join(foreign)}")
+    # A large model has its weights in a file beside it; both get their names when they are whole.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=TEMPORARY) as place:
+        converted.save(Path(place, path.name))
+        foreign = foreign_operators(onnx.load(Path(place, path.name), load_external_data=False))
+        if foreign:
+            raise ValueError(f"{path} uses operators outside the ONNX standard: {', '.join(foreign)}")
+        # The weights first: a program without them would be no program.
+        for file in sorted(Path(place).iterdir(), key=lambda file: file.name == path.name):
+            sync_file(file)
+            file.replace(folder / file.name)
+    sync_folder(folder)
     return path
 
 
@@ -90,10 +99,10 @@ def _nodes(graph: Any) -> list[Any]:
 
 
 class TorchSession:
-    """Runs a ``.pt2`` file."""
+    """Runs a ``.pt2`` file; see :func:`the_mask.export.reading.open_torch`."""
 
-    def __init__(self, path: Path) -> None:
-        self.module = torch.export.load(path).module()
+    def __init__(self, path: Path, trust: bool = False) -> None:
+        self.module = open_torch(path, trust)
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         with torch.no_grad():
@@ -101,11 +110,17 @@ class TorchSession:
 
 
 class OnnxSession:
-    """Runs an ``.onnx`` file in ONNX Runtime, on the CPU, with as many threads as torch."""
+    """Runs an ``.onnx`` file in ONNX Runtime, on the CPU, with as many threads as torch.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an ``export.json`` beside it has another digest.
+    """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
+        check_digests(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -180,25 +195,46 @@ def export_package(
         "classes": list(classes) or [f"class {i}" for i in range(model.num_classes)],
         "programs": {},
     }
-    for program in programs:
-        entry: dict[str, Any] = {
-            "inputs": [_describe(n, x) for n, x in zip(program.inputs, program.arguments, strict=True)],
-            "outputs": program.outputs,
-            "sizes_may_vary": program.dynamic,
-            "files": {},
-        }
-        for name in formats:
-            path = WRITERS[name](program, folder)
-            found = differences(program, SESSIONS[name](path), calls[program.name])
-            entry["files"][name] = {"file": path.name, **found}
-            if not found["max_difference"] <= tolerance:
-                raise RuntimeError(
-                    f"{path} differs from the model by {found['max_difference']:.2g} of its largest value (allowed: "
-                    f"{tolerance:g}); {100 * found['same_labels']:.2f} % of the labels agree"
-                )
-        manifest["programs"][program.name] = entry
-    write_json(folder / MANIFEST, manifest)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=TEMPORARY) as name:
+        place = Path(name)
+        for program in programs:
+            manifest["programs"][program.name] = _written(
+                program, place, folder, formats, calls[program.name], tolerance
+            )
+        # The manifest last: until then the one of an earlier export refuses the new files by their digests.
+        for file in sorted(place.iterdir()):
+            sync_file(file)
+            file.replace(folder / file.name)
+        write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _written(
+    program: Program,
+    place: Path,
+    folder: Path,
+    formats: Sequence[str],
+    calls: Sequence[tuple[Tensor, ...]],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Write a program to ``place``, compare it with its module; what the manifest of ``folder`` says of it."""
+    entry: dict[str, Any] = {
+        "inputs": [_describe(n, x) for n, x in zip(program.inputs, program.arguments, strict=True)],
+        "outputs": program.outputs,
+        "sizes_may_vary": program.dynamic,
+        "files": {},
+    }
+    for name in formats:
+        path = WRITERS[name](program, place)
+        found = differences(program, SESSIONS[name](path), calls)
+        digests = {file.name: file_digest(file) for file in sorted(place.glob(f"{path.name}*"))}
+        entry["files"][name] = {"file": path.name, "sha256": digests, **found}
+        if not found["max_difference"] <= tolerance:
+            raise RuntimeError(
+                f"{folder / path.name} differs from the model by {found['max_difference']:.2g} of its largest value "
+                f"(allowed: {tolerance:g}); {100 * found['same_labels']:.2f} % of the labels agree"
+            )
+    return entry
 
 
 def example_calls(

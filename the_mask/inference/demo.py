@@ -177,6 +177,7 @@ def run_demo(
     progress: bool = True,
     asynchronous: bool = False,
     audio: str = "copy",
+    stoppable: bool = True,
 ) -> DemoReport:
     """Segment a video and write an annotated copy, with the timestamps and the sound of the input.
 
@@ -195,6 +196,8 @@ def run_demo(
         progress: show a bar when standard error is a terminal.
         asynchronous: see :func:`segment_video`.
         audio: "copy" the input's sound if the output can hold it, or "drop" it.
+        stoppable: Ctrl-C ends the run early, and errors say what was written before; without it both are raised as
+            they are.
 
     Raises:
         ValueError: an output that cannot be written or is the input, the input breaks off, or labels without a colour.
@@ -241,9 +244,11 @@ def run_demo(
                 report.keyframes += bool(result.keyframe)
                 bar.update()
     except KeyboardInterrupt:
+        if not stoppable:
+            raise
         report.interrupted = True
     except ValueError as error:
-        if not report.frames:
+        if not (report.frames and stoppable):
             raise
         where = f"are in {output}" if output is not None else "were written"
         raise ValueError(f"{error}; the {report.frames} frames before it {where}") from error

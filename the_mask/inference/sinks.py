@@ -110,3 +110,11 @@ class ClassShares(Sink):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {**self.facts, "classes": self.names, "frames": self.frames})
+
+
+def write_classes(sinks: Sequence[Sink], names: Sequence[str], colors: Sequence[Sequence[int]], ignore: int) -> None:
+    """Write classes.json next to each folder's PNGs, for ``the-mask annotations`` and ``the-mask import``."""
+    content = {"names": list(names), "colors": [list(map(int, color)) for color in colors], "ignore": ignore}
+    for sink in sinks:
+        if isinstance(sink, LabelFolder) and sink.folder.is_dir():
+            write_json(sink.folder / "classes.json", content)

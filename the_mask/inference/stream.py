@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from detectron2.config import CfgNode
 from torch import nn
 
 from the_mask.config import load_config
+from the_mask.inference.runtimes import BACKENDS, prepare_stream
 from the_mask.inference.views import MultiView, check_output
 from the_mask.modeling.build import build_segmentor
+from the_mask.weights.find import find_model
 from the_mask.weights.trained import trained
 
 
@@ -55,6 +60,39 @@ class StreamingSegmentor(MultiView):
             output=output,
             output_stride=output_stride,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        refresh: bool = False,
+        backend: str = "auto",
+        overrides: Sequence[str] = (),
+        precision: str = "float32",
+        calibrate: str | Path | None = None,
+    ) -> StreamingSegmentor:
+        """A trained model by name, folder, config or hub id, ready for the frames of a video.
+
+        Nothing is fetched but a hub model, and that once; ``HF_HUB_OFFLINE`` forbids it.
+
+        Args:
+            name_or_path, revision, token, refresh: see :func:`the_mask.weights.find.find_model`.
+            backend, overrides, precision, calibrate: see :func:`the_mask.inference.load.load`.
+
+        Raises:
+            ValueError, FileNotFoundError, ModuleNotFoundError: see :func:`the_mask.inference.load.load`.
+            OSError: the hub cannot be reached.
+        """
+        if backend not in BACKENDS:  # before the weights are read
+            raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+        cfg, _ = find_model(name_or_path, overrides, refresh, revision=revision, token=token)
+        segmentor = cls(cfg)
+        if segmentor.model.device.type == "cpu" or precision != "float32":
+            prepare_stream(segmentor, backend, precision, calibrate)
+        return segmentor
 
 
 def build_random(cfg: CfgNode) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -30,20 +31,11 @@ class TrainedModel(Protocol):
     def __call__(self, cfg: CfgNode, *, weights: str = "", datasets: Sequence[str] | None = None) -> nn.Module: ...
 
 
-_trained_model: list[TrainedModel] = []
-
-
-def provide_trained_model(function: TrainedModel) -> None:
-    """Register the function that builds trained models; called by ``the_mask.weights``, which reads weights files."""
-    _trained_model[:] = [function]
+# Who gives models their trained weights, by name: this room does not import those that are built on it.
+PROVIDER = "the_mask.weights.trained"
 
 
 def trained_model(cfg: CfgNode, *, weights: str = "", datasets: Sequence[str] | None = None) -> nn.Module:
-    """Build a trained model that another model needs, such as a teacher; see :func:`the_mask.weights.trained`.
-
-    Raises:
-        RuntimeError: ``the_mask.weights`` has not been imported.
-    """
-    if not _trained_model:
-        raise RuntimeError("a trained model is needed, but nothing reads weights: import the_mask.weights first")
-    return _trained_model[0](cfg, weights=weights, datasets=datasets)
+    """A trained model that another model needs, such as a teacher; see :func:`the_mask.weights.trained`."""
+    provider: TrainedModel = importlib.import_module(PROVIDER).trained
+    return provider(cfg, weights=weights, datasets=datasets)

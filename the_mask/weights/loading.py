@@ -27,6 +27,8 @@ from the_mask.weights.sharding import load_whole
 
 logger = logging.getLogger(__name__)
 
+# What the config determines: constants of losses and filters, counters. A file without them lacks nothing.
+DETERMINED = re.compile(r"(^|\.)(criterion\..*|filter_copy_s|num_batches_tracked)$")
 # If a smaller share of the file's tensors fits, the file is for another architecture.
 LEAST_MATCH = 0.5
 
@@ -64,20 +66,26 @@ class LoadReport:
         total = found + len(self.unexpected) + len(self.mismatched)
         return found / total if total else 0.0
 
+    @property
+    def lacking(self) -> list[str]:
+        """Names of :attr:`missing` that the config alone does not determine."""
+        return [name for name in self.missing if not DETERMINED.search(name)]
+
     def untrained(self) -> list[str]:
-        """Names of the model that keep their random initialisation, without the criterion's constants."""
-        names = self.missing + [name for name, _, _ in self.mismatched + self.dropped]
-        return [
-            name for name in names if not name.startswith("criterion.") and not name.endswith("num_batches_tracked")
-        ]
+        """Names of the model that keep their random initialisation; what the config determines is not among them."""
+        shapes = [name for name, _, _ in self.mismatched + self.dropped]
+        return self.lacking + [name for name in shapes if not DETERMINED.search(name)]
 
     def __str__(self) -> str:
         rows = [
             ("loaded", len(self.loaded), ""),
-            ("missing in the file", len(self.missing), _names(self.missing)),
+            ("missing in the file", len(self.lacking), _names(self.lacking)),
             ("unknown to the model", len(self.unexpected), _names(self.unexpected)),
             ("other shape", len(self.mismatched), _shapes(self.mismatched)),
         ]
+        determined = [name for name in self.missing if name not in self.lacking]
+        if determined:
+            rows.append(("set by the config", len(determined), _names(determined)))
         for reason in dict.fromkeys(self.ignored.values()):
             names = [name for name, why in self.ignored.items() if why == reason]
             rows.append((f"ignored: {reason}", len(names), _names(names)))
@@ -149,7 +157,7 @@ def load_weights(
     if strict and report.untrained():
         raise ValueError(f"{path} does not fill the whole model, so an evaluation would mean nothing\n{report}")
     load_whole(model, {name: state[name] for name in report.loaded + report.by_name}, strict=False)
-    incomplete = report.missing or report.unexpected or report.mismatched or report.dropped or report.by_name
+    incomplete = report.lacking or report.unexpected or report.mismatched or report.dropped or report.by_name
     logger.log(logging.WARNING if incomplete else logging.INFO, "%s", report)
     return report
 

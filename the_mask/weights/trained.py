@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 import the_mask.modeling  # noqa: F401  fills the registries
-from the_mask.modeling.build import build_segmentor, provide_trained_model
+from the_mask.modeling.build import build_segmentor
 from the_mask.modeling.refiners import build_refiner
 from the_mask.weights.class_sets import ClassSets
 from the_mask.weights.loading import load_weights
@@ -62,6 +62,3 @@ def trained_refiner(cfg: CfgNode, trust_pickle: bool = False) -> Any:
     network = build_refiner(cfg)
     load_weights(network, cfg.TEST.REFINER.WEIGHTS, trust_pickle=trust_pickle, strict=True)
     return network.to(cfg.MODEL.DEVICE).eval()
-
-
-provide_trained_model(trained)

@@ -19,6 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from av.video.stream import VideoStream
 
+from the_mask.data.files import sync_file, sync_folder
 from the_mask.inference.live.frame_source import DEFAULT_FPS, Frame, FrameSource, TimedFrame, check_fps
 from the_mask.inference.live.sources import open_source
 from the_mask.inference.live.video_file import HD_LINES
@@ -234,7 +235,9 @@ class VideoWriter:
             self._container = None
             if self._sound is not None:
                 self._sound.close()
+        sync_file(self._partial)
         self._partial.replace(self.path)
+        sync_folder(self.path.parent)
 
     def __enter__(self) -> VideoWriter:
         return self

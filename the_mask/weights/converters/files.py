@@ -16,6 +16,7 @@ from torch import Tensor
 import the_mask.modeling  # noqa: F401  (fills the registries)
 from the_mask.config import load_config
 from the_mask.data.files import atomic_write
+from the_mask.data.tensor_files import safetensors_bytes
 from the_mask.weights.class_sets import STORED
 from the_mask.weights.converters.convert import DIFFERENCES, Conversion, check, convert
 from the_mask.weights.converters.encoder_only import add_base
@@ -102,10 +103,8 @@ def save_state(path: Path, state: dict[str, Tensor], source: str, class_names: S
     # Slices and expanded tensors share memory, which safetensors refuses.
     own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     if path.suffix == ".safetensors":
-        from safetensors.torch import save
-
         names = {STORED: json.dumps(list(class_names))} if class_names else {}
-        atomic_write(path, save(own, metadata={"format": "pt", "converted_from": source, **names}))
+        atomic_write(path, safetensors_bytes(own, {"format": "pt", "converted_from": source, **names}))
     else:
         content: dict[str, Any] = {"model": own, "converted_from": source}
         if class_names:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from the_mask.data.files import atomic_write
+from the_mask.data.tensor_files import safetensors_bytes
 from the_mask.modeling.mask.encoder_segmentor import EncoderSegmentor
 
 ARCHITECTURES = {
@@ -51,10 +52,8 @@ def save_huggingface(model: EncoderSegmentor, folder: Path, class_names: Sequenc
     """
     config = huggingface_config(model, class_names)
     state = {name: value.contiguous().clone() for name, value in huggingface_state(model).items()}
-    from safetensors.torch import save
-
     folder.mkdir(exist_ok=True)
-    atomic_write(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    atomic_write(folder / "model.safetensors", safetensors_bytes(state, {"format": "pt"}))
     atomic_write(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return config["model_type"]
 
