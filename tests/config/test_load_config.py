@@ -133,3 +133,19 @@ def test_keys_without_a_value_are_named(write, key: str) -> None:
 
 def test_keys_that_may_be_empty_stay(write) -> None:
     assert load_config(write("SOLVER:\n  WEIGHT_DECAY_VECTOR:\n")).SOLVER.WEIGHT_DECAY_VECTOR is None
+
+
+def test_keys_that_are_gone(tmp_path):
+    """A config that an older version has written in full is read; another value than the one there was is named."""
+    old = tmp_path / "old.yaml"
+    encoder = "{{ANNEAL_POWER: {}, FROZEN: {{ROPE_BASE: 100.0}}}}"
+    body = "MODEL: {{KEYFRAME: {{PIXEL_MEAN: [], STRIDE: 4}}, ENCODER: " + encoder + "}}"
+    old.write_text(body.format(0.9))
+    cfg = load_config(old)
+    assert cfg.MODEL.KEYFRAME.STRIDE == 4
+    assert "PIXEL_MEAN" not in cfg.MODEL.KEYFRAME
+    old.write_text(body.format(0.5))
+    with pytest.raises(ValueError, match=r"old\.yaml: config key MODEL\.ENCODER\.ANNEAL_POWER is gone: .* always 0\.9"):
+        load_config(old)
+    with pytest.raises(ValueError, match=r"config key MODEL\.KEYFRAME\.PIXEL_STD is gone: its value is always \[\]"):
+        load_config(overrides=["MODEL.KEYFRAME.PIXEL_STD", "[1, 1, 1]"])

@@ -28,6 +28,15 @@ __all__ = [
 ]
 
 
+# Keys that nobody set, with the only value they had: configs that older versions have written say them.
+GONE: Mapping[str, Any] = MappingProxyType(
+    {
+        "MODEL.KEYFRAME.PIXEL_MEAN": [],
+        "MODEL.KEYFRAME.PIXEL_STD": [],
+        "MODEL.ENCODER.ANNEAL_POWER": 0.9,
+        "MODEL.ENCODER.FROZEN.ROPE_BASE": 100.0,
+    }
+)
 _ALL_OPTIONS = [options for subject in SUBJECTS for options in subject_options(subject)]
 
 
@@ -84,6 +93,13 @@ def _merge_tree(cfg: CfgNode, tree: dict[str, Any], label: str) -> None:
     # exist.
     cfg.__dict__["load_yaml_with_base"] = lambda filename, allow_unsafe=False: tree
     tree.setdefault("VERSION", cfg.VERSION)
+    for key, only in GONE.items():
+        *path, name = key.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and node.pop(name, only) != only:
+            raise ValueError(f"{label}: {_explain_key(cfg, KeyError(), key)}")
     try:
         cfg.merge_from_file(__file__)
     except AssertionError as error:
@@ -131,5 +147,7 @@ def _without_node(error: ValueError) -> str:
 def _explain_key(cfg: CfgNode, error: Exception, key: str | None = None) -> str:
     """Message about an unknown config key, with similar known keys."""
     key = key or str(error).strip("'\"").removeprefix("Non-existent config key: ")
+    if key in GONE:
+        return f"config key {key} is gone: its value is always {GONE[key]!r}"
     close = difflib.get_close_matches(key, [known for known, _ in flat_keys(cfg)], n=3)
     return f"unknown config key {key}" + (f"; did you mean {', '.join(close)}?" if close else "")

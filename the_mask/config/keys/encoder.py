@@ -23,7 +23,6 @@ class EncoderOptions(Options, group="MODEL.ENCODER"):
     # Shares of SOLVER.MAX_ITER between which it falls, one per block; [] spreads the blocks evenly.
     anneal_start: tuple[float, ...] = ()
     anneal_end: tuple[float, ...] = ()
-    anneal_power: float = 0.9
     # Which class logits of a query count at a frame: "per-frame", its own; "causal-mean", the mean over the frames up
     # to it; or "whole-video", the mean over the whole clip, later frames too (as published; not for streams).
     class_logits: str = one_of(*CLASS_LOGITS, key="TEST.CLASS_LOGITS")
@@ -42,4 +41,3 @@ class FrozenDecoderOptions(Options, group="MODEL.ENCODER.FROZEN"):
     heads: int = 16
     hidden: int = 1024
     layer_scale: float = 1.0
-    rope_base: float = 100.0

@@ -33,9 +33,6 @@ class KeyframeOptions(Options, group="MODEL.KEYFRAME"):
     # Compute what the released GSVNet computes, for its weights: raw logits of the segmentor are carried, all resizing
     # puts corner cells on corner pixels, frames are BGR, VARIANT is "official".
     released: bool = False
-    # Frames as the propagator sees them; empty lists take MODEL.PIXEL_MEAN and PIXEL_STD. Statistics are in RGB order.
-    pixel_mean: tuple[float, ...] = ()
-    pixel_std: tuple[float, ...] = ()
     # When a frame becomes a keyframe: "interval", "scene_cut", "warp_error", "intra_weight" or "disagreement".
     policy: str = "interval"
     # interval: frames from one keyframe to the next.

@@ -155,7 +155,7 @@ class EncoderSegmentor(Segmentor):
         super().set_iteration(iteration)
         share = iteration / self.max_iter
         self._probabilities = [
-            annealed_probability(share, start, end, self.options.anneal_power)
+            annealed_probability(share, start, end)
             for start, end in zip(self.anneal_start, self.anneal_end, strict=True)
         ]
         self.sem_seg_head.attn_mask_probs.copy_(torch.tensor(self._probabilities))

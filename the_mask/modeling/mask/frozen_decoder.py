@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from the_mask.modeling.backbones.plain_vit import Tokens
 
 GRID_STRIDE = 16
+ROPE_BASE = 100.0
 
 
 class Level(nn.Module):
@@ -88,7 +89,7 @@ class FrozenDecoder(nn.Module):
             )
             for _ in range(options.blocks)
         )
-        self.rope = RotaryEmbeddingDinoV3(width // heads, temperature=options.rope_base, rotate_half=True)
+        self.rope = RotaryEmbeddingDinoV3(width // heads, temperature=ROPE_BASE, rotate_half=True)
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
             if isinstance(module, nn.Linear):

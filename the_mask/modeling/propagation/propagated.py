@@ -123,8 +123,8 @@ class PropagatedSegmentor(Segmentor):
             "segmentor": segmentor,
             "propagator": propagator,
             "policy": build_policy(cfg, propagator),
-            "frame_mean": options.pixel_mean or cfg.MODEL.PIXEL_MEAN,
-            "frame_std": options.pixel_std or cfg.MODEL.PIXEL_STD,
+            "frame_mean": cfg.MODEL.PIXEL_MEAN,
+            "frame_std": cfg.MODEL.PIXEL_STD,
             "options": options,
             "cache": cache_from_config(cfg),
         }

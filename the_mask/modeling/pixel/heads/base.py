@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.modeling.pixel.context.types import ClipFeatures, FrameFeatures, HeadOutput, PriorMap
+from the_mask.modeling.pixel.layers import classifier
 
 
 class PixelHead(nn.Module):
@@ -23,6 +25,15 @@ class PixelHead(nn.Module):
     stride: int
     memory_length: int = 0
     memory_levels: tuple[str, ...] = ()
+
+    def add_classifier(self, options: PixelHeadOptions, channels: int = 0) -> None:
+        """Dropout of whole channels, and a classifier of features of ``channels`` (0: ``convs_dim``)."""
+        self.dropout = nn.Dropout2d(options.dropout)
+        self.conv_seg = classifier(channels or options.convs_dim, options.num_classes)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, K, h, w] of features [B, C, h, w]."""
+        return self.conv_seg(self.dropout(features))
 
     @property
     def uses_prior(self) -> bool:

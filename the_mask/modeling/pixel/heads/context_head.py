@@ -15,7 +15,7 @@ from the_mask.modeling.pixel.context.registry import ContextBlock
 from the_mask.modeling.pixel.context.tree import BlockTree
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_stride, require_levels
-from the_mask.modeling.pixel.layers import ConvNorm, classifier
+from the_mask.modeling.pixel.layers import ConvNorm
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -27,12 +27,12 @@ class ContextHead(PixelHead):
         """``CONVS_DIM`` and ``NORM`` are of the convolution that joins the operands of an outermost ``&``."""
         super().__init__()
         assert tree.out_shape.channels is not None
-        channels = options.convs_dim
         self.tree = tree
         self.blocks = tree.blocks
-        self.fusion = ConvNorm(tree.out_shape.channels, channels, 3, options.norm) if tree.is_concat else nn.Identity()
-        self.dropout = nn.Dropout2d(options.dropout)
-        self.conv_seg = classifier(channels if tree.is_concat else tree.out_shape.channels, options.num_classes)
+        self.fusion = (
+            ConvNorm(tree.out_shape.channels, options.convs_dim, 3, options.norm) if tree.is_concat else nn.Identity()
+        )
+        self.add_classifier(options, 0 if tree.is_concat else tree.out_shape.channels)
         for name, block in zip(tree.blocks, tree.instances(), strict=True):
             if block.classifier_channels not in (0, self.conv_seg.in_channels):
                 raise ValueError(
@@ -74,4 +74,4 @@ class ContextHead(PixelHead):
     ) -> HeadOutput:
         output = self.tree.run(features, memory, prior)
         main = self.fusion(output.feature)
-        return HeadOutput(self.conv_seg(self.dropout(main)), output.aux_logits, output.aux_weights, {MAIN: main})
+        return HeadOutput(self.classify(main), output.aux_logits, output.aux_weights, {MAIN: main})

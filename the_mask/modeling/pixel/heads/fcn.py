@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_stride, require_levels
-from the_mask.modeling.pixel.layers import ConvNorm, classifier
+from the_mask.modeling.pixel.layers import ConvNorm
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -39,8 +39,7 @@ class FCNHead(PixelHead):
         self.stride = level_stride(shape)
         widths = [level_channels(shape)] + [options.convs_dim] * options.num_convs
         self.convs = nn.Sequential(*(ConvNorm(a, b, 3, options.norm) for a, b in itertools.pairwise(widths)))
-        self.dropout = nn.Dropout2d(options.dropout)
-        self.conv_seg = classifier(options.convs_dim, options.num_classes)
+        self.add_classifier(options)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class FCNHead(PixelHead):
         self, features: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None
     ) -> HeadOutput:
         main: Tensor = self.convs(features[self.level])
-        return HeadOutput(self.conv_seg(self.dropout(main)), features={MAIN: main})
+        return HeadOutput(self.classify(main), features={MAIN: main})
 
 
 def build_aux_heads(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.ModuleDict:

@@ -8,12 +8,10 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from torch import nn
 
 from the_mask.config.keys.context import PixelHeadOptions
 from the_mask.modeling.pixel.context.types import MAIN, ClipFeatures, FrameFeatures, HeadOutput, PriorMap
 from the_mask.modeling.pixel.heads.base import PixelHead, level_channels, level_stride, require_levels
-from the_mask.modeling.pixel.layers import classifier
 from the_mask.modeling.pixel.pyramid import UperNet
 
 
@@ -38,8 +36,7 @@ class UperNetHead(UperNet, PixelHead):
         super().__init__(channels, options.convs_dim, options.norm, options.pool_sizes)
         self.levels = tuple(levels)
         self.stride = level_stride(shapes[0])
-        self.dropout = nn.Dropout2d(options.dropout)
-        self.conv_seg = classifier(options.convs_dim, options.num_classes)
+        self.add_classifier(options)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -51,4 +48,4 @@ class UperNetHead(UperNet, PixelHead):
         self, features: FrameFeatures, memory: ClipFeatures | None = None, prior: PriorMap | None = None
     ) -> HeadOutput:
         main = self.join([features[level] for level in self.levels])
-        return HeadOutput(self.conv_seg(self.dropout(main)), features={MAIN: main})
+        return HeadOutput(self.classify(main), features={MAIN: main})
