@@ -3,7 +3,7 @@
 
 For every gtFine/<split>/<city>/*_gtFine_labelIds.png (label ids 0..33) a file *_gtFine_labelTrainIds.png is written to
 the same folder: train ids 0..18, and 255 for classes that are not evaluated. Existing files are kept, and one
-that its source does not give is an error; --force writes all of them anew.
+that its source does not give is an error; --force writes all of them again.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ TM_INLINE Vec<float, Lanes<float>::value> label_pick(Vec<float, Lanes<float>::va
 #endif
 }
 
-// Compare `Count` classes, from `first` on, whose interpolated rows lie in scratch from `rows` on.
+// Compare `Count` classes, from `first` on, whose interpolated rows are in scratch from `rows` on.
 template <int Taps, int Count>
 TM_INLINE void label_compare(const LabelScratch& s, const float* rows, int32_t first) {
   constexpr int V = Lanes<float>::value;

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 EXPECTED = ("FileExistsError",)
-# Those of the_mask.data.exporters, which imports numpy; a test compares them.
+# Copied from the_mask.data.exporters, which imports numpy; a test compares them.
 FORMATS = ("coco", "panoptic", "ytvis", "cvat-masks", "cvat-video", "label-studio", "fiftyone")
 
 
@@ -24,22 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder")
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--classes", metavar="FILE", help="classes.json, a CSV of class, r, g, b, or names A,B,...")
-    classes.add_argument("--dataset", metavar="NAME", help="registered data set whose classes they are")
+    classes.add_argument("--dataset", metavar="NAME", help="registered data set with the same classes")
     parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help="registers it")
     parser.add_argument(
-        "--values", choices=("train-ids", "raw"), default="train-ids", help="with --dataset: what the PNGs hold"
+        "--values", choices=("train-ids", "raw"), default="train-ids", help="with --dataset: kind of values in the PNGs"
     )
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="pictures, whose names and sizes count")
-    parser.add_argument("--suffix", default=".jpg", help="of the pictures' names without --frames (default: .jpg)")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="images, for their names and sizes")
+    parser.add_argument("--suffix", default=".jpg", help="suffix of image names without --frames (default: .jpg)")
     parser.add_argument(
         "--video-task", action="store_true", help="cvat-masks: name frames as CVAT names those of videos"
     )
-    parser.add_argument("--url", metavar="PREFIX", help="label-studio: stands before pictures' names")
-    parser.add_argument("--model", default="", metavar="TEXT", help="what predicted, for formats that say so")
+    parser.add_argument("--url", metavar="PREFIX", help="label-studio: prefix of image names")
+    parser.add_argument("--model", default="", metavar="TEXT", help="name of the model, for formats that store it")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, then say what was written."""
+    """Export, and print what was written."""
     from dataclasses import replace
 
     from the_mask.data import exporters, import_dataset_modules
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.source} does not say what its classes are: give --classes or --dataset")
         classes = stored
     if args.url is not None and args.format != "label-studio":
-        raise ValueError(f"--url {args.url}: format {args.format} names no addresses; label-studio does")
+        raise ValueError(f"--url {args.url}: only --format label-studio has image addresses")
     if args.video_task and args.format != "cvat-masks":
-        raise ValueError(f"--video-task: format {args.format} needs no such names; cvat-masks does")
+        raise ValueError("--video-task: only --format cvat-masks uses these names")
     options = {} if args.url is None else {"url": args.url}
     exporter = exporters.FORMATS[args.format](args.output, classes, model=args.model, **options)
     for frame in exporters.read_predictions(args.source, classes, args.frames, args.suffix):

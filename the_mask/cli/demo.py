@@ -6,8 +6,8 @@
 4. renders input, ground truth and the two predictions of equal training side by side;
 5. prints a table and writes OUTPUT/{summary.json,demo.mp4,contact_sheet.png}.
 
-Run it again with --resume to continue after an interruption; without --resume everything is trained anew. The same seed
-on the same machine gives the same numbers.
+Run it again with --resume to continue after an interruption; without --resume everything is trained again. The same
+seed on the same machine gives the same numbers.
 """
 
 from __future__ import annotations

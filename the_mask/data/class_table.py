@@ -1,4 +1,4 @@
-"""Tables of classes and their colours: CSV ``class, r, g, b``, and the JSON files that data sets bring."""
+"""Tables of classes and their colours: CSV ``class, r, g, b``, and the JSON files of data sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_CLASS = frozenset({"void", "ignore", "unlabelled", "unlabeled"})
 
 
 def is_no_class(name: str) -> bool:
-    """Whether a class's name says that it is none, as ``void`` and Mapillary's ``void--unlabeled`` do."""
+    """Whether a name means "no class", such as ``void`` and Mapillary's ``void--unlabeled``."""
     return name.rpartition("--")[2].strip().lower() in NO_CLASS
 
 
@@ -35,7 +35,7 @@ def read_class_table(path: Path) -> list[tuple[str, Color]]:
     """Names and colours of classes, in order.
 
     Args:
-        path: CSV ``class, r, g, b``, with or without a head; or JSON: a list of objects with ``name`` and ``color``,
+        path: CSV ``class, r, g, b``, with or without a header; or JSON: a list of objects with ``name`` and ``color``,
             such a list under ``labels`` (Mapillary Vistas) or ``categories`` (COCO panoptic), or ``names`` and
             ``colors`` (:func:`the_mask.data.importers.import_dataset`).
 
@@ -55,7 +55,7 @@ def _read_csv(path: Path) -> list[tuple[str, Color]]:
     for number, row in enumerate(rows):
         cells = [cell.strip() for cell in row]
         if len(cells) < 4 or not all(cell.isdecimal() and int(cell) < 256 for cell in cells[1:4]):
-            if number == 0:  # the head
+            if number == 0:  # the header
                 continue
             raise ValueError(f"{path}, line {number + 1}: expected class, r, g, b with numbers 0..255, got {row}")
         result.append((cells[0], (int(cells[1]), int(cells[2]), int(cells[3]))))

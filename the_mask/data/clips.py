@@ -22,26 +22,26 @@ PER_FRAME = (
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Frames of one video, oldest first, and what is known of them: what loaders give and segmentors take.
+    """Frames of one video, oldest first, with their labels and names: the output of loaders and input of segmentors.
 
-    A fact per frame is a tuple of T entries, or an empty one where it is not known of any frame.
+    Attributes per frame are tuples of T entries, or empty if they are unknown.
 
     Attributes:
-        frames: [3, H, W], RGB 0..255; empty where only the ground truth was read.
+        frames: [3, H, W], RGB 0..255; empty if only the ground truth was read.
         labels: maps [H, W] of train ids, None for a frame without a mask.
-        priors: maps like the labels, of masks that were predicted before (``INPUT.PRIOR_MASKS``).
+        priors: maps like the labels, of stored predictions (``INPUT.PRIOR_MASKS``).
         dataset, video_id: names.
         frame_ids, file_names, mask_file_names: names by frame; the last is None for a frame without a mask.
         frame_indices, timestamps: positions in the video, as a count of frames and in seconds.
-        reference: position in the clip of the frame it was drawn for; None says the last one.
-        padding: (H, W) of the content, before padding at the bottom and right; None says all.
-        height, width: size of the original frames, to which results are resized; None says that of ``frames``.
-        seed: source of everything random about the clip, also in the losses.
-        resampled: clips that were tried before this one and held no label.
+        reference: position of the reference frame in the clip; None is the last one.
+        padding: (H, W) of the content, before padding at the bottom and right; None if there is no padding.
+        height, width: size of the original frames, to which results are resized; None: that of ``frames``.
+        seed: seed of all random numbers of the clip, also in the losses.
+        resampled: number of clips without labels that were drawn before this one.
         is_first, is_last: whether it is the first or last clip of its video.
 
     Raises:
-        ValueError: facts per frame that differ in length.
+        ValueError: attributes per frame that differ in length.
     """
 
     frames: Sequence[Tensor] = ()
@@ -68,10 +68,10 @@ class Clip:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         lengths = {name: len(getattr(self, name)) for name in PER_FRAME if getattr(self, name)}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"clip {self.name!r}: what is known per frame differs in length: {lengths}")
+            raise ValueError(f"clip {self.name!r}: attributes per frame differ in length: {lengths}")
 
     def __len__(self) -> int:
-        """T."""
+        """Number of frames."""
         return max(len(getattr(self, name)) for name in PER_FRAME)
 
     @property
@@ -100,7 +100,7 @@ class Clip:
         return self.frame_size
 
     def window(self, start: int, stop: int) -> Self:
-        """The frames at positions ``start`` to ``stop`` - 1 of the clip; a reference outside is forgotten.
+        """The frames at positions ``start`` to ``stop`` - 1 of the clip; a reference outside is dropped.
 
         Raises:
             ValueError: no frame, or one that the clip does not have.
@@ -124,12 +124,12 @@ class Clip:
 
 
 def as_clips(inputs: Iterable[Clip | Mapping[str, Any]]) -> list[Clip]:
-    """Clips, of which some may be dicts with the fields as keys, as Detectron2's models and loaders use them.
+    """Convert dicts, which Detectron2's models and loaders use, to clips; keys are the attributes of :class:`Clip`.
 
-    Other keys of a dict are passed over.
+    Other keys of a dict are ignored.
 
     Raises:
-        ValueError: a dict with nothing per frame, such as one of Detectron2's ``DatasetMapper``.
+        ValueError: a dict without attributes per frame, such as one of Detectron2's ``DatasetMapper``.
     """
     names = {field.name for field in fields(Clip)}
     clips = []
@@ -138,7 +138,7 @@ def as_clips(inputs: Iterable[Clip | Mapping[str, Any]]) -> list[Clip]:
             if not any(name in item for name in PER_FRAME):
                 raise ValueError(
                     f"input {number} is no clip: it has the keys {sorted(item)}, but not `frames`, a list of images "
-                    "[3, H, W]; take the loaders of the_mask.data, or its ClipMapper as the mapper of your own"
+                    "[3, H, W]; use the loaders of the_mask.data, or its ClipMapper in your own loader"
                 )
             item = Clip(**{key: value for key, value in item.items() if key in names})
         clips.append(item)

@@ -69,7 +69,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder that is made elsewhere and appears when everything in it is there; an older one is replaced.
 
     Yields:
-        where to write meanwhile, beside the folder. After an error nothing of it is left, and an older folder is as it
+        where to write meanwhile, next to the folder. After an error nothing of it is left, and an older folder is as it
         was.
     """
     # Not with_name: the folder may be ".", or end with "..".

@@ -57,7 +57,7 @@ def save_label_map(
         path: of the file.
         labels: train ids.
         raw_values: of every class.
-        colors: RGB of at most 256 raw values, stored beside them (a PNG of indices). Readers such as ``cv2.imread``
+        colors: RGB of at most 256 raw values, stored with them (a palette PNG). Readers such as ``cv2.imread``
             return the colours of such a file instead of the values.
     """
     table = np.asarray(raw_values, dtype=np.uint8 if max(raw_values) <= 255 else np.uint16)

@@ -1,8 +1,8 @@
-"""What pickles of weights may name, and what stands in for it.
+"""Names that pickles of weights may use, and their replacements.
 
-A pickle is a program, and the names in it decide what it can call. Numpy's own constructors are never among them,
-since with a data type of Python objects they turn bytes of the file into pointers; stand-ins take their place and build
-arrays of plain numbers from bytes whose number has been checked.
+A pickle is a program, and the names in it decide what it can call. Numpy's constructors are never allowed:
+with a data type of Python objects they turn bytes of the file into pointers. They are replaced by functions that build
+arrays of plain numbers from a checked number of bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class UnreadableError(ValueError):
 
 
 class StoredNumber:
-    """Stands in for a numpy dtype: one of plain numbers, booleans or texts, whose byte order may be set once more."""
+    """Replacement for a numpy dtype of numbers, booleans or text; its byte order may be set again."""
 
     __slots__ = ("dtype",)
 
@@ -50,7 +50,7 @@ class StoredNumber:
 
 
 class StoredArray:
-    """Stands in for a numpy array until the whole file is read."""
+    """Replacement for a numpy array until the whole file is read."""
 
     __slots__ = ("value",)
 
@@ -80,7 +80,7 @@ def _array(content: object, number: object, shape: object, order: object) -> np.
 
 
 class StandIn:
-    """Called in place of what a pickle names. The pickle can neither change nor build it."""
+    """Replacement for a callable that a pickle names. The pickle can neither modify nor create one."""
 
     __slots__ = ("_call", "name")
     name: str
@@ -106,7 +106,7 @@ class StandIn:
 
 
 class _Dictionary(dict[Any, Any]):
-    """Stands in for ``OrderedDict``; attributes are left out (torch's state dicts carry versions of modules)."""
+    """Replacement for ``OrderedDict`` without attributes (torch's state dicts store versions of modules there)."""
 
     __slots__ = ()
 
@@ -165,14 +165,14 @@ _BUILTINS = {
     for module in ("builtins", "__builtin__")
     for name, call in (("bytes", _no_bytes), ("set", set), ("frozenset", frozenset), ("complex", complex))
 }
-# Everything that a pickle which torch did not write can call.
+# Everything that a pickle not written by torch may call.
 STAND_INS: dict[str, StandIn] = {
     **_NUMPY,
     **_BUILTINS,
     "collections.OrderedDict": StandIn("collections.OrderedDict", _Dictionary),
     "_codecs.encode": StandIn("_codecs.encode", _encode),
 }
-# Everything that a file written by torch may name; of the rest, torch's own reader refuses what it does not know.
+# Everything that a file written by torch may name; torch's own reader checks the rest.
 TORCH_GLOBALS: frozenset[str] = frozenset(
     {
         *STAND_INS,
@@ -211,7 +211,7 @@ FOR_TORCH: list[Any] = [
 
 
 def plain(content: Any) -> Any:
-    """Replace the stand-ins in loaded content by the tensors and arrays they stand for.
+    """Convert the replacements in loaded content to tensors and arrays.
 
     Raises:
         UnsafePickleError: something else is in it. UnreadableError: it contains itself, or is nested too deep.

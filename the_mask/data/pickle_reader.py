@@ -1,6 +1,6 @@
-"""Pickles, read without calling anything but the stand-ins of :mod:`the_mask.data.pickle_names`.
+"""Reads pickles without calling anything but the replacements in :mod:`the_mask.data.pickle_names`.
 
-Each is looked through before it is read; only under trust is it run as the program that it is.
+A pickle is scanned before it is read; only a trusted one is loaded by Python's own reader.
 """
 
 from __future__ import annotations

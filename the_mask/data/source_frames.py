@@ -1,6 +1,6 @@
 """Frames between labelled frames, decoded from the source video.
 
-The pictures prove that the video and its frame numbers are right: each labelled image must be more similar to the
+The labelled images verify the video and its frame numbers: each must be more similar to the
 decoded frame of its own number than to the neighbours of that frame.
 """
 

@@ -198,7 +198,7 @@ def _draw_frame(
 
 
 def degrade(rng: np.random.Generator, image: np.ndarray, version: int = 2) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Degrade one frame: blur, flicker, dropout patches and noise, drawn anew for every frame.
+    """Degrade one frame: blur, flicker, dropout patches and noise, drawn for every frame.
 
     Args:
         image: float32 [H,W,3], 0..255.

@@ -1,4 +1,4 @@
-"""Read files of tensors in any format without calling anything that they name.
+"""Reads files of tensors in any format without calling anything that they name.
 
 Formats are recognised by content, not by suffix: ``.safetensors``, torch's archives and its older stream, and
 pickles of tensors, arrays and builtins (Detectron2's zoo).
@@ -27,7 +27,7 @@ from the_mask.data.pickle_reader import TRUSTING, TrustingUnpickler, check_pickl
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 # First bytes of torch's format before 1.6: a pickled magic number.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# What people often have in place of a weights file.
+# First bytes of files that are often mistaken for weights.
 _MISTAKEN = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
     b"<!DOCTYPE": "a web page, so the download has failed",
@@ -149,7 +149,7 @@ def read_tensors(path: str | Path, what: str = "weights file", trust: bool = Fal
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{path} is refused: it is a pickle with {error}, and opening it can run code. If its source is trusted, "
-            "pass --trust-pickle (trust_pickle=True; --trust of tools/convert_checkpoint.py), or convert it to "
+            "pass --trust-pickle (trust_pickle=True; --trust of the-mask convert), or convert it to "
             ".safetensors once"
         ) from error
     except UnreadableError as error:

@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, because allocating large tensors anew is slow on a CPU."""
+"""Keeps freed memory in the process, because allocating large tensors again is slow on a CPU."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ class VideoSemSegEvaluator(Sink):
         if self._boundary is not None:
             self._boundary.update(frame.pred, frame.gt)
         if video.gt_shape not in (None, frame.gt.shape):
-            logger.warning(f"{source}: the size changes to {frame.gt.shape}; consistency windows start anew")
+            logger.warning(f"{source}: the size changes to {frame.gt.shape}; consistency windows restart")
             self._cut_windows(video)
         video.gt_shape = frame.gt.shape
         self._feed_consistency(frame)

@@ -28,7 +28,7 @@ def predict_dataset(
 ) -> int:
     """Write the label maps of every frame of a data set; a collective call if there are several processes.
 
-    Resumable: a video is skipped if all of its files exist; an interrupted one starts anew (its stream needs its first
+    Resumable: a video is skipped if all of its files exist; an interrupted one restarts (its stream needs its first
     frames). Files are written atomically. Ground truth is not needed.
 
     Args:

@@ -22,19 +22,19 @@ class Sink(ABC):
 
     @abstractmethod
     def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
-        """Take some clips of one video, and for each the maps of its frames. The clips of a video are consecutive."""
+        """Receive clips of one video, with the maps of their frames. The clips of a video are consecutive."""
 
     def close(self) -> None:  # noqa: B027  (most have nothing to do)
         """Finish after the last prediction, or after an error."""
 
 
 class LabelFolder(Sink):
-    """Writes label maps as PNGs ``<folder>/<video>/<frame>.png``, without ``<video>`` if that has no name.
+    """Writes label maps as PNGs ``<folder>/<video>/<frame>.png``, without ``<video>`` if it has no name.
 
     Args:
-        folder: made if it is not there.
+        folder: created if needed.
         raw_values: value of each class in the files.
-        colors: RGB to store beside the values, see :func:`the_mask.data.label_maps.save_label_map`.
+        colors: RGB to store with the values, see :func:`the_mask.data.label_maps.save_label_map`.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class LabelFolder(Sink):
 
     @classmethod
     def of_video(cls, folder: Path, num_classes: int, colors: Sequence[Sequence[int]] | None = None) -> LabelFolder:
-        """For class ids of one video, in a folder of its own.
+        """A sink for the class ids of a single video.
 
         Args:
             folder: created if needed; must not contain PNGs.
             num_classes: of the model.
-            colors: RGB of the classes to store beside the ids; None stores grey values.
+            colors: RGB of the classes to store with the ids; None stores grey values.
 
         Raises:
             ValueError: there are PNGs in the folder already, it is a file, or there are more classes than colours.
@@ -91,7 +91,7 @@ class ClassShares(Sink):
         self.frames: list[dict[str, Any]] = []
 
     def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
-        """Take the label maps [H, W] of clips with ``frame_indices`` and ``timestamps``."""
+        """Receive the label maps [H, W] of clips with ``frame_indices`` and ``timestamps``."""
         for clip, maps in zip(clips, predictions, strict=True):
             for number, seconds, labels in zip(clip.frame_indices, clip.timestamps, maps, strict=True):
                 self.frames.append({"frame": number, "seconds": round(seconds, 6), "shares": self._shares(labels)})

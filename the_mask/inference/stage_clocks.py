@@ -1,7 +1,7 @@
-"""What each stage of a video's path costs, from the file to the annotated file.
+"""Time of each stage of a video's processing, from the input file to the annotated file.
 
-Frames go one after the other, in one thread, with every stage on a clock of its own. Decoder and encoder have threads
-of their own beside it, so their wall clock is what the path waits for; the processor's time has their work too.
+Frames are processed one after the other in one thread, and every stage is timed separately. Decoder and encoder have
+their own threads: their wall time is how long this thread waits, their processor time includes those threads.
 """
 
 from __future__ import annotations

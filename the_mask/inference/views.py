@@ -189,7 +189,7 @@ class MultiView(Around):
         """Segment the next frame.
 
         Args:
-            frame: uint8 RGB [H, W, 3]. A frame of another size than the last one starts the stream anew, which is
+            frame: uint8 RGB [H, W, 3]. A frame of another size than the last one resets the stream, which is
                 counted in ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
             hints: a prior is resized and mirrored like the frame.

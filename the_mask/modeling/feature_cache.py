@@ -76,7 +76,7 @@ class FeatureCache:
                 atomic_write(manifest, json.dumps(content, indent=1).encode())
             found = json.loads(manifest.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{manifest} is broken ({error}); delete the folder, it will be made anew") from error
+            raise ValueError(f"{manifest} is broken ({error}); delete the folder, it will be created again") from error
         except OSError as error:
             raise ValueError(f"MODEL.FROZEN_FEATURES.CACHE {self.root}: {error}") from error
         if not isinstance(found, dict) or found.get("digest") != digest:
@@ -119,7 +119,7 @@ class FeatureCache:
         try:
             found = load_file(str(path))
         except SafetensorError as error:
-            raise ValueError(f"{path} is broken ({error}); delete it, it will be made anew") from error
+            raise ValueError(f"{path} is broken ({error}); delete it, it will be computed again") from error
         # Safetensors sorts names, so the level's number is put in front.
         return {name.split(" ", 1)[1]: found[name] for name in sorted(found, key=lambda key: int(key.split(" ", 1)[0]))}
 

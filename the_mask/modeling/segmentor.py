@@ -108,7 +108,7 @@ class Segmentor(nn.Module, Stream):
         """Segment the newest frame of a stream.
 
         Args:
-            frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
+            frame: [3, H, W], RGB 0..255. A size other than the last frame's resets the stream, counted in
                 ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
             hints: further information about the frame.

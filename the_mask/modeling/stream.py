@@ -8,7 +8,7 @@ and readable by ``torch.load(weights_only=True)``::
      "size": [H, W] of the frames ([] before the first), "seen": frames since the start or the last change of size,
      "resets": changes of size, ... what the stream itself keeps}
 
-Everywhere, a frame whose size differs from the previous one starts the stream anew.
+Everywhere, a frame whose size differs from the previous one resets the stream.
 """
 
 from __future__ import annotations

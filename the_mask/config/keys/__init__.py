@@ -1,6 +1,6 @@
 """Every configuration key with its default, what is allowed and one line of meaning: one file per subject.
 
-The classes are what the parts of the library read (:mod:`the_mask.config.options`). They are here and not beside those
+The classes are what the parts of the library read (:mod:`the_mask.config.options`). They are here and not next to those
 parts, since importing these would import every model: a config needs none of them.
 """
 

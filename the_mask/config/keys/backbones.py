@@ -33,7 +33,7 @@ class TimmOptions(Options, group="MODEL.TIMM"):
     """build_timm_backbone: any hierarchical model of timm that has strides 4, 8, 16 and 32."""
 
     name: str = "swin_tiny_patch4_window7_224"
-    # Download timm's weights (needs the network). WEIGHTS, a local file in any layout timm reads, wins over it.
+    # Download timm's weights (needs the network). WEIGHTS, a local file in any layout timm reads, overrides it.
     pretrained: bool = False
     weights: str = ""
     # Feature levels (timm's numbering) that become res2..res5; [] finds strides 4, 8, 16, 32.

@@ -27,7 +27,7 @@ class ClipSegmentorOptions(Options, group="MODEL.CLIP_SEGMENTOR"):
     aux_channels: int = 256
     # Weight of each class in the cross-entropies; [] weighs all alike.
     class_weights: tuple[float, ...] = ()
-    # Backbone levels with an FCN head of their own while training, e.g. ["res4"].
+    # Backbone levels with an auxiliary FCN head while training, e.g. ["res4"].
     aux_heads: tuple[str, ...] = option((), key="MODEL.AUX_HEADS")
 
 
@@ -57,14 +57,14 @@ class ContextOptions(Options, group="MODEL.CONTEXT"):
     # E.g. "afnb > (tma + channel)": > feeds, + adds, & concatenates. The first block's main level is the last of
     # SEM_SEG_HEAD.IN_FEATURES.
     expression: str = "ppm"
-    # T, memory frames of every block with a memory that has no MEMORY_LENGTH of its own.
+    # T, memory frames of blocks that do not set their own MEMORY_LENGTH.
     memory_length: int = 4
     # Where class priors come from: "none", "previous_prediction" (of the frame before), "stage1" (of the block's own
     # first classifier) or "stored_masks" (of INPUT.PRIOR_MASKS in training, TEST.STAGES.MASKS in tests).
     prior: str = "none"
-    # Share of SOLVER.MAX_ITER in which the ground truth stands in for the prior.
+    # Share of SOLVER.MAX_ITER during which the ground truth is used as the prior.
     prior_gt_warmup: float = within(0.1, 0, 1)
-    # Hand on class probabilities (True) or labels (False, as in the paper) of the previous frame.
+    # Pass on class probabilities (True) or labels (False, as in the paper) of the previous frame.
     prior_soft: bool = False
     # Whose stored mask is read: "same_frame" or "previous_frame".
     stored_frame: str = one_of(*FRAMES)
@@ -160,5 +160,5 @@ class ChannelOptions(Options, group="MODEL.BLOCKS.CHANNEL"):
     """Attention between channels."""
 
     channels: int = 512
-    # A loss of its own for the branch, as in DANet.
+    # An auxiliary classifier and loss for the branch, as in DANet.
     classifier: bool = False

@@ -18,7 +18,7 @@ class EncoderOptions(Options, group="MODEL.ENCODER"):
     norm_queries: bool = False
     # Auxiliary predictions through the encoder's final norm; the released VidEoMT leaves it out for DINOv2.
     norm_auxiliary: bool = True
-    # Queries look only at the patches of their own mask in training, with a probability that falls from 1 to 0.
+    # In training, queries attend only to the patches of their own mask, with a probability that falls from 1 to 0.
     masked_attention: bool = True
     # Shares of SOLVER.MAX_ITER between which it falls, one per block; [] spreads the blocks evenly.
     anneal_start: tuple[float, ...] = ()
@@ -33,7 +33,7 @@ class FrozenDecoderOptions(Options, group="MODEL.ENCODER.FROZEN"):
     blocks."""
 
     enabled: bool = False
-    # Blocks of a plain ViT whose outputs are joined; of another backbone, its IN_FEATURES are.
+    # Blocks of a plain ViT whose outputs are combined; for other backbones, the levels in IN_FEATURES.
     levels: tuple[int, ...] = (5, 11, 17, 23)
     # Transformer blocks of this width (0: the encoder's), heads and hidden width.
     blocks: int = 6

@@ -34,7 +34,7 @@ class ViewOptions(Options, group="TEST.VIEWS"):
 
 
 class EnsembleOptions(Options, group="TEST.ENSEMBLE"):
-    """Members beside the model of the config itself; each is a config file with its weights, or a folder of scores."""
+    """Members besides the model of the config; each is a config file with its weights, or a folder of scores."""
 
     configs: tuple[str, ...] = ()
     # One weights file per entry of CONFIGS.
@@ -43,7 +43,7 @@ class EnsembleOptions(Options, group="TEST.ENSEMBLE"):
     scores: tuple[str, ...] = ()
     # Leave the config's own model out: the members are CONFIGS and SCORES alone.
     without_self: bool = False
-    # As TEST.VIEWS', for the scores of a member. "sum-to-one" puts mask classification and per-pixel models on a par.
+    # As in TEST.VIEWS, for scores of a member. "sum-to-one" makes mask classification and per-pixel models comparable.
     normalize: str = "sum-to-one"
     mean: str = "arithmetic"
     # One number per member (self, then CONFIGS, then SCORES); [] is 1 for all.
@@ -57,7 +57,7 @@ class ScoreOptions(Options, group="TEST"):
 
     # Folder for the class scores of every frame (fp16, compressed), before refinement and voting; "" saves none.
     save_scores: str = ""
-    # Boundary IoU beside mIoU: width of the boundary as a share of the frame's diagonal (the paper: 0.02); 0: off.
+    # Also compute boundary IoU: width of the boundary as a share of the frame's diagonal (the paper: 0.02); 0: off.
     boundary_ratio: float = 0.0
 
 
@@ -103,7 +103,7 @@ class RefinementOptions(Options, group="TEST.REFINER"):
 
     # Weights of MODEL.REFINER; "" refines nothing.
     weights: str = ""
-    # Classes (train ids) that yield to the others where both are sure.
+    # Classes (train ids) that the others overwrite where both have a high score.
     stuff: tuple[int, ...] = ()
     # Classes and components of at most this many pixels are left alone.
     least_area: int = 1024

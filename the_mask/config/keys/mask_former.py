@@ -103,7 +103,7 @@ class HierarchyOptions(Options, group="MODEL.THE_MASK"):
     secondary_dice_weight: float = 0.5
     # Points per secondary mask; 0 takes every pixel of the ground truth, as released (exact, and no more memory).
     secondary_num_points: int = within(0, least=0)
-    # Weight of the frame branch beside the clip branch (temporal decoder only).
+    # Weight of the frame branch's loss; the clip branch has weight 1 (temporal decoder only).
     frame_weight: float = 0.25
     # Iterations of plain one-round training before the hierarchical loss, and what drives them: "iteration", or
     # "reference", the released code, which never leaves the warm-up when WARMUP_ITERS > 0.

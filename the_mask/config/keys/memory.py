@@ -45,7 +45,7 @@ class StageCountOptions(Options, group="TEST.STAGES"):
     count: int = within(0, least=0)
     # Stage k reads stage k-1's mask of the "same_frame" or of the "previous_frame".
     frame: str = one_of(*FRAMES)
-    # Folder of stored masks (TEST.SAVE_PREDICTIONS of another run) that stand for stage 0; "" runs it.
+    # Folder of stored masks (TEST.SAVE_PREDICTIONS of another run) to use as stage 0; "" runs it.
     masks: str = ""
 
 

@@ -23,7 +23,7 @@ class ModelOptions(Options, group="MODEL"):
     # "none": every process has the whole model (DistributedDataParallel). "fsdp2": parameters, gradients and optimiser
     # state are divided among the processes, and so are checkpoints.
     parallel: str = one_of(*MODES)
-    # Class layers of MODEL.WEIGHTS for another class set start anew. True: rows of same-named classes are copied.
+    # Class layers of MODEL.WEIGHTS for other classes are not loaded. True: rows of classes of the same name are copied.
     init_classes_by_name: bool = False
     # Data set whose classes MODEL.WEIGHTS has, for files that do not say so themselves (other programs' files).
     weights_classes: str = ""

@@ -41,7 +41,7 @@ class SolverOptions(Options, group="SOLVER"):
     warmup_iters: int = within(0, least=0)
     warmup_factor: float = within(0.001, 0, 1)
     warmup_method: str = one_of(*WARMUP_METHODS)
-    # Above 0: two stages, as EoMT. The backbone stands still for WARMUP_ITERS, then warms up for this many iterations,
+    # Above 0: two stages, as EoMT. The backbone is frozen for WARMUP_ITERS, then warms up for this many iterations,
     # and every part decays from the end of its own warm-up.
     backbone_warmup_iters: int = within(0, least=0)
     # Batches whose gradients are added up before one optimiser step; IMS_PER_BATCH counts all of them.
@@ -56,7 +56,7 @@ class SolverOptions(Options, group="SOLVER"):
     deterministic: bool = False
     # Iterations between log lines.
     log_period: int = within(20, least=1)
-    # Beside TensorBoard: any of "wandb", "mlflow", "trackio", each an extra of the package. See docs/tracking.md.
+    # Besides TensorBoard: any of "wandb", "mlflow", "trackio", each an extra of the package. See docs/tracking.md.
     trackers: tuple[str, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Predictions in the formats of other tools, to be looked at, scored or corrected there.
+"""Predictions in the formats of other tools, to view, score or correct them there.
 
 Every format is an :class:`Exporter` in :data:`FORMATS`; ``the-mask annotations`` feeds it from a folder of label PNGs,
 ``the-mask segment --annotations`` while a video is segmented. :func:`class_masks` and :func:`to_supervision` turn a

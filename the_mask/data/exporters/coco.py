@@ -1,4 +1,4 @@
-"""COCO's JSON files of predictions: run-length codes and panoptic by video, and YouTube-VIS for all of them."""
+"""Predictions as COCO JSON: run-length codes or panoptic, one file per video, and YouTube-VIS, one file for all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CocoExporter(Exporter):
 
 
 class PanopticExporter(Exporter):
-    """``<video>.json`` and PNGs in the folder ``<video>``: COCO panoptic, every class a segment of stuff."""
+    """``<video>.json`` and PNGs in the folder ``<video>``: COCO panoptic, every class as one stuff segment."""
 
     def begin(self, video: str) -> None:
         self._images, self._annotations = JsonList(self.folder), JsonList(self.folder)
@@ -55,7 +55,7 @@ class PanopticExporter(Exporter):
     def end(self, video: str) -> None:
         things = [{**category, "isthing": 0} for category in categories(self.classes)]
         fields = {"images": self._images, "annotations": self._annotations, "categories": things}
-        # The JSON says that the PNGs are there: they must be on the disk before it.
+        # The JSON refers to the PNGs: they must be on the disk before it.
         os.sync()
         write_document(self.path(f"{video}.json"), {"info": _info(self.model), **fields})
 

@@ -1,7 +1,7 @@
-"""What all exporters share: predicted frames, the classes in them, and files that grow without filling the memory.
+"""Shared by all exporters: predicted frames, the classes in them, and files that are written piece by piece.
 
-Axes: H W pixels, N regions. A label map holds train ids ``0..K-1``; every other value that the class list knows
-(``ignore_label``) is a pixel without a class.
+Axes: H W pixels, N regions. A label map holds train ids ``0..K-1``; ``ignore_label``
+marks pixels without a class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LabelFrame:
         video: its name, a relative path.
         name: of the frame, without suffix.
         labels: integers [H, W].
-        picture: the frame's picture as the files shall name it, a relative path.
+        picture: name of the frame's image in the exported files, a relative path.
     """
 
     video: str
@@ -46,8 +46,8 @@ class ExportReport:
 
     Attributes:
         frames, videos: counts.
-        files: those that a person hands on, in order.
-        noticed: what -> how often.
+        files: the files to use in the other tool, in order.
+        noticed: message -> count.
     """
 
     frames: int = 0
@@ -68,24 +68,24 @@ class Region(NamedTuple):
 
 
 def regions(labels: NDArray[np.integer[Any]], num_classes: int) -> list[Region]:
-    """The classes of a label map [H, W], ascending; pixels without a class belong to none."""
+    """The classes of a label map [H, W], ascending; pixels without a class are left out."""
     present = np.unique(labels)
     return [Region(int(c), labels == c) for c in present[(present >= 0) & (present < num_classes)]]
 
 
 class Exporter(ABC):
-    """Writes label maps into a folder, frame by frame; a video's frames come together.
+    """Writes label maps into a folder, frame by frame; the frames of a video must be consecutive.
 
     Args:
         folder: new or empty.
         classes: names and colours.
-        model: what predicted, said in the files that have a place for it.
+        model: name of the model, stored in formats that have a field for it.
 
     Raises:
         FileExistsError: the folder is a file, or not empty.
     """
 
-    # How frames of a video without pictures of its own are called.
+    # Names of frames that have no image files.
     frame_name = "{:08d}"
 
     def __init__(self, folder: str | Path, classes: ClassList, *, model: str = "") -> None:
@@ -99,11 +99,11 @@ class Exporter(ABC):
             raise FileExistsError(f"{self.folder} is there already and not empty: name a new folder")
 
     def write(self, frame: LabelFrame) -> None:
-        """The next frame.
+        """Write the next frame.
 
         Raises:
-            ValueError: a name that leads out of the folder, a frame twice, a video in two parts, labels that are no
-                train ids, or a size that the format does not allow.
+            ValueError: a name outside the folder, a frame twice, a video in two parts, labels that are not train ids,
+                or a size that the format does not allow.
         """
         video = relative_name(frame.video, "video")
         self._check_labels(frame)
@@ -127,28 +127,28 @@ class Exporter(ABC):
         self.report.frames += 1
 
     def close(self) -> None:
-        """No more frames come: complete the files. Without a frame none is written."""
+        """Complete the files after the last frame. Without frames no file is written."""
         if self._video is not None:
             self.end(self._video)
             self.finish()
             self._video = None
 
-    # What a format has no use for stays empty.
+    # Hooks; a format implements those it needs.
     def begin(self, video: str) -> None:  # noqa: B027
-        """The first frame of a video is about to come."""
+        """Called before the first frame of a video."""
 
     @abstractmethod
     def add(self, frame: LabelFrame, found: list[Region]) -> None:
-        """A frame that has been looked at, and its regions."""
+        """Called for each checked frame, with its regions."""
 
     def end(self, video: str) -> None:  # noqa: B027
-        """The last frame of a video was there."""
+        """Called after the last frame of a video."""
 
     def finish(self) -> None:  # noqa: B027
-        """The last video has ended."""
+        """Called after the last video."""
 
     def path(self, name: str) -> Path:
-        """A file of the output that a person hands on; its folder is made."""
+        """Path of a reported output file; its folder is created."""
         path = inside(self.folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.report.files.append(path)
@@ -182,32 +182,32 @@ class Exporter(ABC):
 
 
 class Spool:
-    """Bytes of a file that is not complete yet, in a nameless file: a killed process leaves nothing behind."""
+    """Bytes of an incomplete file, in an unnamed temporary file: a killed process leaves nothing behind."""
 
     def __init__(self, folder: Path) -> None:
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by copy_to
 
     def copy_to(self, stream: BinaryIO) -> None:
-        """Write everything, and give the file up."""
+        """Write everything and close the temporary file."""
         with self.file:
             self.file.seek(0)
             shutil.copyfileobj(self.file, stream)
 
 
 class JsonList(Spool):
-    """Items of a JSON list that a document will hold."""
+    """Items of a JSON list for :func:`write_document`."""
 
     count = 0
 
     def add(self, item: Any) -> None:
-        """One more item."""
+        """Append an item."""
         text = json.dumps(item, separators=(",", ":"))
         self.file.write(((",\n" if self.count else "") + text).encode())
         self.count += 1
 
 
 def write_document(path: Path, fields: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all; a :class:`JsonList` among the values is a list."""
+    """Write a JSON object atomically; a :class:`JsonList` among the values becomes a list."""
 
     def write(stream: BinaryIO) -> None:
         for number, (key, value) in enumerate(fields.items()):

@@ -1,4 +1,4 @@
-"""Pre-annotations for CVAT: people upload them to a task of the same frames, and correct instead of draw."""
+"""Pre-annotations for CVAT: upload them to a task of the same frames and correct them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CvatMasksExporter(Exporter):
     """``<video>.zip``: CVAT's "Segmentation mask 1.1", masks in the colours of the archive's own table.
 
     A class named "background", and pixels without a class, are CVAT's background: black. A class whose colour is black
-    or that of another class gets another one, because colours are how the archive tells classes apart.
+    or that of another class gets another one, because the archive identifies classes by colour.
     """
 
     frame_name = "frame_{:06d}"
@@ -57,7 +57,7 @@ class CvatMasksExporter(Exporter):
             classes[region.mask] = self._colors[region.label]
             objects[region.mask] = voc_color(number)
         self._add(f"SegmentationClass/{frame.name}.png", _png(classes))
-        # An object per class; readers know the colours of 255, and make objects of the classes where there is no file.
+        # An object per class. Readers know 255 colours; without the file they make objects from the classes.
         if len(shown) <= MOST_OBJECTS:
             self._add(f"SegmentationObject/{frame.name}.png", _png(objects))
         self._frames.append(frame.name)
@@ -75,8 +75,8 @@ class CvatMasksExporter(Exporter):
 class CvatVideoExporter(Exporter):
     """``<video>.xml``: CVAT's "CVAT for video 1.1", a mask for every class in every frame.
 
-    Frames are numbered by their names' last digits, or else by their order; those are the numbers of the task's frames.
-    CVAT turns such masks into shapes of one frame each.
+    Frames have the number at the end of their names, or else count from 0; these are the frame numbers of the task.
+    CVAT turns such masks into single-frame shapes.
     """
 
     frame_name = "frame_{:06d}"
@@ -95,7 +95,7 @@ class CvatVideoExporter(Exporter):
         for region in found:
             mask = _cvat_mask(region.mask)
             name = quoteattr(self.classes.names[region.label])
-            # The second one says that the track ends; there is no frame for it after the last one.
+            # The second mask ends the track; after the last frame there is none.
             shapes = "".join(
                 f'    <mask frame="{at}" keyframe="1" outside="{outside}" occluded="0" {mask} z_order="0"></mask>\n'
                 for at, outside in ((number, 0), (number + 1, 1))

@@ -1,4 +1,4 @@
-"""Predictions for FiftyOne, as its own importer of ``ImageSegmentationDirectory`` reads them."""
+"""Predictions for FiftyOne, as its importer of ``ImageSegmentationDirectory`` reads them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ class FiftyOneExporter(Exporter):
 
     def finish(self) -> None:
         targets = {str(i + 1): name for i, name in enumerate(self.classes.names)}
-        # This file says that the masks are there: they must be on the disk before it.
+        # This file refers to the masks: they must be on the disk before it.
         os.sync()
         write_json(self.path("mask_targets.json"), targets)

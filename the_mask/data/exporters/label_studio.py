@@ -1,4 +1,4 @@
-"""Pre-annotations for Label Studio: tasks with brush masks as predictions, and the labelling interface they fit."""
+"""Pre-annotations for Label Studio: tasks with brush masks as predictions, and the matching labelling interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LabelStudioExporter(Exporter):
 
     Args:
         folder, classes, model: see :class:`Exporter`.
-        url: what stands before a picture's name in the tasks.
+        url: prefix of image names in the tasks.
     """
 
     def __init__(self, folder: str | Path, classes: ClassList, *, model: str = "", url: str = LOCAL_FILES) -> None:
@@ -53,7 +53,7 @@ class LabelStudioExporter(Exporter):
             }
             for region in found
         ]
-        # A prediction of nothing is one, too: it says that the frame was looked at.
+        # An empty prediction is written too: it says that the frame was segmented.
         data = {"image": self.url + quote(frame.picture), "video": frame.video, "frame": frame.name}
         self._tasks.add({"data": data, "predictions": [{"model_version": self.model, "result": results}]})
 
@@ -83,7 +83,7 @@ def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
     """Label Studio's run-length code of a mask [H, W]: the bytes of its bit stream, as numbers.
 
     Values are those of a picture r, g, b, alpha: all four 255 where the mask is true, else 0.
-    :func:`the_mask.data.importers.shapes.decode_brush` says what the stream is made of.
+    :func:`the_mask.data.importers.shapes.decode_brush` describes the stream.
     """
     flat = mask.reshape(-1)
     edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])

@@ -31,8 +31,8 @@ def class_masks(labels: Any, num_classes: int) -> ClassMasks:
     """Masks, boxes and areas of the classes in a label map.
 
     Args:
-        labels: integers [H, W], an array or what ``StreamingSegmentor.step`` gives; other values than
-            ``0..num_classes-1`` belong to no class.
+        labels: integers [H, W], an array or the output of ``StreamingSegmentor.step``; values outside
+            ``0..num_classes-1`` are pixels without a class.
         num_classes: K.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Label maps that were written to disk, and the classes that their values stand for."""
+"""Stored label maps, and the classes that their values mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from the_mask.data.files import read_json
 from the_mask.data.io import IMAGE_SUFFIXES, read_label, read_size
 from the_mask.data.registry import natural_key, require_known
 
-# What the-mask predict leaves in its folder (the_mask.evaluation.claims).
+# Written by the-mask predict (the_mask.evaluation.claims).
 INDEX = "predictions.json"
 
 
@@ -57,7 +57,7 @@ def _ignore(num_classes: int) -> int:
 
 
 def stored_classes(folder: Path) -> ClassList | None:
-    """The classes of a folder that says so itself: ``classes.json``, or what ``the-mask predict`` left; else None."""
+    """The classes named by files in the folder: ``classes.json``, or the record of ``the-mask predict``; else None."""
     if (folder / "classes.json").is_file():
         return given_classes(str(folder / "classes.json"))
     if not (folder / INDEX).is_file():
@@ -69,14 +69,14 @@ def stored_classes(folder: Path) -> ClassList | None:
 def read_predictions(
     folder: Path, classes: ClassList, frames: Path | None = None, suffix: str = ".jpg"
 ) -> Iterator[LabelFrame]:
-    """PNGs ``<folder>/<video>/<frame>.png``, or all in the folder itself, which then is the video.
+    """Read PNGs ``<folder>/<video>/<frame>.png``, or all in the folder itself, which then is the video.
 
     Args:
         folder: as ``the-mask predict`` and ``the-mask segment`` write it.
-        classes: their label table says what the values mean.
-        frames: folder of the pictures, ``<video>/<frame>.*``, ``<video>/origin/<frame>.*`` or ``<frame>.*``. With it
-            pictures are named as they lie there, and their sizes are compared.
-        suffix: of the pictures' names without ``frames``.
+        classes: class list; its label table maps the stored values to train ids.
+        frames: folder of the pictures, ``<video>/<frame>.*``, ``<video>/origin/<frame>.*`` or ``<frame>.*``. If given,
+            exported files use its names, and sizes are compared.
+        suffix: of image names if ``frames`` is not given.
 
     Raises:
         FileNotFoundError: no such folder, no PNG, no picture for one.
@@ -88,7 +88,7 @@ def read_predictions(
     relative = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
     if not relative:
         raise FileNotFoundError(f"{folder} holds no PNGs of predictions; expected {folder}/<video>/<frame>.png")
-    # Videos one after the other, also one inside the folder of another.
+    # Videos one after the other, even if one is inside the folder of another.
     for path in sorted(
         relative, key=lambda path: ([natural_key(p) for p in path.parent.parts], natural_key(path.name))
     ):

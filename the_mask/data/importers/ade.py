@@ -28,7 +28,7 @@ def read_ade(source: Path, frames: Path | Pictures | None = None, names: list[st
 
     Args:
         source: folder; all of its sub-folders are looked through.
-        frames: folder of the pictures; beside the masks by default.
+        frames: folder of the images; next to the masks by default.
         names: classes in their order, others are no class and counted; by default all that occur, by their number.
 
     Raises:

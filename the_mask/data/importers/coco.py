@@ -124,7 +124,7 @@ def _read_panoptic(
 def read_vipseg(source: Path, frames: Path | Pictures | None = None, masks: Path | None = None) -> Labels:
     """Read VIPSeg: panoptic annotations listed by video.
 
-    Args: as :func:`read_panoptic`; pictures and PNGs lie in a folder per video.
+    Args: as :func:`read_panoptic`; images and PNGs are in one folder per video.
 
     Raises: see :func:`read_coco`.
     """

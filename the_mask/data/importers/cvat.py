@@ -48,7 +48,7 @@ def read_cvat_images(source: Path, frames: Path | Pictures | None = None) -> Lab
 
     Args:
         source: ``annotations.xml``.
-        frames: folder of the pictures; ``images`` beside the XML by default. A picture's sub-folder is its video.
+        frames: folder of the images; ``images`` next to the XML by default. An image's subfolder is its video.
 
     Raises: see :func:`the_mask.data.importers.shapes.read_labelme`.
     """
@@ -85,7 +85,7 @@ def read_cvat_video(source: Path, frames: Path | Pictures | None = None) -> Labe
     Args:
         source: ``annotations.xml``.
         frames: folder of the frames, whose names end with their number in the video (``frame_000000.jpg``); ``images``
-            beside the XML by default. All of them are labelled; of a video only the frames that have a shape.
+            next to the XML by default. All of them are labelled; of a video only the frames that have a shape.
 
     Raises: see :func:`the_mask.data.importers.shapes.read_labelme`.
     """

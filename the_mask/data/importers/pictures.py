@@ -134,7 +134,7 @@ def read_mapillary(source: Path, frames: Path | Pictures | None = None, table: P
     Args:
         source: one split: a folder with ``labels`` (version 1.2) or ``v2.0/labels``, and ``images``.
         frames: another folder of pictures.
-        table: ``config_v1.2.json`` or ``config_v2.0.json``; by default the one beside the split or above it.
+        table: ``config_v1.2.json`` or ``config_v2.0.json``; by default the one next to the split or above it.
 
     Raises: see :func:`read_color_masks`.
     """

@@ -92,7 +92,7 @@ class RuntimeCache:
         try:
             return read_json(path)
         except ValueError as error:
-            _logger.warning("%s: measured anew", error)
+            _logger.warning("%s: measured again", error)
             return None
 
     def keep_choice(self, digest: str, choice: dict[str, Any]) -> None:

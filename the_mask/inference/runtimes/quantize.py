@@ -127,7 +127,7 @@ def write_int8(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> No
         RuntimeError: no calls (left).
     """
     if not calls:
-        raise RuntimeError("the calibrated graph is gone from the cache: start anew")
+        raise RuntimeError("the calibrated graph was removed from the cache: run the command again")
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

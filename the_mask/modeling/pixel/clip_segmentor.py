@@ -246,7 +246,7 @@ class ClipSegmentor(Segmentor):
         """Segment the newest frame of a stream: one backbone pass, the rest comes from the state.
 
         Args:
-            frame: [3, H, W], RGB 0..255. A size other than the last frame's starts the stream anew, counted in
+            frame: [3, H, W], RGB 0..255. A size other than the last frame's resets the stream, counted in
                 ``state["resets"]``.
             state: of :meth:`init_state` or the last step; not changed.
             hints: a prior, one map of the frame's size, replaces that of the prior provider.

@@ -158,7 +158,7 @@ def expand(template: str) -> list[str]:
     counted = re.fullmatch(r"(\d+)\.\.(\d+)", inner[1])
     options = map(str, range(int(counted[1]), int(counted[2]) + 1)) if counted else inner[1].split(",")
     texts = (text for o in options for text in expand(template[: inner.start()] + o + template[inner.end() :]))
-    # The innermost brace goes first, so alternatives beside it come out several times.
+    # The innermost brace goes first, so alternatives next to it occur several times.
     return list(dict.fromkeys(texts))
 
 
