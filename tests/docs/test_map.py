@@ -14,6 +14,10 @@ ROOT = Path(__file__).parents[2]
 MAP = ROOT / "CONTRIBUTING.md"
 TOP = r"(?:the_mask|tools|benchmarks|tests|configs|csrc|datasets|docs)"
 NAMED = re.compile(rf"(?<![\w/.-])({TOP}/[\w./*{{}},-]*)")
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+)
 # Records of past commits, whose files may be gone.
 HISTORY = {"CHANGELOG.md", "docs/experiments.md"}
 
@@ -83,9 +87,16 @@ def test_map_names_every_folder() -> None:
     assert {folder for folder in wanted if not any(name.startswith(folder) for name in named)} == set()
 
 
-@pytest.mark.parametrize(
-    "page", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-)
+def test_links_lead_to_files() -> None:
+    lost = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
+            if "://" not in target and not (ROOT / page).parent.joinpath(target).exists():
+                lost.append(f"{page}: {target}")
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_name_real_files(page: str) -> None:
     if page in HISTORY:
         pytest.skip("records past commits")
