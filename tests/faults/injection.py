@@ -2,21 +2,27 @@
 
 As SQLite tests itself: an action is repeated with a fault at its first step, then at its second, until it ends
 without reaching the fault. A step is a call of ``open`` for writing, ``write``, ``flush``, ``fsync``, ``replace``,
-``rename``, ``unlink`` or ``mkdir``.
+``rename``, ``unlink``, ``mkdir`` or ``rmdir``.
 """
 
 from __future__ import annotations
 
 import builtins
 import errno
+import io
 import os
 import signal
+import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# How many faults of each kind this process has injected.
+INJECTED: Counter[str] = Counter()
 
 
 class Faults:
@@ -99,8 +105,10 @@ class _File:
 def injected(faults: Faults) -> Iterator[None]:
     """Everything of the process that writes goes through ``faults`` inside the block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builtins, "open", faults.opened(builtins.open))
-        for name in ("fsync", "replace", "rename", "mkdir", "unlink"):
+        opened = faults.opened(builtins.open)
+        patch.setattr(builtins, "open", opened)
+        patch.setattr(io, "open", opened)  # pathlib's
+        for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir"):
             patch.setattr(os, name, faults.counted(name, getattr(os, name)))
         yield
 
@@ -111,7 +119,7 @@ def fail_everywhere(
     prepare: Callable[[Path], object],
     root: Path,
     every: int = 1,
-    expected: type[BaseException] = OSError,
+    expected: type[BaseException] | tuple[type[BaseException], ...] = OSError,
 ) -> int:
     """Run an action in fresh folders with an error at each of its steps in turn.
 
@@ -137,6 +145,7 @@ def fail_everywhere(
             except expected:
                 pass
         assert done or faults.reached, "an error that nobody injected"
+        INJECTED["errors"] += faults.reached
         check(folder, done)
         # Once more, undisturbed: whatever the failure has left is no obstacle.
         action(folder)
@@ -167,9 +176,63 @@ def kill_everywhere(
                 os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code in (0, -signal.SIGKILL)
+        INJECTED["kills"] += code != 0
         check(folder, code == 0)
         action(folder)
         check(folder, True)
         if code == 0:
             return at - 1
     raise AssertionError("the action never ends")
+
+
+def fill_everywhere(
+    action: Callable[[Path], object],
+    check: Callable[[Path, bool], None],
+    prepare: Callable[[Path], object],
+    root: Path,
+    expected: type[BaseException] | tuple[type[BaseException], ...] = OSError,
+    most_pages: int = 64,
+) -> int:
+    """As :func:`fail_everywhere`, but on a disk of its own that is full after some pages, and then made larger.
+
+    Returns:
+        number of pages that the action needs.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    folder = root / "disk"
+    folder.mkdir()
+    for pages in range(1, most_pages):
+        mounted = mount(folder, 0)
+        if mounted is not None:
+            pytest.skip(mounted)
+        try:
+            prepare(folder)
+            used = (os.statvfs(folder).f_blocks - os.statvfs(folder).f_bfree) * os.statvfs(folder).f_bsize
+            mount(folder, used + page * pages, "remount")
+            failure = None
+            try:
+                action(folder)
+            except expected as error:
+                failure = error
+                INJECTED["full disks"] += 1
+            done = failure is None
+            assert done or str(folder) in str(failure), f"no file is named: {failure}"
+            check(folder, done)
+            mount(folder, 1 << 26, "remount")
+            action(folder)
+            check(folder, True)
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+        if done:
+            return pages - 1
+    raise AssertionError(f"the action does not fit on {most_pages} pages")
+
+
+def mount(folder: Path, size: int, *options: str) -> str | None:
+    """Put a disk in memory of so many bytes (0: as many as there are) in a folder's place; why not, if it fails."""
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={size}"]), "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return f"no mount: {error}"
+    return None if done.returncode == 0 else f"a disk cannot be mounted: {done.stderr.strip()}"

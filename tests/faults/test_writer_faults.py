@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from injection import Faults, fail_everywhere, injected, kill_everywhere
+from injection import Faults, fail_everywhere, fill_everywhere, injected, kill_everywhere
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
-from the_mask.data.files import TEMPORARY, write_json
+from the_mask.data.clips import Clip
+from the_mask.data.files import TEMPORARY, remove_leftovers, write_json
 from the_mask.data.label_maps import save_label_map
+from the_mask.data.synthetic import SceneSize, make_moving_shapes
+from the_mask.inference.mask_generators import StoredMasks, encode, save_masks
+from the_mask.inference.runtimes.cache import RuntimeCache
 from the_mask.inference.saved_scores import SavedScores, ScoreWriter
+from the_mask.inference.sinks import ClassShares, LabelFolder
+from the_mask.modeling.feature_cache import FeatureCache
+from the_mask.modeling.propagation.score_cache import ScoreCache
 from the_mask.weights.averaging import average_checkpoints
 from the_mask.weights.checkpoint import (
     CheckpointFolder,
     CheckpointWriteError,
     read_checkpoint,
-    remove_leftovers,
     save_checkpoint,
 )
 from the_mask.weights.converters.files import save_state
@@ -103,7 +111,7 @@ def _check_scores(folder: Path, done: bool) -> None:
 
 
 def _png(folder: Path) -> None:
-    save_label_map(folder / "v" / "0.png", np.full((3, 4), 1), [0, 7])
+    save_label_map(folder, ("v", "0.png"), np.full((3, 4), 1), [0, 7])
 
 
 def _check_png(folder: Path, done: bool) -> None:
@@ -153,7 +161,99 @@ def _nothing(folder: Path) -> None:
     pass
 
 
+def _features(folder: Path) -> None:
+    backbone = nn.Conv2d(1, 1, 1)
+    nn.init.ones_(backbone.weight)
+    nn.init.zeros_(backbone.bias)
+    features = FeatureCache(folder / "cache", 1 << 20).features(
+        backbone, lambda x: {"a": backbone(x)}, torch.ones(1, 1, 2, 2)
+    )
+    assert features["a"].tolist() == [[[[1, 1], [1, 1]]]]
+
+
+def _check_features(folder: Path, done: bool) -> None:
+    _features(folder)
+
+
+CLIP = Clip(dataset="d", video_id="v", frame_ids=["0"], frames=[torch.ones(3, 2, 2)])
+
+
+def _cached_scores(folder: Path) -> None:
+    cache, segmentor = ScoreCache(folder / "cache"), nn.Identity()
+    if cache.read(CLIP, 0, segmentor) is None:
+        cache.write(CLIP, 0, torch.full((2, 2, 2), 0.5))
+
+
+def _check_cached_scores(folder: Path, done: bool) -> None:
+    scores = ScoreCache(folder / "cache").read(CLIP, 0, nn.Identity())
+    assert (scores is None and not done) or (scores == 0.5).all()
+
+
+def _label_folder(folder: Path) -> None:
+    shutil.rmtree(folder / "labels", ignore_errors=True)  # it never mixes its files with others
+    sink = LabelFolder.of_video(folder / "labels", 3)
+    for number in range(2):
+        sink.process([Clip(frame_ids=[f"{number:08d}"])], [[np.full((3, 4), 2)]])
+    sink.close()
+    shares = ClassShares(folder / "shares.json", ["a", "b"], {})
+    shares.process([Clip(frame_indices=[0], timestamps=[0.0])], [[np.zeros((3, 4), int)]])
+    shares.close()
+
+
+def _check_label_folder(folder: Path, done: bool) -> None:
+    for path in (folder / "labels").glob("*.png"):
+        assert (np.array(Image.open(path)) == 2).all()
+    if done:
+        assert sorted(path.name for path in (folder / "labels").iterdir()) == ["00000000.png", "00000001.png"]
+    if done or (folder / "shares.json").exists():
+        assert json.loads((folder / "shares.json").read_text())["frames"][0]["shares"] == {"a": 1.0}
+
+
+def _masks(folder: Path) -> None:
+    save_masks(folder, ("v", "0"), [encode(np.ones((2, 3), bool))])
+
+
+def _check_masks(folder: Path, done: bool) -> None:
+    if done or (folder / "v/0.json").exists():
+        (mask,) = StoredMasks(folder).masks(np.zeros((2, 3, 3), np.uint8), ("v", "0"))
+        assert mask["size"] == [2, 3]
+
+
+def _graph(folder: Path) -> None:
+    def make(path: Path) -> None:
+        with open(path, "wb") as stream:
+            stream.write(b"graph")
+
+    cache = RuntimeCache(folder)
+    assert cache.graph("x", make).read_bytes() == b"graph"
+    cache.keep_choice("x", {"backend": "eager"})
+
+
+def _check_graph(folder: Path, done: bool) -> None:
+    assert RuntimeCache(folder).choice("x") in ([{"backend": "eager"}] if done else [{"backend": "eager"}, None])
+
+
+def _shapes(folder: Path) -> None:
+    make_moving_shapes(folder / "shapes", train_videos=1, val_videos=1, size=SceneSize(2, 32, 48))
+
+
+def _check_shapes(folder: Path, done: bool) -> None:
+    """The folder is there when everything in it is."""
+    if done or (folder / "shapes").exists():
+        assert len(list((folder / "shapes").rglob("*.jpg"))) == 4
+        for path in (folder / "shapes").rglob("*.png"):
+            assert np.array(Image.open(path)).shape == (32, 48)
+
+
+# Some writers turn an error of the disk into one of a config key.
+USER_ERRORS = (OSError, ValueError)
 WRITERS = {
+    "features": (_features, _check_features, _nothing),
+    "cached scores": (_cached_scores, _check_cached_scores, _nothing),
+    "label folders": (_label_folder, _check_label_folder, _nothing),
+    "masks": (_masks, _check_masks, _nothing),
+    "graphs": (_graph, _check_graph, _nothing),
+    "moving shapes": (_shapes, _check_shapes, _nothing),
     "scores": (_scores, _check_scores, _nothing),
     "label maps": (_png, _check_png, _nothing),
     "json": (_json, _check_json, _old_json),
@@ -165,13 +265,19 @@ WRITERS = {
 @pytest.mark.parametrize("every", [ALL, 3])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_other_writers_with_errors_of_the_disk(tmp_path: Path, writer: str, every: int) -> None:
-    assert fail_everywhere(*WRITERS[writer], tmp_path, every) >= 4
+    assert fail_everywhere(*WRITERS[writer], tmp_path, every, USER_ERRORS) >= 4
 
 
 @pytest.mark.parametrize("every", [ALL, 13])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_other_writers_with_kills(tmp_path: Path, writer: str, every: int) -> None:
     assert kill_everywhere(*WRITERS[writer], tmp_path, every) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", WRITERS)
+def test_other_writers_on_a_full_disk(tmp_path: Path, writer: str) -> None:
+    assert fill_everywhere(*WRITERS[writer], tmp_path, USER_ERRORS) >= 1
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

@@ -147,10 +147,10 @@ def test_masks_from_files(tmp_path):
     assert len(stored) == len(masks)
     assert all((coco.decode(a) == coco.decode(b)).all() for a, b in zip(stored, masks, strict=True))
     # SAM's own records, and uncompressed counts (column by column).
-    record = [{"segmentation": {"size": [2, 3], "counts": [1, 2, 3]}, "area": 2, "predicted_iou": 0.9}]
+    record = [{"segmentation": {"size": [40, 60], "counts": [1, 2, 2397]}, "area": 2, "predicted_iou": 0.9}]
     (tmp_path / "v" / "8.json").write_text(json.dumps(record))
     (mask,) = StoredMasks(tmp_path).masks(picture(), ("v", "8"))
-    assert coco.decode(mask).tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert np.argwhere(coco.decode(mask)).tolist() == [[1, 0], [2, 0]]
     (tmp_path / "v" / "9.json").write_text("[]")
     assert StoredMasks(tmp_path).masks(picture(), ("v", "9")) == []
 
@@ -164,9 +164,9 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match="no name"):
         stored.masks(picture(), None)
     (tmp_path / "v").mkdir()
-    for content in ("{", '[{"size": [2, 3]}]', "3"):
+    for content in ("{", '[{"size": [40, 60]}]', "3", '[{"size": [2, 3], "counts": [6]}]', "[3]"):
         (tmp_path / "v" / "1.json").write_text(content)
-        with pytest.raises(ValueError, match=r"1\.json is no list of COCO run lengths"):
+        with pytest.raises(ValueError, match=r"mask file .*1\.json"):
             stored.masks(picture(), ("v", "1"))
 
 

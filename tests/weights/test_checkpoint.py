@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from the_mask.data import files
+from the_mask.data.files import remove_leftovers
 from the_mask.weights.checkpoint import (
     CheckpointFolder,
     CheckpointWriteError,
     part_path,
     read_checkpoint,
-    remove_leftovers,
     save_checkpoint,
 )
 
@@ -47,7 +46,7 @@ def _run_and_die(action: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1
 
 
-def _kill_self(*args: object) -> None:
+def _kill_self(*args: object, **options: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -68,7 +67,8 @@ def test_sigkill_at_any_moment_leaves_a_good_file(tmp_path: Path, monkeypatch: p
     elif moment == "before rename":
         monkeypatch.setattr(os, "replace", _kill_self)
     else:
-        monkeypatch.setattr(files, "sync_folder", _kill_self)
+        real = os.replace
+        monkeypatch.setattr(os, "replace", lambda *args, **options: _kill_self(real(*args, **options)))
     assert _run_and_die(lambda: save_checkpoint(path, state(2))) == signal.SIGKILL
     monkeypatch.undo()
     assert value_in(path) == (2 if moment == "after rename" else 1)

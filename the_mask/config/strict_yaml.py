@@ -22,13 +22,14 @@ def parse_yaml(text: str | bytes, source: str = "YAML", allow_unsafe: bool = Fal
         allow_unsafe: allow tags that construct arbitrary Python objects.
 
     Raises:
-        ValueError: invalid YAML; a duplicate key (the message has both lines); aliases that expand to more than 100,000
-            nodes or contain themselves; too long or nested too deep; or a tag that builds Python objects.
+        ValueError: invalid YAML; a duplicate key (the message has both lines); more than 100,000 values, counted with
+            aliases expanded; an alias that contains itself; too long or nested too deep; a value that does not fit its
+            tag; or a tag that builds Python objects.
     """
     if len(text) > LARGEST:
         raise ValueError(f"{source}: {len(text)} bytes, more than the {LARGEST} of any config")
     try:
-        return _construct(text, source, yaml.SafeLoader)
+        return _construct(text, source, _SafeLoader)
     except yaml.constructor.ConstructorError as error:
         if not allow_unsafe:
             raise ValueError(
@@ -39,19 +40,63 @@ def parse_yaml(text: str | bytes, source: str = "YAML", allow_unsafe: bool = Fal
     except RecursionError as error:
         raise ValueError(f"{source}: nested too deep") from error
     logger.warning("%s is read with permission to run code: it can do anything on this machine", source)
-    return _construct(text, source, yaml.UnsafeLoader)
+    return _construct(text, source, _UnsafeLoader)
 
 
-def _construct(text: str | bytes, source: str, loader_type: type[yaml.SafeLoader] | type[yaml.UnsafeLoader]) -> Any:
+class _Bounded:
+    """Counts the values while they are parsed, so that a large file stops early."""
+
+    seen = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.seen += 1
+        if self.seen > MOST_NODES:
+            line = self.peek_event().start_mark.line + 1  # type: ignore[attr-defined]
+            raise yaml.YAMLError(f"line {line}: more than {MOST_NODES} values")
+        return super().compose_node(parent, index)  # type: ignore[misc]
+
+
+class _SafeLoader(_Bounded, yaml.SafeLoader):
+    pass
+
+
+class _UnsafeLoader(_Bounded, yaml.UnsafeLoader):
+    pass
+
+
+def _construct(text: str | bytes, source: str, loader_type: type[_SafeLoader] | type[_UnsafeLoader]) -> Any:
     loader = loader_type(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
         _count(node, source, {}, set())
-        return loader.construct_document(node)
+        _check_scalars(node, source, loader, set())
+        try:
+            return loader.construct_document(node)
+        except ValueError as error:
+            # Values that only look like a date or a number: 2001-99-99, 0b_, thousands of digits.
+            raise ValueError(f"{source}: a value cannot be read: {error}") from error
     finally:
         loader.dispose()
+
+
+_PREFIX = "tag:yaml.org,2002:"
+_BY_LOOK = {_PREFIX + kind for kind in ("bool", "int", "float", "null", "timestamp")}
+
+
+def _check_scalars(node: yaml.Node, source: str, loader: _SafeLoader | _UnsafeLoader, seen: set[int]) -> None:
+    """Refuse values that do not fit their tag, such as ``!!int x``: PyYAML raises many kinds of errors for them."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if node.tag in _BY_LOOK and (
+        not isinstance(node, yaml.ScalarNode) or loader.resolve(yaml.ScalarNode, node.value, (True, False)) != node.tag
+    ):
+        kind = node.tag.removeprefix(_PREFIX)
+        raise ValueError(f"{source}, line {node.start_mark.line + 1}: {str(node.value)[:60]!r} is no {kind}")
+    for child in _children(node):
+        _check_scalars(child, source, loader, seen)
 
 
 def _count(node: yaml.Node, source: str, counts: dict[int, int], open_nodes: set[int]) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from the_mask.data.files import read_text
+from the_mask.data.files import parse_count, parse_json, read_text
 
 Color = tuple[int, int, int]
 # Names, in lower case, that mean no class.
@@ -54,19 +53,19 @@ def _read_csv(path: Path) -> list[tuple[str, Color]]:
     result = []
     for number, row in enumerate(rows):
         cells = [cell.strip() for cell in row]
-        if len(cells) < 4 or not all(cell.isdecimal() and int(cell) < 256 for cell in cells[1:4]):
+        color = [value for cell in cells[1:4] if (value := parse_count(cell, 255)) is not None]
+        if len(color) < 3:
             if number == 0:  # the header
                 continue
-            raise ValueError(f"{path}, line {number + 1}: expected class, r, g, b with numbers 0..255, got {row}")
-        result.append((cells[0], (int(cells[1]), int(cells[2]), int(cells[3]))))
+            raise ValueError(
+                f"{path}, line {number + 1}: expected class, r, g, b with numbers 0..255, got {str(row)[:200]}"
+            )
+        result.append((cells[0], (color[0], color[1], color[2])))
     return result
 
 
 def _read_json(path: Path) -> list[tuple[str, Color]]:
-    try:
-        content = json.loads(read_text(path, "table of classes"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"table of classes {path} is not JSON: {error}") from error
+    content = parse_json(read_text(path, "table of classes"), f"table of classes {path}")
     entries: Any = content
     if isinstance(content, Mapping):
         names, colors = content.get("names"), content.get("colors")

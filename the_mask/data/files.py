@@ -5,14 +5,17 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+logger = logging.getLogger(__name__)
 # Suffix of a file that is being written, by which leftovers of a killed process are found.
 TEMPORARY = ".writing"
 
@@ -31,25 +34,91 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object], dura
     Raises:
         OSError: writing failed; the error names the file.
     """
+    with _named(path):
+        descriptor = os.open(path.parent, _FOLDER)
+        try:
+            _write(descriptor, path, content, durable)
+        finally:
+            os.close(descriptor)
+
+
+def write_inside(
+    folder: str | Path, *names: str, content: bytes | Callable[[BinaryIO], object], durable: bool = True
+) -> Path:
+    """Write with :func:`atomic_write` below a folder, under a name that comes from a list, an archive or a program.
+
+    Missing folders are created. No symbolic link below the folder is followed, not even one that replaces a folder
+    during the call: each folder is opened relative to its open parent.
+
+    Args:
+        folder: may itself be a symbolic link.
+        names: relative path below it, in parts or as one text.
+        content, durable: as :func:`atomic_write`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: the name is absolute, empty or has ``..``, or passes through a symbolic link.
+        OSError: writing failed; the error names the file.
+    """
+    path = Path(folder, *(relative_name(name) for name in names))
+    with _named(path):
+        os.makedirs(folder, exist_ok=True)
+        descriptor = os.open(folder, _FOLDER)
+        try:
+            for part in path.relative_to(folder).parts[:-1]:
+                above, descriptor = descriptor, _folder_in(descriptor, part, path)
+                os.close(above)
+            _write(descriptor, path, content, durable)
+        finally:
+            os.close(descriptor)
+    return path
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY if hasattr(os, "O_DIRECTORY") else os.O_RDONLY
+
+
+def _folder_in(above: int, name: str, path: Path) -> int:
+    """Open a sub-folder of an open folder, creating it if needed."""
+    with suppress(FileExistsError):
+        os.mkdir(name, dir_fd=above)
     try:
-        _write_atomically(path, content, durable)
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+    except OSError as error:
+        if stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+            raise ValueError(f"{path} lies behind the symbolic link {name}, which is not written through") from error
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Add the file's name to errors raised while it is written."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         # torch's archive writer reports a failure of its stream as RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        # Errors of an open file (such as a full disk) do not name it.
-        if cause.errno is not None and cause.filename is None:
+        # Errors of an open file (such as a full disk) do not name it; others name it relative to an open folder.
+        if cause.errno is not None and not (isinstance(cause.filename, str) and os.path.isabs(cause.filename)):
             raise type(cause)(cause.errno, cause.strerror, str(path)) from error
         raise cause from error
 
 
-def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+def _write(folder: int, path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool) -> None:
+    """Write the file ``path`` into its folder, which is open."""
+    temporary = f".{path.name}.{os.getpid()}{TEMPORARY}"
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+
     # It may be a leftover of a killed process with the same id, or another user's link: do not write through either.
-    temporary.unlink(missing_ok=True)
+    remove()
     try:
-        with open(temporary, "xb") as stream:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder)) as stream:
             if callable(content):
                 content(stream)
             else:
@@ -57,11 +126,12 @@ def _write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object],
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove()
     if durable:
-        sync_folder(path.parent)
+        # The rename is durable only after the folder has been flushed.
+        os.fsync(folder)
 
 
 @contextmanager
@@ -89,6 +159,24 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def move_into_place(made: Path, path: Path) -> None:
+    """Flush a finished file to the disk and rename it to its final path, replacing an older file.
+
+    For files that a library can only write to a path; use :func:`atomic_write` for everything else.
+
+    Args:
+        made: the file, on the same disk.
+        path: its final path.
+
+    Raises:
+        OSError: writing failed; the error names the file.
+    """
+    with _named(path):
+        sync_file(made)
+        os.replace(made, path)
+        sync_folder(path.parent)
+
+
 def sync_file(path: Path) -> None:
     """Put the content of a closed file on the disk.
 
@@ -102,6 +190,28 @@ def sync_file(path: Path) -> None:
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk: a rename in it is durable only then."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, below: bool = False) -> None:
+    """Delete the temporary files of a folder, and of the folders ``below``, that a killed process has left behind.
+
+    Only for folders that one process writes at a time.
+    """
+    for path in [*(folder.rglob if below else folder.glob)(f".*{TEMPORARY}")]:
+        logger.info("removing %s, left by an interrupted write", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:
@@ -146,6 +256,31 @@ def read_lines(path: Path, what: str = "file") -> list[str]:
     return [line.strip() for line in re.split(r"[\r\n]+", read_text(path, what)) if line.strip()]
 
 
+def parse_json(text: str, source: str = "JSON") -> Any:
+    """Parse JSON text. All JSON from outside is read with this function.
+
+    Args:
+        text: the text.
+        source: name of its file, for errors.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or a number with more digits than Python converts.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{source} is nested too deep") from error
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from error
+
+
+def parse_count(text: str, most: int = 2**31 - 1) -> int | None:
+    """A whole number 0..most in decimal digits; None for anything else."""
+    # Python refuses to convert thousands of digits.
+    value = int(text) if text.isdecimal() and len(text) < 100 else most + 1
+    return value if value <= most else None
+
+
 def read_json(path: Path, what: str = "file") -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
@@ -153,24 +288,19 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: not JSON, or not an object; the message names the file.
     """
-    try:
-        content = json.loads(read_text(path, what))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what} {path} is not JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{what} {path} is nested too deep") from error
+    content = parse_json(read_text(path, what), f"{what} {path}")
     if not isinstance(content, dict):
         raise ValueError(f"{what} {path} holds {type(content).__name__}, expected an object {{...}}")
     return content
 
 
-def sync_folder(folder: Path) -> None:
-    """Put a folder's list of names on the disk: a rename in it is durable only then."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _is_possible(path: PurePath) -> bool:
+    """Whether file systems can have a path: characters, length of the whole and of its parts (ext4, APFS, NTFS)."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        parts = [os.fsencode(part) for part in path.parts]
+    except UnicodeEncodeError:
+        return False
+    return sum(map(len, parts)) < 3000 and all(len(part) < 250 and b"\0" not in part for part in parts)
 
 
 def relative_name(text: str, what: str = "name") -> str:
@@ -189,22 +319,23 @@ def relative_name(text: str, what: str = "name") -> str:
         raise ValueError(f"{what} {text!r} is an absolute path; expected one relative to its folder")
     if ".." in path.parts:
         raise ValueError(f"{what} {text!r} leads out of its folder by '..'")
-    if not path.parts or "\0" in text:
-        raise ValueError(f"{what} {text!r} names no file or folder")
+    if not path.parts or not _is_possible(path):
+        raise ValueError(f"{what} {text[:300]!r} names no file or folder")
     return path.as_posix()
 
 
-def inside(folder: str | Path, *names: str) -> Path:
-    """The path of a name inside a folder. Use it for every name that comes from a list, an archive or another program.
+def inside(folder: str | Path, *names: str, where: str = "") -> Path:
+    """The path of a name inside a folder, for reading; use :func:`write_inside` to write.
 
     Args:
         folder: may itself be a symbolic link.
         names: relative path below it, in parts or as one text; the last part may be a file that does not exist yet.
+        where: start of the error message: the file that the names come from.
 
     Raises:
         ValueError: the name is absolute, empty or has ``..``, or a symbolic link in the folder leads out of it.
     """
-    path = Path(folder, *(relative_name(name) for name in names))
+    path = Path(folder, *(relative_name(name, f"{where}: name" if where else "name") for name in names))
     if not path.resolve().is_relative_to(Path(folder).resolve()):
         raise ValueError(f"{path} is, or lies behind, a symbolic link that leads out of {folder}: remove the link")
     return path

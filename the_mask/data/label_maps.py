@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from the_mask.data.classes import as_label_table
-from the_mask.data.files import atomic_write
+from the_mask.data.files import write_inside
 
 LabelMap = NDArray[np.integer] | torch.Tensor
 
@@ -44,7 +44,8 @@ def raw_values_of_classes(label_table: Sequence[int], num_classes: int) -> list[
 
 
 def save_label_map(
-    path: Path,
+    folder: Path,
+    names: Sequence[str],
     labels: NDArray[np.integer],
     raw_values: Sequence[int],
     colors: Sequence[Sequence[int]] | None = None,
@@ -54,15 +55,15 @@ def save_label_map(
     The file is written atomically; its folder is made if needed.
 
     Args:
-        path: of the file.
+        folder: for label maps.
+        names: parts of the file's path below it, see :func:`the_mask.data.files.write_inside`.
         labels: train ids.
         raw_values: of every class.
         colors: RGB of at most 256 raw values, stored with them (a palette PNG). Readers such as ``cv2.imread``
             return the colours of such a file instead of the values.
     """
     table = np.asarray(raw_values, dtype=np.uint8 if max(raw_values) <= 255 else np.uint16)
-    path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(table[labels])
     if colors is not None:
         picture.putpalette(np.asarray(colors, np.uint8).reshape(-1).tolist())
-    atomic_write(path, lambda stream: picture.save(stream, format="PNG"))
+    write_inside(folder, *names, content=lambda stream: picture.save(stream, format="PNG"))

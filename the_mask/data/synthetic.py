@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from the_mask.data.classes import load_class_list
-from the_mask.data.files import atomic_write, whole_folder, write_json
+from the_mask.data.files import atomic_write, read_json, whole_folder, write_json
 from the_mask.data.io import write_picture
 from the_mask.data.shapes import RED_GREEN, SHAPES, WARM_COLD_COLORS, Shape, random_shape, shape_alpha, shape_color
 
@@ -279,7 +279,7 @@ def make_moving_shapes(
     }
     if root.exists() and any(root.iterdir()) and not force:
         manifest = root / MANIFEST
-        if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")) == settings:
+        if manifest.is_file() and read_json(manifest) == settings:
             return False
         raise FileExistsError(
             f"{root} exists and was made with other settings than {settings}; pass --force to replace it"

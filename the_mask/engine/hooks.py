@@ -13,6 +13,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
+from the_mask.data.schema import Each, Maybe, check_schema
 from the_mask.engine.signals import TrainingInterrupted
 from the_mask.engine.writers import ProgressBar, has_screen, recorded_names
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from the_mask.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+# Schema of what EvalHook leaves in a checkpoint.
+EVAL_STATE: dict[str, Any] = {
+    "best": Maybe((float, int)),
+    "best_iteration": Maybe(int),
+    "metric": str,
+    "names": Maybe(Each(list, str)),
+}
 
 
 class CheckpointHook(HookBase):
@@ -172,7 +180,8 @@ class EvalHook(HookBase):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._names = list(state.get("names", ()))
+        check_schema(state, EVAL_STATE, "the state of evaluations is damaged")
+        self._names = list(state.get("names") or ())
         if state["metric"] == self.metric:
             self.best, self.best_iteration = state["best"], state["best_iteration"]
 

@@ -9,7 +9,7 @@ configuration decays them because of its name matching).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -229,6 +229,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
     if absent and saved["state"]:
         # They had no gradient yet, or were frozen.
         logger.warning("%d parameters start with a fresh optimiser state: %s", len(absent), absent[:3])
+    _check_states(saved["state"], {n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"])})
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state["state"] = {
@@ -237,6 +238,19 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
         if name in saved["state"]
     }
     optimizer.load_state_dict(state)
+
+
+def _check_states(states: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise unless each parameter's state is made of numbers and of tensors that fit it, under the same names."""
+    keys = {key for own in states.values() for key in own}
+    for name, own in states.items():
+        for key in keys:
+            value = own.get(key, ...)
+            fits = value is None or isinstance(value, (int, float))
+            if isinstance(value, Tensor):
+                fits = value.numel() == 1 or value.shape == parameters[name].shape
+            if not fits:
+                raise ValueError(f"the optimiser state is damaged: {key!r} of {name}")
 
 
 def _as_parameter(value: Any, parameter: nn.Parameter) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from the_mask.config.compose import flat_keys
 from the_mask.config.strict_yaml import parse_yaml
 from the_mask.data.class_names import config_classes, describe_difference, same_classes
+from the_mask.data.schema import Each, Maybe, Number, check_schema
 from the_mask.engine.ema import ExponentialMovingAverage
 from the_mask.engine.hooks import EvalHook
 from the_mask.engine.optimizer import load_optimizer_state, optimizer_state
-from the_mask.engine.rng import rng_state, seed_everything, set_rng_state
+from the_mask.engine.rng import preserved_rng, rng_state, seed_everything, set_rng_state
 from the_mask.engine.writers import WINDOW
 from the_mask.weights.checkpoint import BEST, read_checkpoint
 from the_mask.weights.class_sets import STORED, stored_classes
@@ -33,26 +33,10 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Each:
-    """Schema of a list or dictionary: a minimum number of items, each with the same schema."""
-
-    kind: type
-    item: Any
-    least: int = 0
-
-
-@dataclass(frozen=True)
-class Maybe:
-    """Schema of a value that may be absent or None."""
-
-    value: Any
-
-
-# Schema of a checkpoint for resuming: a type, a dictionary of keys, :class:`Each` or :class:`Maybe`.
+# Schema of a checkpoint for resuming.
 TRAINING: dict[str, Any] = {
     "model": Each(dict, Tensor),
-    "iteration": int,
+    "iteration": Number(-1, 2**40),
     "run": str,
     "config": str,
     "numbered": Each(list, str),
@@ -65,38 +49,17 @@ TRAINING: dict[str, Any] = {
     "rng": Each(
         list,
         {
-            "python": {"version": int, "words": Each(list, int), "gauss": Maybe(float)},
-            "numpy": {"kind": str, "keys": Tensor, "position": int, "has_gauss": int, "cached": float},
+            "python": {"version": int, "words": Each(list, Number(0, 2**32 - 1)), "gauss": Maybe(float)},
+            # NumPy reads beyond its memory at a position that it does not have.
+            "numpy": {"kind": str, "keys": Tensor, "position": Number(0, 624), "has_gauss": int, "cached": float},
             "torch": Tensor,
         },
         least=1,
     ),
     "ema": Maybe({"updates": int, "average": Each(dict, Tensor)}),
-    "scalars": Maybe(Each(dict, {"smooth": bool, "values": Each(list, Each(list, (int, float), least=2))})),
+    "scalars": Maybe(Each(dict, {"smooth": bool, "values": Each(list, Each(list, (int, float), least=2, most=2))})),
 }
 BEST_RESULT: dict[str, Any] = {"run": str, "iteration": int, "metrics": Each(dict, float)}
-
-
-def check_schema(value: Any, schema: Any, path: Path, key: str = "") -> None:
-    """Raise a ValueError that names file and key unless a value matches a schema."""
-    if isinstance(schema, Maybe):
-        if value is not None:
-            check_schema(value, schema.value, path, key)
-    elif isinstance(schema, dict):
-        check_schema(value, dict, path, key)
-        for name, part in schema.items():
-            check_schema(value.get(name), part, path, f"{key}.{name}" if key else name)
-    elif isinstance(schema, Each):
-        check_schema(value, (list, tuple) if schema.kind is list else schema.kind, path, key)
-        if len(value) < schema.least:
-            raise ValueError(f"{path} is no checkpoint of a training: {key!r} has {len(value)} items")
-        for name, item in value.items() if schema.kind is dict else enumerate(value):
-            check_schema(item, schema.item, path, f"{key}.{name}")
-    elif not isinstance(value, schema) or (isinstance(value, bool) and schema is int):
-        kinds = schema if isinstance(schema, tuple) else (schema,)
-        found = "absent" if value is None else f"a {type(value).__name__}"
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{path} is no checkpoint of a training: {key!r} is {found}, expected {wanted}")
 
 
 def weights_state(trainer: Trainer) -> dict[str, Any]:
@@ -169,17 +132,21 @@ def load(trainer: Trainer, path: Path) -> None:
         raise ValueError(
             f"{path} holds weights only, so it cannot be resumed; use it as MODEL.WEIGHTS without --resume"
         )
-    check_schema(state, TRAINING, path)
+    check_schema(state, TRAINING, f"{path} is no checkpoint of a training")
     _load_model(trainer.model, state["model"], path)
     _check_classes(trainer, state, path)
+    _check_rng(state["rng"], path)
     try:
         load_optimizer_state(trainer.optimizer, state["trainer"]["optimizer"])
     except ValueError as error:
         raise ValueError(f"{path} cannot be resumed: {error}") from error
     if trainer.scaler.is_enabled() and state["trainer"]["scaler"]:
         trainer.scaler.load_state_dict(state["trainer"]["scaler"])
-    _load_ema(trainer, state)
-    TrainerBase.load_state_dict(trainer, {"iteration": state["iteration"], "hooks": state["trainer"]["hooks"]})
+    _load_ema(trainer, state, path)
+    try:
+        TrainerBase.load_state_dict(trainer, {"iteration": state["iteration"], "hooks": state["trainer"]["hooks"]})
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be resumed: {error}") from error
     trainer.completed = trainer._saved = trainer.start_iter = state["iteration"] + 1
     trainer.run_id = state["run"]
     trainer.checkpoints.take_numbered(state["numbered"], path)
@@ -208,10 +175,27 @@ def _check_classes(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         )
 
 
-def _load_ema(trainer: Trainer, state: dict[str, Any]) -> None:
+def _check_rng(states: list[dict[str, Any]], path: Path) -> None:
+    """Try the states of the generators, which are put back only when the training starts."""
+    try:
+        with preserved_rng():
+            for state in states[comm.get_rank() :][:1]:
+                set_rng_state(state)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path} cannot be resumed: the state of a random generator is damaged: {error}") from error
+
+
+def _load_ema(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     if trainer.ema is None:
         return
-    if "ema" in state:
+    if state.get("ema") is not None:
+        saved = state["ema"]["average"]
+        strange = [n for n, value in trainer.ema.average.items() if n not in saved or saved[n].shape != value.shape]
+        if strange:
+            raise ValueError(
+                f"{path} cannot be resumed: {len(strange)} averaged weights are missing or have another shape, e.g. "
+                f"{strange[0]}"
+            )
         trainer.ema.load_state_dict(state["ema"])
     else:
         logger.warning("the checkpoint has no averaged weights: the average starts now")
@@ -225,7 +209,7 @@ def _load_best(trainer: Trainer) -> None:
         return
     try:
         best = read_checkpoint(path)
-        check_schema(best, BEST_RESULT, path)
+        check_schema(best, BEST_RESULT, f"{path} is no checkpoint of a training")
     except ValueError as error:
         logger.warning("%s", error)
         return

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,8 @@ from typing import Any, Protocol
 
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from the_mask.data.files import write_json
+from the_mask.data.files import read_json, write_json
+from the_mask.data.schema import Each, check_schema
 
 RUNS = "trackers.json"
 PROJECT = "the_mask"
@@ -127,7 +127,7 @@ def open_trackers(
         last: last iteration whose figures are already in those runs.
     """
     path = folder / RUNS
-    runs: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else {}
+    runs = known_runs(path) if resumed and path.is_file() else {}
     writers: list[EventWriter] = []
     for name in names:
         tracker = TRACKERS[name](folder.resolve(), dict(flat(config)), runs.get(name))
@@ -136,6 +136,17 @@ def open_trackers(
     if writers:
         write_json(path, runs)
     return writers
+
+
+def known_runs(path: Path) -> dict[str, str]:
+    """Read the run ids that a training has stored, by tracker.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    runs = read_json(path, "runs of trackers")
+    check_schema(runs, Each(dict, str), f"{path} is damaged (delete it to begin new runs)")
+    return runs
 
 
 class TrackerWriter(EventWriter):

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from the_mask.data import build_train_loader
 from the_mask.data.class_names import config_classes
 from the_mask.data.clips import as_clips
+from the_mask.data.files import remove_leftovers
 from the_mask.engine import resume
 from the_mask.engine.batch_norm import name_single_values
 from the_mask.engine.buffers import BufferCopies
@@ -40,7 +41,7 @@ from the_mask.engine.trackers import open_trackers
 from the_mask.engine.writers import LogWriter, MetricsWriter, prepare_metrics_file
 from the_mask.evaluation import evaluate_dataset
 from the_mask.modeling.build import build_segmentor
-from the_mask.weights.checkpoint import BEST, FINAL, CheckpointFolder, CheckpointWriteError, remove_leftovers
+from the_mask.weights.checkpoint import BEST, FINAL, CheckpointFolder, CheckpointWriteError
 from the_mask.weights.class_sets import ClassSets
 from the_mask.weights.loading import LoadReport, load_weights
 from the_mask.weights.sharding import gathered_copy, is_sharded, shard_model, wants_sharding, write_parts

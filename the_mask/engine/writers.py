@@ -17,7 +17,7 @@ import torch
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from tqdm import tqdm
 
-from the_mask.data.files import atomic_write
+from the_mask.data.files import atomic_write, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def prepare_metrics_file(folder: Path, start_iter: int, anew_from: int | None = 
 
 def recorded_names(folder: Path, iteration: int) -> set[str]:
     """Names of the scalars in ``metrics.json`` for an iteration."""
-    lines = [json.loads(line) for line in _lines(folder / METRICS) if _iteration_of(line) == iteration]
+    lines = [parse_json(line) for line in _lines(folder / METRICS) if _iteration_of(line) == iteration]
     return {name for scalars in lines for name in scalars}
 
 
@@ -239,8 +239,8 @@ def _lines(path: Path) -> list[str]:
 def _iteration_of(line: str) -> float:
     """Iteration of a metrics line; infinity for a line that was cut off by a kill."""
     try:
-        scalars = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+        scalars = parse_json(line)
+    except ValueError:
         return float("inf")
     iteration = scalars.get("iteration") if isinstance(scalars, dict) else None
     return iteration if isinstance(iteration, int) else float("inf")

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from the_mask.config import load_config
-from the_mask.data.files import file_digest, read_json, write_json
+from the_mask.data.files import file_digest, read_json, remove_leftovers, write_json
 from the_mask.data.registry import Record
 from the_mask.modeling.digest import weights_digest
 
@@ -90,6 +90,7 @@ def _claim(folder: Path, claim: dict[str, str], suffix: str) -> str | None:
     if there is not None and (found is None or different):
         whose = f"another run (differs in {', '.join(different)})" if different else f"an unknown run (no {INDEX})"
         return f"{folder} holds predictions of {whose}, e.g. {there}; choose another folder, or delete this one"
+    remove_leftovers(folder, below=True)
     if found is None or different:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, claim)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import the_mask
-from the_mask.data.files import TEMPORARY, atomic_write, file_digest, sync_file, sync_folder, write_json
+from the_mask.data.files import TEMPORARY, atomic_write, file_digest, remove_leftovers, sync_file, sync_folder, write_json
 from the_mask.export.programs import Program, example_frame, exportable, image_program, stream_programs
 from the_mask.export.reading import MANIFEST, check_digests, open_torch
 from the_mask.modeling.stream import STATE_VERSION
@@ -179,6 +179,7 @@ def export_package(
         _require_onnx()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     programs = [image_program(model, size, output, dynamic)] if "image" in kinds else []
     programs += stream_programs(model, size, output) if "stream" in kinds else []
     calls = example_calls(programs, size, frames)

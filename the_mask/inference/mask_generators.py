@@ -16,7 +16,9 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from the_mask.data.files import atomic_write, inside
+from the_mask.data.files import inside, parse_json, read_text, write_inside
+from the_mask.data.importers.common import checked_runs
+from the_mask.data.schema import Each, check_schema
 from the_mask.inference.superpixels import slic
 from the_mask.modeling.stream import FrameName
 
@@ -65,11 +67,9 @@ class StoredMasks:
         path = mask_path(self.folder, name)
         if not path.is_file():
             raise FileNotFoundError(f"mask file {path} is missing (video {name[0]}, frame {name[1]})")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return [_compressed(record) for record in content]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"mask file {path} is no list of COCO run lengths: {error}") from error
+        content = parse_json(read_text(path, "mask file"), f"mask file {path}")
+        check_schema(content, Each(list, dict), f"mask file {path} is no list of COCO run lengths")
+        return [_stored(record, image.shape[:2], f"mask file {path}") for record in content]
 
 
 class SuperpixelMasks:
@@ -132,7 +132,7 @@ class SavingMasks:
         if name is None:
             raise ValueError("TEST.VOTING.SAVE_MASKS names files after video and frame, but the frame has no name")
         found = self.generator.masks(image, name)
-        save_masks(mask_path(self.folder, name), found)
+        save_masks(self.folder, name, found)
         return found
 
 
@@ -159,16 +159,23 @@ def mask_path(folder: Path, name: FrameName) -> Path:
     return inside(folder, name[0], f"{name[1]}.json")
 
 
-def save_masks(path: Path, masks: Sequence[Mapping[str, Any]]) -> None:
-    """Write run lengths as JSON, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_masks(folder: Path, name: FrameName, masks: Sequence[Mapping[str, Any]]) -> None:
+    """Write the run lengths of a frame, (video, frame), as JSON, atomically."""
     records = [{"size": list(mask["size"]), "counts": _text(mask["counts"])} for mask in masks]
-    atomic_write(path, json.dumps(records).encode())
+    write_inside(folder, name[0], f"{name[1]}.json", content=json.dumps(records).encode())
 
 
 def encode(mask: NDArray[np.bool_]) -> RunLengths:
     """Compressed run lengths of a mask [H, W]."""
     return coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def _stored(record: Mapping[str, Any], size: tuple[int, ...], where: str) -> RunLengths:
+    """Compressed run lengths of a record of a file, after it was checked."""
+    found = record.get("segmentation", record)
+    check_schema(found, dict, f"{where} is no list of COCO run lengths")
+    checked_runs(found, (size[0], size[1]), where)
+    return _compressed(found)
 
 
 def _compressed(record: Mapping[str, Any]) -> RunLengths:

@@ -6,8 +6,8 @@ float16.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -16,20 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from the_mask.data.archives import opened_zip
 from the_mask.data.class_names import describe_difference, same_classes
-from the_mask.data.files import atomic_write, inside, read_json, write_json
+from the_mask.data.files import inside, read_json, write_inside, write_json
+from the_mask.data.schema import Each, check_schema
 from the_mask.modeling.stream import NO_HINTS, FrameName, Hints, Stream, StreamState
 
 INDEX = "scores.json"
 FORMAT = 1
 # After float16 the scores compress about as well at the fastest level as at the slowest.
 COMPRESSION_LEVEL = 1
+# Limit of what an archive may unpack to, as a multiple of its size: constant scores are compressed a thousand times.
+MAX_EXPANSION = 1100
 LARGEST = float(np.finfo(np.float16).max)
 
 
 def score_path(folder: Path, name: FrameName) -> Path:
     """File of one frame, (video, frame)."""
-    return inside(folder, name[0], f"{name[1]}.npz")
+    return inside(folder, *_names(name))
+
+
+def _names(name: FrameName) -> tuple[str, str]:
+    return name[0], f"{name[1]}.npz"
 
 
 class ScoreWriter:
@@ -63,10 +71,8 @@ class ScoreWriter:
         array = scores.detach().float().cpu().numpy()
         if array.size and not np.abs(array).max() <= LARGEST:
             raise ValueError(f"scores of {name} reach {np.abs(array).max()}, beyond float16 ({LARGEST:.0f})")
-        path = score_path(self.folder, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda stream: _write_npz(stream, array.astype(np.float16)))
-        return path
+        half = array.astype(np.float16)
+        return write_inside(self.folder, *_names(name), content=lambda stream: _write_npz(stream, half))
 
 
 class SavedScores(Stream):
@@ -118,7 +124,7 @@ class SavedScores(Stream):
         expected = (self.num_classes, *size)
         try:
             array = _read_npz(path, expected)
-        except _DAMAGE as error:
+        except (ValueError, SyntaxError, TypeError, tokenize.TokenError) as error:
             raise ValueError(f"score file {path} cannot be read ({error}); delete it and write it again") from error
         return torch.from_numpy(array.astype(np.float32))
 
@@ -134,11 +140,10 @@ def read_index(folder: Path) -> list[str]:
         raise FileNotFoundError(f"{path} is missing: {folder} is not a folder of scores (write one: TEST.SAVE_SCORES)")
     content = read_json(path, "index of scores")
     if content.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {content.get('format')!r}; expected {FORMAT}")
-    classes = content.get("classes")
-    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"{path}: 'classes' is {classes!r}; expected a list of names")
-    return classes
+        raise ValueError(f"{path} has format {content.get('format')!r:.80}; expected {FORMAT}")
+    check_schema(content, {"classes": Each(list, str, least=1)}, f"{path} is no index of scores")
+    names: list[str] = content["classes"]
+    return names
 
 
 def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
@@ -151,13 +156,9 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: 
     )
 
 
-# Errors of zipfile, zlib and numpy's header reader for damaged archives.
-_DAMAGE = (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
 def _read_npz(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read the scores of a file. An archive that claims another shape is refused before unpacking."""
-    with zipfile.ZipFile(path) as archive, archive.open("scores.npy") as stream:
+    with opened_zip(path, MAX_EXPANSION, most_members=8) as archive, archive.open("scores.npy") as stream:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise ValueError(f"array format {version}, expected (1, 0)")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from the_mask.data.clips import Clip
-from the_mask.data.files import inside, write_json
+from the_mask.data.files import write_json
 from the_mask.data.label_maps import as_label_array, save_label_map
 
 
@@ -73,8 +73,8 @@ class LabelFolder(Sink):
         for clip, maps in zip(clips, predictions, strict=True):
             video = [clip.video_id] if clip.video_id else []
             for frame_id, labels in zip(clip.frame_ids, maps, strict=True):
-                path = inside(self.folder, *video, f"{frame_id}.png")
-                save_label_map(path, as_label_array(labels), self.raw_values, self.colors)
+                names = [*video, f"{frame_id}.png"]
+                save_label_map(self.folder, names, as_label_array(labels), self.raw_values, self.colors)
 
 
 class ClassShares(Sink):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import types
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from the_mask.data.files import atomic_write
+from the_mask.data.files import atomic_write, read_json, write_json
 from the_mask.modeling.digest import weights_digest
 
 logger = logging.getLogger(__name__)
@@ -73,13 +72,13 @@ class FeatureCache:
             folder.mkdir(parents=True, exist_ok=True)
             if not manifest.is_file():
                 content = {"backbone": type(backbone).__name__, "digest": digest, "dtype": "float16"}
-                atomic_write(manifest, json.dumps(content, indent=1).encode())
-            found = json.loads(manifest.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{manifest} is broken ({error}); delete the folder, it will be created again") from error
+                write_json(manifest, content)
+            found = read_json(manifest)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete its folder, it will be made anew") from error
         except OSError as error:
             raise ValueError(f"MODEL.FROZEN_FEATURES.CACHE {self.root}: {error}") from error
-        if not isinstance(found, dict) or found.get("digest") != digest:
+        if found.get("digest") != digest:
             raise ValueError(
                 f"{folder} holds features of other weights ({str(found.get('digest'))[:16]}, not {digest[:16]}): "
                 "delete it, or use another MODEL.FROZEN_FEATURES.CACHE"

@@ -17,8 +17,15 @@ from detectron2.config import CfgNode
 from the_mask.config import load_config
 from the_mask.config.strict_yaml import parse_yaml
 from the_mask.data.files import file_digest
+from the_mask.data.schema import Each, Maybe, Number, check_schema
 
 FOLDER = Path(__file__).resolve().parent
+# What programs take from a card; everything else in it is for people.
+FACTS: dict[str, Any] = {
+    "sha256": (str, int),  # YAML takes sixty-four digits for a number
+    "classes": Maybe(Each(list, str)),
+    "colors": Maybe(Each(list, Each(list, Number(0, 255), least=3, most=3))),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ def parse_card(name: str, content: str) -> Card:
     facts = parse_yaml(front, f"card of {name}")
     if start or not isinstance(facts, dict) or "sha256" not in facts:
         raise ValueError(f"the card of {name} is damaged: it does not begin with facts that name a sha256")
+    check_schema(facts, FACTS, f"the card of {name} is damaged")
     return Card(name, facts, text.lstrip("\n"))
 
 

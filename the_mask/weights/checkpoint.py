@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from the_mask.data.files import TEMPORARY, atomic_write, inside
+from the_mask.data.files import atomic_write, inside
 from the_mask.data.pickle_names import UnreadableError, UnsafePickleError
 from the_mask.data.tensor_files import load_torch, zip_problem
 
@@ -36,13 +36,6 @@ MAX_PARTS = 65536
 
 class CheckpointWriteError(OSError):
     """A checkpoint could not be written; earlier ones are untouched."""
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed process left behind."""
-    for path in folder.glob(f".*{TEMPORARY}"):
-        logger.info("removing %s, left by an interrupted write", path)
-        path.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ A class layer has one row per class, and in mask decoders one more for "no objec
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from the_mask.data import get_class_names
 from the_mask.data.class_names import config_classes, plain_name
+from the_mask.data.files import parse_json
 
 # Layers and class memories whose first axis is the class; only these are not loaded from a file with other classes.
 CLASS_LAYERS = re.compile(
@@ -78,8 +78,8 @@ def stored_classes(content: Any) -> tuple[str, ...] | None:
     # In safetensors, metadata are strings.
     if isinstance(names, str):
         try:
-            names = json.loads(names)
-        except json.JSONDecodeError:
+            names = parse_json(names)
+        except ValueError:
             names = None
     return tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
 

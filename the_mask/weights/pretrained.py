@@ -21,6 +21,7 @@ from detectron2.config import CfgNode
 from the_mask.config import ConfigFile, load_config, read_config
 from the_mask.config.compose import BASE
 from the_mask.config.strict_yaml import parse_yaml
+from the_mask.data.files import remove_leftovers
 from the_mask.models import Card, check_digest, parse_card
 from the_mask.weights.packing import ModelFiles, write_model
 
@@ -63,6 +64,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     files = ModelFiles(folder / WEIGHTS, folder / CONFIG, folder / CARD)
     write_model(
         cfg, files, folder.resolve().name, HUB_FACTS | dict(facts or {}), halve=halve, trust_pickle=trust_pickle
@@ -95,7 +97,8 @@ def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
     if isinstance(body, dict) and BASE in body:
         raise ValueError(f"{path}: the config of a model is whole, but this one has {BASE}")
     tree = read_config(ConfigFile(path))
-    if tree.get("DATASETS", {}).get("IMPORT"):
+    datasets = tree.get("DATASETS")
+    if isinstance(datasets, dict) and datasets.get("IMPORT"):
         raise ValueError(
             f"{path}: DATASETS.IMPORT runs code, which a model's config must not; delete it if you trust it"
         )

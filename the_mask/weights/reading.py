@@ -105,7 +105,7 @@ def _read_index(path: Path, trust: bool) -> dict[str, Tensor]:
         raise ValueError(f"{path} is JSON, but no index of weights: it has no 'weight_map' of tensors and files")
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
-        part = inside(path.parent, name)
+        part = inside(path.parent, name, where=str(path))
         if not part.is_file():
             raise FileNotFoundError(f"{path} names {part}, which does not exist: the weights are incomplete")
         state.update(state_dict_of(read_tensors(part, trust=trust), part))

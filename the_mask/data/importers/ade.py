@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from the_mask.data.files import parse_json
 from the_mask.data.importers.common import (
     NOTHING,
     ImportReport,
@@ -73,11 +73,8 @@ def _names(path: Path) -> dict[int, str]:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist, which names the classes of its mask") from error
-    try:
-        # Free text in some of the release's files is Latin-1; names of classes are ASCII.
-        content = json.loads(data.decode("latin-1"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    # Free text in some of the release's files is Latin-1; names of classes are ASCII.
+    content = parse_json(data.decode("latin-1"), str(path))
     annotation = content.get("annotation") if isinstance(content, Mapping) else None
     objects = annotation.get("object") if isinstance(annotation, Mapping) else None
     if not isinstance(objects, list):

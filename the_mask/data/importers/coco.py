@@ -202,7 +202,7 @@ def _draw(canvas: Canvas, segmentation: Any, label: int, where: str) -> None:
 
 
 def _segments(folder: Path, annotation: Item, classes: _Categories, source: Path) -> np.ndarray:
-    path = inside(folder, annotation["file_name"])
+    path = inside(folder, annotation["file_name"], where=str(source))
     if not path.is_file():
         raise FileNotFoundError(
             f"{source} names the mask {annotation['file_name']}, which is not in {folder} (give its folder by --masks)"

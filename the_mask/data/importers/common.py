@@ -98,7 +98,7 @@ class Canvas:
         for polygon in polygons:
             try:
                 points = np.asarray(polygon, float).reshape(-1, 2)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise ValueError(f"{where}: a polygon is x, y, x, y, ..., got {polygon!r:.80}") from error
             if not np.isfinite(points).all():
                 raise ValueError(f"{where}: a polygon has a coordinate that is no finite number")
@@ -121,20 +121,36 @@ class Canvas:
             ValueError: the code has another size, or is damaged.
         """
         height, width = self.labels.shape
-        try:
-            size, counts = rle["size"], rle["counts"]
-            if list(size) != [height, width]:
-                raise ValueError(f"it has size {size}, the picture [{height}, {width}]")
-            runs = counts if isinstance(counts, list) else rle_runs(counts)
-            if not all(type(run) is int and run >= 0 for run in runs):
-                raise ValueError("its runs are no whole numbers")
-            # pycocotools would fill up with whatever is in the memory.
-            if sum(runs) != height * width:
-                raise ValueError(f"its runs have {sum(runs)} pixels, the picture {height * width}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: a run-length code cannot be read: {error}") from error
+        runs = checked_runs(rle, (height, width), where)
         values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         self.mask(values.reshape(width, height).T, label)
+
+
+def checked_runs(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> list[int]:
+    """Runs of COCO's run-length code, compressed or as a list of counts, in column order, zeros first.
+
+    Args:
+        rle: ``size`` and ``counts``.
+        size: (H, W) that it must have.
+        where: start of the error message.
+
+    Raises:
+        ValueError: the code has another size, or is damaged.
+    """
+    height, width = size
+    try:
+        size_found, counts = rle["size"], rle["counts"]
+        if list(size_found) != [height, width]:
+            raise ValueError(f"it has size {size_found!r:.80}, the picture [{height}, {width}]")
+        runs = counts if isinstance(counts, list) else rle_runs(counts)
+        if not all(type(run) is int and 0 <= run <= height * width for run in runs):
+            raise ValueError("its runs are no whole numbers within the picture")
+        # pycocotools would fill up with whatever is in the memory.
+        if sum(runs) != height * width:
+            raise ValueError(f"its runs have {sum(runs)} pixels, the picture {height * width}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: a run-length code cannot be read: {error}") from error
+    return runs
 
 
 def rle_runs(counts: str | bytes) -> list[int]:
@@ -147,9 +163,11 @@ def rle_runs(counts: str | bytes) -> list[int]:
         ValueError: characters that do not occur, or the last number is incomplete.
         TypeError: no text.
     """
+    if not isinstance(counts, (str, bytes)):
+        raise TypeError(f"its counts are a {type(counts).__name__}")
     runs: list[int] = []
     value = shift = 0
-    for character in counts.encode("ascii") if isinstance(counts, str) else bytes(counts):
+    for character in counts.encode("ascii") if isinstance(counts, str) else counts:
         bits = character - 48
         if not 0 <= bits < 64:
             raise ValueError(f"character {chr(character)!r} does not occur in such codes")
@@ -232,10 +250,7 @@ def find_image(frames: Path | Pictures, name: str, where: str) -> Path:
     """
     if not isinstance(frames, Path):
         return frames.find(name, where)
-    try:
-        path = inside(frames, name)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    path = inside(frames, name, where=where)
     candidates = [path, *(path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)]
     for candidate in candidates:
         if candidate.is_file():

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import ImageColor
 
-from the_mask.data.files import read_text
+from the_mask.data.files import parse_count, read_text
 from the_mask.data.importers.common import (
     Canvas,
     ImportReport,
@@ -189,9 +189,10 @@ def _meta(root: Element, name: str, source: Path, prefix: str = "") -> int | Non
     text = (root.findtext(f"./meta/task/{name}") or "").strip()
     if not text:
         return None
-    if not text.removeprefix(prefix).isdecimal():
-        raise ValueError(f"{source}: {name} is {text!r}, expected {prefix or 'a '}number")
-    return int(text.removeprefix(prefix))
+    value = parse_count(text.removeprefix(prefix))
+    if value is None:
+        raise ValueError(f"{source}: {name} is {text[:80]!r}, expected {prefix or 'a '}number")
+    return value
 
 
 def _numbers(size: tuple[str | None, ...], where: str) -> tuple[int, int] | None:
@@ -199,9 +200,10 @@ def _numbers(size: tuple[str | None, ...], where: str) -> tuple[int, int] | None
     height, width = (text or "" for text in size)
     if not height and not width:
         return None
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"{where}: a picture of {height!r}x{width!r}, expected numbers")
-    return int(height), int(width)
+    size_found = parse_count(height), parse_count(width)
+    if size_found[0] is None or size_found[1] is None:
+        raise ValueError(f"{where}: a picture of {height[:80]!r}x{width[:80]!r}, expected numbers")
+    return size_found[0], size_found[1]
 
 
 def _sweep(spans: list[_Span], numbers: Iterable[int]) -> Iterator[tuple[int, list[_Span]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from the_mask.data.class_table import Color, is_no_class, read_class_table
-from the_mask.data.files import read_lines
+from the_mask.data.files import parse_count, read_lines
 from the_mask.data.importers.common import (
     NOTHING,
     ImportReport,
@@ -75,10 +75,11 @@ def read_cvat_masks(source: Path, frames: Path | Pictures | None = None) -> Labe
         if line.startswith("#"):
             continue
         name, _, rest = line.partition(":")
-        parts = rest.split(":")[0].split(",")
-        if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-            raise ValueError(f"{path}: expected label:r,g,b:parts:actions, got {line!r}")
-        colors.append((name.strip(), (int(parts[0]), int(parts[1]), int(parts[2]))))
+        color = [parse_count(part.strip(), 255) for part in rest.split(":")[0].split(",")]
+        red, green, blue = color if len(color) == 3 else [None] * 3
+        if red is None or green is None or blue is None:
+            raise ValueError(f"{path}: expected label:r,g,b:parts:actions with numbers 0..255, got {line[:200]!r}")
+        colors.append((name.strip(), (red, green, blue)))
     return _color_tree(
         source / "SegmentationClass",
         frames or source / "JPEGImages",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from the_mask.data.files import read_json, read_text
+from the_mask.data.files import parse_json, read_json, read_text
 from the_mask.data.importers.common import (
     Canvas,
     ImportReport,
@@ -83,7 +82,7 @@ def _labelme_file(path: Path) -> dict[str, Any]:
 def _labelme_points(shape: dict[str, Any], path: Path) -> np.ndarray:
     try:
         points = np.asarray(shape["points"], float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: points of a shape are no pairs of numbers: {shape['points']!r:.80}") from error
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"{path}: points of a shape are no pairs of numbers: {shape['points']!r:.80}")
@@ -138,10 +137,7 @@ def read_label_studio(source: Path, frames: Path | Pictures | None = None, names
 
     Raises: see :func:`read_labelme`.
     """
-    try:
-        tasks = json.loads(read_text(source, "Label Studio export"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{source} is not JSON: {error}") from error
+    tasks = parse_json(read_text(source, "Label Studio export"), str(source))
     if not isinstance(tasks, list) or not all(
         isinstance(task, dict) and isinstance(task.get("annotations"), list) and isinstance(task.get("data"), dict)
         for task in tasks

@@ -6,17 +6,18 @@ import glob
 import inspect
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from the_mask.data.archives import opened_zip
 from the_mask.data.classes import distinct_colors
-from the_mask.data.files import atomic_write, inside, relative_name, whole_folder, write_json
+from the_mask.data.files import atomic_write, inside, relative_name, whole_folder, write_inside, write_json
 from the_mask.data.importers.ade import read_ade
 from the_mask.data.importers.coco import read_cityscapes_vps, read_coco, read_panoptic, read_vipseg, read_ytvis
 from the_mask.data.importers.common import NOTHING, ImportReport, LabelledFrame, Labels
@@ -146,7 +147,7 @@ def import_dataset(
         if source.suffix.lower() == ".zip" and format != "video":
             # Under the archive's name, which may become that of a video.
             unpack(source, scratch / "source" / source.stem)
-            root = _content_of(scratch / "source" / source.stem, format)
+            root = _content_of(scratch / "source" / source.stem, format, source)
         pictures = None
         if video is not None:
             if open_video is None:
@@ -266,31 +267,23 @@ def unpack(archive: Path, folder: Path) -> None:
             hold.
     """
     try:
-        with zipfile.ZipFile(archive) as file:
-            size = sum(info.file_size for info in file.infolist())
-            if size > MOST_EXPANSION * archive.stat().st_size + ALWAYS_ALLOWED:
-                raise ValueError(f"{archive} has {archive.stat().st_size} bytes and claims to hold {size}")
+        with opened_zip(archive, MOST_EXPANSION, ALWAYS_ALLOWED) as file:
             for info in file.infolist():
-                if info.is_dir():
-                    continue
-                try:
-                    target = inside(folder, info.filename)
-                except ValueError as error:
-                    raise ValueError(f"{archive}: {error}") from error
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with file.open(info) as content, open(target, "wb") as out:
-                    shutil.copyfileobj(content, out)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{archive} is not a zip archive, or damaged: {error}") from error
+                if not info.is_dir():
+                    with file.open(info) as content:
+                        copy = partial(shutil.copyfileobj, content)
+                        write_inside(folder, info.filename, content=copy, durable=False)
+    except (ValueError, NotADirectoryError, IsADirectoryError) as error:  # a member that lies in another one
+        raise ValueError(f"{archive}: {error}") from error
 
 
-def _content_of(folder: Path, format: str) -> Path:
+def _content_of(folder: Path, format: str, archive: Path) -> Path:
     """What a format's reader expects of an unpacked archive: the folder, or the only JSON or XML file in it."""
     if format in ("ade", "colors", "cvat-masks", "davis", "ids", "labelme", "mapillary"):
         return folder
     suffix = ".xml" if format in ("cvat-images", "cvat-video") else ".json"
-    found = sorted(path for path in folder.rglob(f"*{suffix}"))
+    found = sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file())
     if len(found) != 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in found[:5])
-        raise ValueError(f"the archive holds {len(found)} {suffix} files ({names}); unpack it and name one")
+        raise ValueError(f"{archive} holds {len(found)} {suffix} files ({names[:200]}); unpack it and name one")
     return found[0]

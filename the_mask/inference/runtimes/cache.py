@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import the_mask
-from the_mask.data.files import atomic_write, file_digest, read_json, write_json
+from the_mask.data.files import atomic_write, file_digest, move_into_place, read_json, write_json
 from the_mask.modeling.digest import weights_digest
 
 ENVIRONMENT = "THE_MASK_CACHE"
@@ -70,7 +70,7 @@ class RuntimeCache:
         path = self.folder / f"{digest}.onnx"
         seal = path.with_suffix(".sha256")
         if path.is_file() and seal.is_file():
-            if seal.read_text().strip() == file_digest(path):
+            if seal.read_bytes().strip() == file_digest(path).encode():
                 os.utime(path)
                 return path
             _logger.warning("%s does not have the content it was written with: made anew", path)
@@ -80,7 +80,7 @@ class RuntimeCache:
             write(made)
             # The graph is written last: a digest file without its graph is never read.
             atomic_write(seal, file_digest(made).encode())
-            os.replace(made, path)
+            move_into_place(made, path)
         self._trim(path)
         return path
 

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from the_mask.data.clips import Clip
-from the_mask.data.files import atomic_write, inside
+from the_mask.data.files import atomic_write, inside, write_inside
 from the_mask.data.pickle_names import UnreadableError, UnsafePickleError
 from the_mask.data.tensor_files import load_torch
 from the_mask.modeling.digest import weights_digest
@@ -39,7 +39,7 @@ class ScoreCache:
 
     def path(self, clip: Clip, position: int) -> Path:
         """File of one frame of a clip."""
-        return inside(self.folder, clip.dataset, clip.video_id, f"{clip.frame_ids[position]}.pt")
+        return inside(self.folder, *_names(clip, position))
 
     def read(self, clip: Clip, position: int, segmentor: nn.Module) -> Tensor | None:
         """Scores [K, h, w], float16; None if they are not stored yet, or were made from another picture.
@@ -56,16 +56,18 @@ class ScoreCache:
         except (UnreadableError, UnsafePickleError) as error:
             raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it ({error})") from error
         # Files of older versions hold only scores, which may belong to another picture.
-        current = isinstance(content, dict) and content.get("frame") == _digest(clip.frames[position])
-        return content["scores"] if current else None
+        if not isinstance(content, dict) or content.get("frame") != _digest(clip.frames[position]):
+            return None
+        scores = content.get("scores")
+        if not isinstance(scores, Tensor) or scores.dim() != 3 or scores.dtype != torch.float16:
+            raise ValueError(f"{path} (MODEL.KEYFRAME.CACHE_DIR) is damaged: delete it (it holds no scores [K, h, w])")
+        return scores
 
     def write(self, clip: Clip, position: int, scores: Tensor) -> Tensor:
         """Store scores, and return them as they will be read."""
-        path = self.path(clip, position)
         kept = scores.half().cpu()
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"frame": _digest(clip.frames[position]), "scores": kept}
-        atomic_write(path, lambda stream: torch.save(content, stream))
+        write_inside(self.folder, *_names(clip, position), content=lambda stream: torch.save(content, stream))
         return kept
 
     def _check(self, segmentor: nn.Module) -> None:
@@ -74,7 +76,7 @@ class ScoreCache:
             return
         mine = weights_digest(segmentor, self.geometry)
         note = self.folder / FINGERPRINT
-        if note.is_file() and note.read_text().strip() != mine:
+        if note.is_file() and note.read_bytes().strip() != mine.encode():
             raise ValueError(
                 f"{self.folder} (MODEL.KEYFRAME.CACHE_DIR) holds scores of another segmentor or frame size: "
                 "delete it or choose another folder"
@@ -83,6 +85,10 @@ class ScoreCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(note, f"{mine}\n".encode())
         self._checked = True
+
+
+def _names(clip: Clip, position: int) -> tuple[str, str, str]:
+    return clip.dataset, clip.video_id, f"{clip.frame_ids[position]}.pt"
 
 
 def _digest(frame: Tensor) -> str:

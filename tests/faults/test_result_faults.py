@@ -1,0 +1,253 @@
+"""Predictions, exported packages and published models under a fault at each step: whole, refused by name, or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from injection import INJECTED, fail_everywhere, fill_everywhere, kill_everywhere
+from PIL import Image
+from torch import Tensor, nn
+
+import the_mask.modeling  # noqa: F401  (fills the registries)
+from the_mask.config import load_config
+from the_mask.data import register_video_tree
+from the_mask.evaluation.submission import predict_dataset
+from the_mask.export import export_package, package
+from the_mask.export.reading import UnsafePackageError, check_digests
+from the_mask.inference.saved_scores import SavedScores
+from the_mask.modeling.build import build_segmentor
+from the_mask.modeling.segmentor import Segmentor
+from the_mask.weights.pretrained import read_pretrained, save_pretrained
+from the_mask.weights.reading import read_weights
+
+SLOW = pytest.param(1, marks=pytest.mark.slow)
+DATASET, CLASSES = "faults_predicted", ["a", "b", "c"]
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class Brightness(Segmentor):
+    """Classes by the brightness of 2 x 2 pixels."""
+
+    score_stride = 2
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=3, ignore_label=255, pixel_mean=[0.0] * 3, pixel_std=[255.0] * 3)
+        self.conv = nn.Conv2d(3, 3, 2, stride=2)
+
+    def losses(self, clips: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def group_scores(self, images: Tensor, num_frames: int) -> Iterator[Tensor]:
+        yield self.conv(images).softmax(dim=1)
+
+
+def model() -> Brightness:
+    """The same one each time."""
+    torch.manual_seed(0)
+    return Brightness().eval()
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Two registered videos; numbers of their frames."""
+    root, dice = tmp_path_factory.mktemp("frames"), np.random.default_rng(0)
+    lengths = {"v": 2, "w": 1}
+    for video, length in lengths.items():
+        (root / "val" / video / "origin").mkdir(parents=True)
+        for number in range(length):
+            picture = dice.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(root / "val" / video / "origin" / f"{number}.png")
+    register_video_tree(DATASET, root, "val", CLASSES, require_labels=False)
+    return lengths
+
+
+def predict(folder: Path) -> int:
+    """Predictions and scores, what is there already left as it is."""
+    cfg = load_config(
+        CONFIGS / "debug" / "the_mask_debug_1f.yaml",
+        [
+            *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "DATASETS.TEST", (DATASET,), "DATALOADER.NUM_WORKERS", 0),
+            *("INPUT.TEST.LONG_EDGE", 16, "INPUT.TEST.SHORT_EDGE", 12, "MODEL.DEVICE", "cpu"),
+            *("TEST.SAVE_SCORES", str(folder / "scores")),
+        ],
+    )
+    return predict_dataset(cfg, model(), DATASET, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def whole(frames: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What an undisturbed prediction writes, by file."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert predict(folder) == sum(frames.values())
+    return pictures(folder)
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    """Label maps of a folder of predictions, by file."""
+    return {str(p.relative_to(folder)): np.array(Image.open(p)) for p in sorted((folder / "out").rglob("*.png"))}
+
+
+def check_predictions(folder: Path, done: bool, whole: dict[str, np.ndarray], frames: dict[str, int]) -> None:
+    """Every file is that of the undisturbed run; after a whole run all are there, and every score can be read."""
+    there = pictures(folder)
+    assert all((labels == whole[name]).all() for name, labels in there.items())
+    if done:
+        assert there.keys() == whole.keys()
+        scores = SavedScores(folder / "scores")
+        for video, length in frames.items():
+            for number in range(length):
+                assert scores.read((video, str(number)), (12, 16)).argmax(0).shape == (12, 16)
+
+
+@pytest.mark.parametrize("every", [SLOW, 41])
+def test_predictions(tmp_path: Path, frames: dict[str, int], whole: dict[str, np.ndarray], every: int) -> None:
+    def check(folder: Path, done: bool) -> None:
+        check_predictions(folder, done, whole, frames)
+
+    # Collective calls turn an error of the disk into a ValueError.
+    assert fail_everywhere(predict, check, lambda folder: None, tmp_path, every, (OSError, ValueError)) > 60
+    assert kill_everywhere(predict, check, lambda folder: None, tmp_path, every) > 60
+
+
+@pytest.mark.slow
+def test_predictions_on_a_full_disk(tmp_path: Path, frames: dict[str, int], whole: dict[str, np.ndarray]) -> None:
+    def check(folder: Path, done: bool) -> None:
+        check_predictions(folder, done, whole, frames)
+
+    assert fill_everywhere(predict, check, lambda folder: None, tmp_path, (OSError, ValueError)) >= 5
+
+
+@pytest.mark.slow
+def test_predictions_killed_a_hundred_times(
+    tmp_path: Path, frames: dict[str, int], whole: dict[str, np.ndarray]
+) -> None:
+    """SIGKILL at random moments; each run goes on where the one before was killed."""
+    dice, killed, folder = random.Random(0), 0, tmp_path / "run"
+    begin = time.monotonic()
+    predict(tmp_path / "timed")
+    length = time.monotonic() - begin
+    while killed < 100:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                predict(folder)
+                code = 0
+            finally:
+                os._exit(code)
+        time.sleep(dice.uniform(0, length))
+        os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        killed += code != 0
+        check_predictions(folder, False, whole, frames)
+        if code == 0:  # from the start again
+            check_predictions(folder, True, whole, frames)
+            folder = tmp_path / f"run{killed}"
+    INJECTED["kills at random moments"] += killed
+    predict(folder)
+    check_predictions(folder, True, whole, frames)
+
+
+# Exported packages.
+
+
+def export(folder: Path) -> None:
+    """The package of a frame program; torch's own work is done once, by the first call."""
+    export_package(model(), folder / "package", (8, 12), kinds=("image",), formats=("torch",), frames=1)
+
+
+def check_package(folder: Path, done: bool) -> None:
+    """A file is the old one, the new one, or refused, since the manifest is that of another."""
+    path = folder / "package" / "image.pt2"
+    if not done:
+        with suppress(UnsafePackageError):
+            check_digests(path)
+            assert path.read_bytes() == b"old" or len(path.read_bytes()) > 1000
+        return
+    check_digests(path)
+    assert len(path.read_bytes()) > 1000
+    assert {path.name for path in path.parent.iterdir()} == {"image.pt2", "export.json"}
+
+
+def older(folder: Path) -> None:
+    """An earlier export of other weights."""
+    (folder / "package").mkdir()
+    (folder / "package/image.pt2").write_bytes(b"old")
+    digest = hashlib.sha256(b"old").hexdigest()
+    programs = {"image": {"files": {"torch": {"file": "image.pt2", "sha256": digest}}}}
+    (folder / "package/export.json").write_text(json.dumps({"programs": programs}))
+
+
+@pytest.mark.parametrize("every", [SLOW, 29])
+def test_exported_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    known: list[Any] = []
+    real = package.to_exported
+
+    def once(program: Any) -> Any:
+        if not known:
+            known.append(real(program))
+        return known[0]
+
+    monkeypatch.setattr(package, "to_exported", once)
+    export(tmp_path)
+    check_package(tmp_path, True)
+    expected = (OSError, RuntimeError)
+    assert fail_everywhere(export, check_package, older, tmp_path, every, expected) >= 8
+    assert kill_everywhere(export, check_package, older, tmp_path, every) >= 8
+
+
+# Models as folders.
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Configs of one model with two different weights."""
+    folder, found = tmp_path_factory.mktemp("weights"), []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        cfg = load_config(CONFIGS / "debug" / "swiftnet_debug.yaml", ["MODEL.DEVICE", "cpu"])
+        cfg.MODEL.WEIGHTS = str(folder / f"{seed}.pth")
+        torch.save(build_segmentor(cfg).state_dict(), cfg.MODEL.WEIGHTS)
+        found.append(cfg)
+    return found
+
+
+@pytest.mark.slow
+def test_published_models(tmp_path: Path, weights: list[Any]) -> None:
+    """A folder is the old model, the new one, or refused: new weights with an old card are never taken for either."""
+    first, second = (read_weights(cfg.MODEL.WEIGHTS).state for cfg in weights)
+    name = next(name for name, value in first.items() if value.is_floating_point() and (value != second[name]).any())
+
+    def check(folder: Path, finished: bool) -> None:
+        done = finished
+        if not done:
+            with suppress(ValueError, FileNotFoundError):
+                read_pretrained(folder / "model")
+                done = True
+        if not done:
+            return
+        cfg, _ = read_pretrained(folder / "model")
+        value = read_weights(cfg.MODEL.WEIGHTS).state[name]
+        assert torch.equal(value, second[name]) or (not finished and torch.equal(value, first[name]))
+
+    def write(folder: Path) -> None:
+        save_pretrained(weights[1], folder / "model")
+
+    def before(folder: Path) -> None:
+        save_pretrained(weights[0], folder / "model")
+
+    assert fail_everywhere(write, check, before, tmp_path) >= 20
+    assert kill_everywhere(write, check, before, tmp_path, every=2) >= 20
