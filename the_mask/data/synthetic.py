@@ -10,7 +10,6 @@ Axes: T frames, H W pixels. Everything is drawn from one numpy Generator seeded 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
