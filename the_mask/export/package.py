@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 import the_mask
-from the_mask.data.files import TEMPORARY, atomic_write, file_digest, remove_leftovers, sync_file, sync_folder, write_json
+from the_mask.data.files import (
+    TEMPORARY,
+    atomic_write,
+    file_digest,
+    remove_leftovers,
+    sync_file,
+    sync_folder,
+    write_json,
+)
 from the_mask.export.programs import Program, example_frame, exportable, image_program, stream_programs
 from the_mask.export.reading import MANIFEST, check_digests, open_torch
 from the_mask.modeling.stream import STATE_VERSION
