@@ -2,7 +2,7 @@
 
 As SQLite tests itself: an action is repeated with a fault at its first step, then at its second, until it ends
 without reaching the fault. A step is a call of ``open`` for writing, ``write``, ``flush``, ``fsync``, ``replace``,
-``rename``, ``unlink``, ``mkdir`` or ``rmdir``.
+``rename``, ``unlink`` or ``mkdir``.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def injected(faults: Faults) -> Iterator[None]:
         opened = faults.opened(builtins.open)
         patch.setattr(builtins, "open", opened)
         patch.setattr(io, "open", opened)  # pathlib's
-        for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir"):
+        for name in ("fsync", "replace", "rename", "mkdir", "unlink"):
             patch.setattr(os, name, faults.counted(name, getattr(os, name)))
         yield
 
