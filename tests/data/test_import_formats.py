@@ -603,3 +603,13 @@ def test_ade_against_datumaro(tmp_path):
     import_dataset(tmp_path / "release", "ade", tmp_path / "out", val_videos=0, options=options)
     ours = only_mask(tmp_path / "out")
     assert np.array_equal(np.where(ours == 255, -1, ours), read)
+
+
+def test_pictures_that_do_not_follow_each_other(tmp_path):
+    source, options = made("ids", tmp_path)
+    picture(tmp_path / "pictures/v/6.png")
+    values_png(source / "v/6.png", truth(), 255)
+    report = import_dataset(source, "ids", tmp_path / "out", val_videos=0.5, options=options, stills=True)
+    check(tmp_path / "out", {("v/5", "5"): truth(), ("v/6", "6"): truth()})
+    assert report.videos == 2
+    assert (tmp_path / "out/train.txt").read_text() == "v/5\n"

@@ -11,6 +11,9 @@ from PIL import Image
 
 from the_mask.cli import run_command
 from the_mask.cli.import_ import open_video
+from the_mask.data.classes import make_class_list
+from the_mask.data.exporters import FORMATS as EXPORTERS
+from the_mask.data.exporters import LabelFrame
 from the_mask.data.importers import Sampling, import_dataset
 
 FRAMES, RATE = 12, 6
@@ -160,6 +163,40 @@ def test_masks_that_the_library_wrote(tmp_path):
     assert run_command("import", [*words, "--video", str(path), "--every", "6"]) == 0
     check(out, {("labels", "00000002"): truth(), ("labels", "00000004"): truth()})
     assert set(shown(out).values()) == {0, 2, 4, 6}
+
+
+@pytest.mark.parametrize("form", ["coco", "ytvis", "cvat-masks", "cvat-video", "label-studio", "panoptic"])
+def test_what_was_exported_comes_back_with_the_video(tmp_path, form):
+    """Every second frame is labelled by the library, goes out to a tool, and comes back without a folder of frames."""
+    path = video(tmp_path / "drive.mkv")
+    classes = make_class_list(NAMES)
+    exporter = EXPORTERS[form](tmp_path / "out", classes)
+    given = {}
+    for number in range(0, FRAMES, 2):
+        name = exporter.frame_name.format(number)
+        labels = np.where(truth() < 0, 255, truth())
+        labels[number % H, 1 + number] = 0
+        given["drive", f"{number:08d}"] = np.where(labels == 255, -1, labels)
+        exporter.write(LabelFrame("drive", name, labels.astype(np.uint8), f"drive/{name}.png"))
+    exporter.close()
+    options = {}
+    source = tmp_path / "out" / {"cvat-masks": "drive.zip", "cvat-video": "drive.xml"}.get(form, "drive.json")
+    if form == "ytvis":
+        source = tmp_path / "out/annotations.json"
+    if form == "label-studio":
+        tasks = json.loads((tmp_path / "out/tasks.json").read_text())
+        source = tmp_path / "drive.json"
+        # A person accepts the predictions; the server has moved the pictures.
+        accepted = [{**task, "annotations": [{"result": task["predictions"][0]["result"]}]} for task in tasks]
+        source.write_text(json.dumps(accepted))
+        options["names"] = NAMES
+    back = tmp_path / "back"
+    report = import_dataset(
+        source, form, back, val_videos=0, options=options, video=path, sampling=Sampling(0), open_video=open_video
+    )  # fmt: skip
+    check(back, given)
+    assert set(shown(back).values()) == set(range(0, FRAMES, 2))
+    assert report.labelled == FRAMES // 2
 
 
 def test_bad_input(tmp_path, capsys):
