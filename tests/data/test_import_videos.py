@@ -103,13 +103,18 @@ def test_validation_has_labelled_frames(tmp_path):
     # One of four labelled frames, and what comes after it.
     assert {name for video, name in shown(out) if video == "drive_end"} == {f"{n:08d}" for n in range(6, FRAMES)}
     assert [path.stem for path in out.glob("data/drive_end/mask/*")] == ["00000006"]
+    # With a single one nothing is left to validate with.
+    (tmp_path / "a.xml").write_text(xml(track(4)))
+    import_dataset(tmp_path / "a.xml", "cvat-video", tmp_path / "one", video=path, open_video=open_video)
+    assert (tmp_path / "one/train.txt").read_text() == "drive\n"
+    assert not (tmp_path / "one/val.txt").exists()
 
 
 def test_a_task_of_every_third_frame(tmp_path):
     """Polygons hold between the frames of the task, but other frames were never looked at."""
     path = video(tmp_path / "drive.mkv")
     head = "<start_frame>1</start_frame><stop_frame>10</stop_frame><frame_filter>step=3</frame_filter>"
-    (tmp_path / "a.xml").write_text(xml(track(4, outside=0, after=6), head))
+    (tmp_path / "a.xml").write_text(xml(track(3, outside=0, after=7), head))
     out = tmp_path / "out"
     import_dataset(
         tmp_path / "a.xml", "cvat-video", out, val_videos=0, video=path, sampling=Sampling(0), open_video=open_video
