@@ -1,4 +1,4 @@
-"""``the-mask segment --manifest``: the videos of an archive, by many workers."""
+"""``the-mask segment --manifest``: segment the videos of an archive with many workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-# Those of the_mask.inference.archive, which imports torch; a test compares them.
+# Copied from the_mask.inference.archive, which imports torch; a test compares them.
 ENGINES = ("local", "ray")
 ERRORS_SHOWN = 5
 
@@ -18,22 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--manifest",
         type=Path,
         metavar="JSONL",
-        help='in place of INPUT: a line {"video": ..., "output": ..., "options": {...}} per video; -o is a folder',
+        help='instead of INPUT: a line {"video": ..., "output": ..., "options": {...}} per video; -o is a folder',
     )
     archive.add_argument(
         "--engine", default="local", choices=ENGINES, help="processes of this machine, or a Ray cluster"
     )
     archive.add_argument("--workers", type=int, default=0, metavar="N", help="default: one per device")
     archive.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="of each worker; default: cores shared out"
+        "--threads", type=int, default=0, metavar="N", help="of each worker; default: an equal share of the cores"
     )
     archive.add_argument(
-        "--retries", type=int, default=2, metavar="N", help="of a video whose worker died (default: 2)"
+        "--retries", type=int, default=2, metavar="N", help="further attempts at a video whose worker died (default: 2)"
     )
 
 
 def check(args: argparse.Namespace) -> Path:
-    """What cannot be said together; the output folder.
+    """Check the options; returns the output folder.
 
     Raises:
         ValueError: options that belong to a single video, or numbers below 0.
@@ -54,7 +54,7 @@ def check(args: argparse.Namespace) -> Path:
 
 
 def run(args: argparse.Namespace, cfg: Any, palette: Any, model: str) -> int:
-    """Segment what is not done yet; returns the exit code: 1 if a video failed, 130 after Ctrl-C."""
+    """Segment the videos that are not done yet; returns the exit code: 1 if a video failed, 130 after Ctrl-C."""
     from the_mask.data.files import file_digest
     from the_mask.engine.output_lock import claimed
     from the_mask.engine.signals import interrupted_by_signals
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, cfg: Any, palette: Any, model: str) -> int:
         try:
             summary = segment_archive(tasks, results, workers, retries=args.retries)
         except KeyboardInterrupt:
-            print(f"stopped; what is done stands in {results.path}, the same command goes on")
+            print(f"stopped; finished videos are in {results.path}, the same command continues")
             return 130
     speed = summary.frames / summary.seconds if summary.seconds else 0.0
     before = f", {summary.before} were done before" if summary.before else ""

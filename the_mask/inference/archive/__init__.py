@@ -1,6 +1,6 @@
-"""Archives: a manifest of videos, segmented by many workers, each video exactly once whatever is killed.
+"""Archives: a manifest of videos, segmented by many workers, each video exactly once even if processes are killed.
 
-``manifest.py`` reads what is to be done and ``results.py`` keeps what has been done; ``worker.py`` segments one video;
+``manifest.py`` reads the tasks and ``results.py`` records the finished ones; ``worker.py`` segments one video;
 ``dispatch.py`` hands videos to workers, which are processes of this machine (``local.py``) or actors of a Ray cluster
 (``ray_cluster.py``); ``engines.py`` has their names.
 """

@@ -1,8 +1,8 @@
-"""Handing the videos of an archive to workers: one at a time to each, again when one dies, and what is done is noted.
+"""Distributes the videos of an archive to workers: one at a time to each, again if a worker dies; records results.
 
-Only the process that runs :func:`segment_archive` writes results, and it takes one outcome per video. An attempt whose
-worker has died, or cannot be reached, is called off by taking its folder away before the next one begins, so that a
-worker that lives on unseen cannot leave a part.
+Only the process that runs :func:`segment_archive` writes results, and it takes one outcome per video. If a worker
+has died or cannot be reached, the folder of its attempt is removed before the next attempt begins, so that a worker
+that is still alive cannot leave partial results.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from the_mask.inference.archive.results import DONE, FAILED, Results, discard
 from the_mask.inference.archive.worker import FAILURE, INPUT, MEMORY, Outcome
 
 logger = logging.getLogger(__name__)
-# A worker that dies so often in a row before it could start: there is no use in going on.
+# Give up after a worker died this often in a row before it was ready.
 FAILED_STARTS = 3
 LOG_SECONDS = 10.0
-# How long all workers may be on their way before that is said.
+# Seconds without any ready worker until a warning.
 WAIT_SECONDS = 60.0
 LESS_MEMORY = "fewer workers (--workers), smaller frames (INPUT.TEST.SHORT_EDGE, LONG_EDGE) or --precision bfloat16"
 
 
 @dataclass(frozen=True)
 class Event:
-    """What has happened to a worker.
+    """Something that happened to a worker.
 
     Attributes:
         worker: its number.
@@ -46,7 +46,7 @@ class Event:
     kind: str
     message: str = ""
     outcome: Outcome | None = None
-    # Of "died": whether a lack of memory may be the reason.
+    # For "died": whether a lack of memory may be the reason.
     memory: bool = False
 
 
@@ -56,21 +56,21 @@ class Workers(Protocol):
     count: int
 
     def start(self, worker: int) -> None:
-        """Begin to start a worker; a "ready", "refused" or "died" follows. One that runs is ended first."""
+        """Begin to start a worker; a "ready", "refused" or "died" follows. A running one is stopped first."""
 
     def submit(self, worker: int, task: VideoTask, staging: str) -> None:
         """Give a ready worker a video; a "finished" or "died" follows."""
 
     def wait(self, seconds: float) -> list[Event]:
-        """What has happened, waiting at most so long for the first of it."""
+        """Events since the last call; waits at most ``seconds`` for the first one."""
 
     def close(self) -> None:
-        """End all workers at once."""
+        """Stop all workers immediately."""
 
 
 @dataclass
 class Summary:
-    """What came of a run: numbers of videos, frames of those done now, and the errors by manifest line."""
+    """Result of a run: numbers of videos, frames segmented in this run, and errors by manifest line."""
 
     done: int = 0
     before: int = 0
@@ -94,8 +94,7 @@ def segment_archive(
         tasks: of :func:`the_mask.inference.archive.read_manifest`.
         results: of the output folder.
         workers: closed at the end, also after errors.
-        retries: further attempts at a video whose worker has died or failed; what is wrong with a video itself is not
-            tried again.
+        retries: further attempts at a video whose worker died or failed; errors of the video itself are not retried.
         progress: show a bar when standard error is a terminal, or else log a line every ten seconds.
 
     Raises:
@@ -127,7 +126,7 @@ class _Run:
         self._alone: deque[VideoTask] = deque()
         self._idle: set[int] = set()
         self._attempts: Counter[int] = Counter()
-        # How often a worker has died on its way, by its number.
+        # How often a worker died while starting, by its number.
         self._failed_starts: Counter[int] = Counter()
 
     def all(self, tasks: Sequence[VideoTask]) -> None:
@@ -176,10 +175,10 @@ class _Run:
         outcome = event.outcome
         if outcome is None:
             outcome = Outcome(f"its worker died: {event.message}", MEMORY if event.memory else FAILURE)
-        # Before anything else: what the attempt may still be doing ends here.
+        # First stop whatever the attempt may still be doing.
         discard(self.results.folder / staging)
         if outcome.kind in (MEMORY, FAILURE):
-            # Whatever it was may have left its traces in the process.
+            # The error may have left the process in a bad state.
             self.workers.start(event.worker)
         else:
             self._idle.add(event.worker)
@@ -240,5 +239,5 @@ class _Progress:
             )
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar, leaving it visible."""
         self._bar.close()

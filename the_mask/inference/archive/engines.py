@@ -1,4 +1,4 @@
-"""The engines that workers run in, by name."""
+"""The kinds of workers, by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def make_workers(engine: str, setup: WorkerSetup, count: int, device: str) -> Wo
 
     Args:
         engine: one of :data:`ENGINES`.
-        setup: see there; ``threads`` 0 shares out the cores.
+        setup: of every worker; ``threads`` 0 divides the cores evenly.
         count: 0 takes one per device.
         device: ``MODEL.DEVICE``.
 

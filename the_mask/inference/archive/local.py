@@ -28,10 +28,10 @@ class LocalWorkers:
         """Prepare; no process is started yet.
 
         Args:
-            setup: of the workers; with ``threads`` 0 the machine's cores are shared out.
+            setup: of the workers; with ``threads`` 0 the machine's cores are divided evenly.
             count: 0 takes one per GPU, or one on the CPU.
             device: ``MODEL.DEVICE``.
-            worker: what runs in the processes.
+            worker: class that runs in the processes.
         """
         gpus = torch.cuda.device_count() if device == "cuda" else 0
         self.count = count or max(1, gpus)
@@ -95,7 +95,7 @@ class LocalWorkers:
 
 
 def _serve(pipe: Connection, worker: type[VideoWorker], setup: WorkerSetup, device: str) -> None:
-    """What a worker's process does until its pipe is closed."""
+    """Main function of a worker's process; returns when its pipe is closed."""
     # Ctrl-C reaches all processes of a terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -111,7 +111,7 @@ def _serve(pipe: Connection, worker: type[VideoWorker], setup: WorkerSetup, devi
 
 
 def _end_with_parent() -> None:
-    """End this process, whatever it is doing, when the one that started it has died."""
+    """Kill this process when its parent has died."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,9 +1,9 @@
 """The manifest of an archive: a JSON object per line, ``{"video": ..., "output": ..., "options": {...}}``.
 
-``video`` is a file, a folder of frames or a URL; a relative path starts at the manifest's folder. ``output`` is a name
-in the output folder, or a list of such names: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi`` for the annotated video,
+``video`` is a file, a folder of frames or a URL; a relative path is relative to the manifest's folder. ``output`` is a
+name in the output folder, or a list of such names: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi`` for the annotated video,
 ``.json`` for the share of each class, a name without a suffix (or with "/" at its end) for a folder of label PNGs.
-``options`` are the fields of :class:`VideoOptions`; what a line leaves out is as on the command line.
+``options`` are fields of :class:`VideoOptions`; the defaults come from the command line.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class VideoOptions:
     Attributes:
         alpha: 0 shows the frame only, 1 the class colours only.
         legend: a column with the classes on screen.
-        show_input: the untouched frame beside the segmentation.
-        palette: label PNGs hold colours beside the ids.
-        fps: frames per second in place of what the input stores; None keeps that.
+        show_input: show the original frame next to the segmentation.
+        palette: store colours with the ids in label PNGs.
+        fps: replaces the frame rate of the input; None keeps it.
         audio: "copy" or "drop" the input's sound.
         max_frames: 0 takes all.
     """
@@ -49,7 +49,7 @@ class VideoOptions:
     max_frames: int = 0
 
     def replaced(self, given: Mapping[str, Any]) -> VideoOptions:
-        """These options with others in place of some.
+        """A copy with some options replaced.
 
         Raises:
             ValueError: an unknown name, or a value of another type or out of range.
@@ -96,7 +96,7 @@ class VideoTask:
     Attributes:
         line: its number, from 1.
         video: path or URL.
-        outputs: names in the output folder, in one spelling; :func:`output_kind` tells what each is.
+        outputs: normalised names in the output folder; :func:`output_kind` tells what each is.
         options: of this video.
     """
 
@@ -116,7 +116,7 @@ def output_kind(name: str) -> str:
     """What an output is by its name: an annotated video, a table of class shares, or a folder of labels.
 
     Raises:
-        ValueError: a suffix of none of them.
+        ValueError: another suffix.
     """
     suffix = PurePosixPath(name).suffix.lower()
     if not suffix:
@@ -141,7 +141,7 @@ def read_manifest(path: str | Path, defaults: VideoOptions | None = None) -> lis
     Raises:
         FileNotFoundError: no such file.
         ValueError: names the file and the line: no JSON, an unknown or missing key, a value of another type, an output
-            that leads out of its folder, or one that lies in or on the output of another line. Or there is no line.
+            outside the folder, or one that is, or is inside, the output of another line; or no line at all.
     """
     path, defaults = Path(path), defaults or VideoOptions()
     tasks: list[VideoTask] = []

@@ -17,9 +17,9 @@ NO_MEMORY = ("OUT_OF_MEMORY", "OutOfMemory", "out of memory", "running low on me
 
 
 class RayWorkers:
-    """One actor per worker, spread over the nodes. An actor has a GPU of its own, or its share of the cores.
+    """One actor per worker, spread over the nodes. An actor has one GPU, or its share of the cores.
 
-    Ray itself restarts and retries nothing here: an attempt that Ray would repeat unasked could run twice.
+    Ray's own restarts and retries are off, because an attempt repeated by Ray could run twice.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RayWorkers:
             setup: of the workers; with ``threads`` 0 each gets as many cores as the nodes have for so many workers.
             count: 0 takes one per GPU of the cluster, or one per node on CPUs.
             device: ``MODEL.DEVICE``.
-            worker: what the actors are.
+            worker: class of the actors.
 
         Raises:
             ModuleNotFoundError: Ray is not installed.
@@ -54,7 +54,7 @@ class RayWorkers:
         options = {"num_cpus": cores, "num_gpus": int(self._on_gpu), "max_restarts": 0, "max_task_retries": 0}
         self._actor: Any = ray.remote(scheduling_strategy="SPREAD", **options)(worker)
         self._actors: dict[int, Any] = {}
-        # What is awaited -> the worker, and whether it is its start.
+        # Awaited reference -> the worker, and whether it is starting.
         self._pending: dict[Any, tuple[int, bool]] = {}
 
     def start(self, worker: int) -> None:
@@ -129,7 +129,7 @@ def room(nodes: Sequence[dict[str, float]], count: int, threads: int, on_gpu: bo
 
 
 def _import_ray() -> ModuleType:
-    # Ray sends statistics home unless it is told not to.
+    # By default, Ray sends usage statistics to its authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

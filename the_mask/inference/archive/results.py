@@ -1,7 +1,7 @@
-"""What of an archive has been done: ``results.jsonl`` in the output folder, a line per video, each on the disk at once.
+"""The record of an archive: ``results.jsonl`` in the output folder, a line per video, each flushed to the disk.
 
-The first line says which model made the results. A line is written after the outputs are complete under their names,
-so what it says is true whatever is killed; the last line of an output is the one that counts.
+The first line describes the model. The line of a video is written after its outputs are complete and in place, so it
+is true even if processes are killed; the last line of an output counts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Results:
     """The results of a run in its output folder, read and continued."""
 
     def __init__(self, folder: Path, model: Mapping[str, Any]) -> None:
-        """Begin, or go on with what an earlier run has done. What a killed one left unfinished is removed.
+        """Begin a run or continue an earlier one; unfinished outputs of a killed run are removed.
 
         Args:
-            folder: made if needed; without results it must be empty.
-            model: what the results depend on besides the manifest.
+            folder: created if needed; without results it must be empty.
+            model: everything that the results depend on besides the manifest.
 
         Raises:
             ValueError: the folder holds other files, results of another model, or a damaged line (file and line are
@@ -58,7 +58,7 @@ class Results:
             discard(left)
 
     def done(self, task: VideoTask) -> bool:
-        """Whether a video was segmented as this line wants it, and its outputs are there."""
+        """Whether a video was segmented with the same options, and its outputs exist."""
         made = all(self._made_by.get(name) == task.key for name in task.outputs)
         return made and all((self.folder / name).exists() for name in task.outputs)
 
@@ -80,7 +80,7 @@ class Results:
             os.fsync(stream.fileno())
 
     def _read(self) -> dict[str, Any] | None:
-        """The header, after the records were taken; None if nothing was written yet."""
+        """Read all records; returns the header, None if nothing was written yet."""
         if not self.path.exists():
             return None
         data = self.path.read_bytes()
@@ -113,7 +113,7 @@ def _is_own(path: Path) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Take an unfinished result away at once, also from a worker that still writes there, then delete it."""
+    """Delete an unfinished result, even if a worker still writes there: rename it first."""
     gone = folder.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
     try:
         # After this nothing that lies in it can get its name any more.

@@ -1,4 +1,4 @@
-"""What a worker does: hold the model, and segment one video after the other into complete outputs."""
+"""The worker: holds the model and segments one video after the other into complete outputs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from the_mask.inference.sinks import ClassShares, LabelFolder, Sink, write_class
 from the_mask.inference.stream import StreamingSegmentor
 
 logger = logging.getLogger(__name__)
-# Kinds of failures: what another attempt cannot change, what a lack of memory may have done, anything else.
+# Kinds of failures: not worth another attempt, maybe a lack of memory, anything else.
 INPUT, MEMORY, FAILURE = "input", "memory", "failure"
 # An outcome keeps this many of the lines about damage in its video.
 PROBLEMS_KEPT = 20
-# What torch's allocator of the CPU says; it has no type of its own.
+# Messages of torch's CPU allocator, which has no exception type of its own.
 NO_MEMORY = ("not enough memory", "can't allocate memory")
 
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What every worker is made of.
+    """Settings shared by all workers.
 
     Attributes:
         config: the model's config, of :meth:`packed`.
@@ -61,7 +61,7 @@ class WorkerSetup:
 
     @staticmethod
     def packed(cfg: CfgNode) -> bytes:
-        """A config as bytes, opened by a process that has imported the_mask, and with it Detectron2."""
+        """A config as bytes, for :attr:`cfg` in a process that has imported the_mask."""
         own = cfg.clone()
         own.defrost()
         own.MODEL.WEIGHTS = str(Path(own.MODEL.WEIGHTS).absolute()) if own.MODEL.WEIGHTS else ""
@@ -75,16 +75,16 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a video went.
+    """Result of an attempt at a video.
 
     Attributes:
-        error: what was wrong; "" when it is done.
+        error: message; "" on success.
         kind: of the error.
-        frames: segmented.
-        seconds: for all of it.
+        frames: number of segmented frames.
+        seconds: time of the attempt.
         digests: SHA-256 of each output by name; of a folder, see :func:`output_digest`.
         problems: lines about damage that was skipped, the first :data:`PROBLEMS_KEPT` of them.
-        worker: where it ran.
+        worker: host and process.
     """
 
     error: str = ""
@@ -111,7 +111,7 @@ class VideoWorker:
             device: in place of ``MODEL.DEVICE``.
 
         Returns:
-            "" or what a user has to mend.
+            "", or a message for the user.
         """
         torch.set_num_threads(setup.threads)
         cfg = setup.cfg
@@ -131,8 +131,7 @@ class VideoWorker:
 
         Args:
             task: what to do.
-            staging: name of a folder in the output folder that is this attempt's own. Whoever takes it away makes sure
-                that this attempt leaves nothing.
+            staging: name of a folder in the output folder, used only by this attempt. Removing it cancels the attempt.
         """
         assert self._setup is not None
         start = time.perf_counter()
@@ -214,19 +213,19 @@ def segment_one(
 
 
 def _staged(setup: WorkerSetup, task: VideoTask, staging: str) -> list[Path]:
-    """Where the outputs are while they are made."""
+    """Paths of the outputs while they are written."""
     return [Path(setup.folder, staging, str(number), Path(name).name) for number, name in enumerate(task.outputs)]
 
 
 def publish(staged: Sequence[Path], targets: Sequence[Path], place: Path) -> None:
-    """Give complete files and folders their names. At every moment each name is absent, or complete.
+    """Move complete files and folders to their names. At every moment each name is absent or complete.
 
-    Older ones are taken away before the first new one comes, so that what is there is of one run.
+    Older outputs are removed before the first new one is moved, so that all outputs are from the same run.
 
     Args:
-        staged: where they are.
-        targets: where they belong, on the same file system.
-        place: the folder of ``staged``; what is replaced goes there.
+        staged: their temporary paths.
+        targets: their final paths, on the same file system.
+        place: the folder of ``staged``; replaced outputs are moved there.
     """
     for path in staged:
         for file in _files(path):
