@@ -39,7 +39,7 @@ class Axes:
 
     @classmethod
     def around(cls, rows: Sequence[dict[str, Any]]) -> Axes:
-        """Axes with a margin around what is drawn."""
+        """Axes with a margin around the data."""
         speeds, scores = ([row[name] for row in rows] for name in ("fps", "mIoU"))
         return cls((min(speeds) / 1.35, max(speeds) * 1.6), (math.floor(min(scores) - 1), math.ceil(max(scores) + 1)))
 
@@ -53,9 +53,9 @@ class Axes:
 
 
 def draw(report: dict[str, Any]) -> Image.Image:
-    """The picture of a report ``{"title", "rows": [{"model", "mIoU", "fps", "ours", "series"}, ...]}``.
+    """The plot of a report ``{"title", "rows": [{"model", "mIoU", "fps", "ours", "series"}, ...]}``.
 
-    Rows of one ``series`` are joined: one model at several settings.
+    Rows with the same ``series`` are connected: one model at several settings.
 
     Raises:
         ValueError: no row has both figures.

@@ -98,7 +98,7 @@ TM_INLINE void dcn_scatter(const DcnProblem& problem, const DcnScratch<Work<T>>&
     const T* from = grad + channel[point];
     F g[B];
     TM_UNROLL for (int b = 0; b < B; ++b) g[b] = Convert<T, V>::in(from + b * V);
-    // Found first: a branch between product and sum would keep them from becoming one instruction, which rounds once.
+    // Computed first: a branch between product and sum would prevent a fused multiply-add, which rounds once.
     A* to[4];
     for (int r = 0; r < 4; ++r) to[r] = banded ? target.foreign(where[r], within) : own + where[r];
     TM_UNROLL for (int r = 0; r < 4; ++r) {

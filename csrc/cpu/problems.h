@@ -82,7 +82,7 @@ struct Kernels {
   void (*msda_direct)(const MsdaProblem&, int64_t begin, int64_t end, void* scratch);
   int64_t (*dcn_scratch)(const DcnProblem&);
   void (*dcn_forward)(const DcnProblem&, int64_t n, const DcnTile&, void* scratch);
-  // Groups group..group+groups-1 of a band of image n, in column strips of that width; then adding what it has spilled.
+  // Groups group..group+groups-1 of a band of image n, in column strips of that width; then the rows that it added to another band's.
   void (*dcn_backward)(const DcnProblem&, int64_t n, int64_t group, int64_t groups, const DcnBand&, int64_t strip,
                        void* scratch);
   void (*dcn_add_spill)(const DcnProblem&, int64_t n, int64_t group, int64_t groups, const DcnBand&);

@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, cfg: Any, palette: Any, model: str) -> int:
 
 
 def config_digest(cfg: Any) -> str:
-    """SHA-256 of what of a config decides on results: not where it runs, nor where files are."""
+    """SHA-256 of the config keys that affect results, without devices and paths."""
     import hashlib
 
     own = cfg.clone()

@@ -51,7 +51,7 @@ def classes_dataset(cfg: CfgNode, datasets: Sequence[str] | None = None) -> str 
 
     Data sets that are not registered, or whose number of classes is not ``NUM_CLASSES``, are left out here; training on
     such a data set is refused (:func:`check_classes`). With ``MODEL.CHECK_CLASS_NAMES`` False the names of the first
-    data set are taken; training sets are compared with each other all the same: a model cannot learn two orders.
+    data set are used; training sets are still compared with each other, because a model cannot learn two orders.
 
     Args:
         cfg: a config; ``DATASETS.IMPORT`` is imported.

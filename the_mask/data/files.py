@@ -178,7 +178,7 @@ def move_into_place(made: Path, path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Put the content of a closed file on the disk.
+    """Flush a closed file to the disk.
 
     Raises:
         OSError: names the file, whatever has failed.
@@ -193,7 +193,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's list of names on the disk: a rename in it is durable only then."""
+    """Flush a folder to the disk, which makes renames in it durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -295,7 +295,7 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
 
 
 def _is_possible(path: PurePath) -> bool:
-    """Whether file systems can have a path: characters, length of the whole and of its parts (ext4, APFS, NTFS)."""
+    """Whether a path can exist: its characters, its length and that of its parts (ext4, APFS, NTFS)."""
     try:
         parts = [os.fsencode(part) for part in path.parts]
     except UnicodeEncodeError:

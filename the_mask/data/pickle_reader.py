@@ -38,7 +38,7 @@ def _instructions(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
         UnreadableError: no pickle, or one that takes more memory or time than its length explains: indices beyond its
             objects, tuples of tuples so deep or so often repeated that their hash does not end.
     """
-    # Size and depth, when written out, of each object on the stack; None is a mark.
+    # Size and depth of each object on the stack, if written out; None is a mark.
     stack: list[tuple[int, int] | None] = []
     memo: dict[int, tuple[int, int]] = {}
     argument: Any

@@ -60,7 +60,7 @@ def random_shape(
 ) -> Shape:
     """A shape of the given kind in the world box ``low``..``high``; sizes and speeds scale with the frame height.
 
-    ``color`` [3] is the one that brightness and tint are drawn around, default that of the pair.
+    Brightness and tint are drawn around ``color`` [3], by default that of the pair.
     """
     base = FAMILY_COLORS[kind // 2] if color is None else color
     heading = rng.uniform(0, 2 * np.pi)

@@ -37,14 +37,14 @@ class SceneSize:
 
 @dataclass(frozen=True)
 class Version:
-    """What differs between versions of the set.
+    """The differences between versions of the data set.
 
     Attributes:
-        both: share of videos in which the two look-alikes of a pair meet.
-        spoiled: share of frames that are spoiled altogether.
-        blur: of spoiled frames, range of the sigma, pixels.
+        both: share of videos in which both look-alikes of a pair occur.
+        spoiled: share of frames that are degraded as a whole.
+        blur: range of the sigma in spoiled frames, pixels.
         noise: of spoiled frames, range of the standard deviation, of 255.
-        color_blind: spoiled frames do not tell red from green, either.
+        color_blind: spoiled frames also lack the red-green difference.
     """
 
     both: float
@@ -234,7 +234,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray, version: int = 2) -> tu
 
 
 def without_red_green(image: np.ndarray) -> np.ndarray:
-    """The picture of a camera that lost its red-green signal: luma and blue-yellow difference stay; float32 [H,W,3]."""
+    """Remove the red-green difference of an image; luma and blue-yellow difference remain; float32 [H,W,3]."""
     luma = image @ np.array([0.299, 0.587, 0.114], np.float32)
     return image - ((image[..., 0] - luma) / RED_GREEN[0])[..., None] * RED_GREEN.astype(np.float32)
 
@@ -259,7 +259,7 @@ def make_moving_shapes(
         True when files were written, False when the tree was already there.
 
     Raises:
-        ValueError: impossible sizes, or a version there is none of.
+        ValueError: impossible sizes, or an unknown version.
         FileExistsError: ``root`` holds something else and ``force`` is off.
     """
     if min(train_videos, val_videos, size.frames) < 1 or min(size.height, size.width) < 32:

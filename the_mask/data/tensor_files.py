@@ -114,7 +114,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A ``.safetensors`` file of tensors that share no memory: equal content gives equal bytes.
 
-    safetensors itself writes the metadata in an order that changes from one call to the next.
+    safetensors itself writes the metadata in an order that varies between calls.
     """
     from safetensors.torch import save
 

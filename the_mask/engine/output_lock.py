@@ -32,8 +32,8 @@ def claimed(folder: str | Path, what: str = "training", otherwise: str = "set an
 
     Args:
         folder: created if needed.
-        what: kind of what writes there, for the message.
-        otherwise: what a user can do but wait, for the message.
+        what: kind of the other process, for the message.
+        otherwise: advice for users who do not want to wait, for the message.
 
     Raises:
         OutputInUseError: another process holds it.

@@ -79,13 +79,13 @@ def write_onnx(program: Program, folder: Path) -> Path:
             verbose=False,
         )
     assert converted is not None
-    # A large model has its weights in a file beside it; both get their names when they are whole.
+    # A large model has a separate weights file; both are renamed when they are complete.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=TEMPORARY) as place:
         converted.save(Path(place, path.name))
         foreign = foreign_operators(onnx.load(Path(place, path.name), load_external_data=False))
         if foreign:
             raise ValueError(f"{path} uses operators outside the ONNX standard: {', '.join(foreign)}")
-        # The weights first: a program without them would be no program.
+        # The weights first, because the program needs them.
         for file in sorted(Path(place).iterdir(), key=lambda file: file.name == path.name):
             sync_file(file)
             file.replace(folder / file.name)
@@ -122,7 +122,7 @@ class OnnxSession:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an ``export.json`` beside it has another digest.
+        ValueError: an ``export.json`` next to it has another digest.
     """
 
     def __init__(self, path: Path) -> None:
@@ -210,7 +210,7 @@ def export_package(
             manifest["programs"][program.name] = _written(
                 program, place, folder, formats, calls[program.name], tolerance
             )
-        # The manifest last: until then the one of an earlier export refuses the new files by their digests.
+        # The manifest last: until then the digests in an earlier export's manifest do not match the new files.
         for file in sorted(place.iterdir()):
             sync_file(file)
             file.replace(folder / file.name)
@@ -226,7 +226,7 @@ def _written(
     calls: Sequence[tuple[Tensor, ...]],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Write a program to ``place``, compare it with its module; what the manifest of ``folder`` says of it."""
+    """Write a program to ``place`` and compare it with its module; returns its entry in the manifest of ``folder``."""
     entry: dict[str, Any] = {
         "inputs": [_describe(n, x) for n, x in zip(program.inputs, program.arguments, strict=True)],
         "outputs": program.outputs,

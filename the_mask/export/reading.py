@@ -71,8 +71,8 @@ def open_torch(path: str | Path, trust: bool = False) -> Any:
     """The module of a ``.pt2`` file: ``module(*tensors)`` gives a tuple of tensors.
 
     Args:
-        path: the file. An ``export.json`` beside it must have its digest.
-        trust: do not look through the package: let it run its own code.
+        path: the file. If there is an ``export.json`` next to it, it must have the file's digest.
+        trust: do not check the package: let it run its own code.
 
     Raises:
         FileNotFoundError: no such file.
@@ -91,12 +91,12 @@ def open_torch(path: str | Path, trust: bool = False) -> Any:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     program = torch.export.load(io.BytesIO(data))
-    # Guards are code of the package; shapes are checked without them.
+    # Guards would be code from the package; shapes are checked without them.
     return program.module(check_guards=trust)
 
 
 def read_checked(path: Path) -> bytes:
-    """A file of a package, whose digest is that of the ``export.json`` beside it, if there is one.
+    """Read a file of a package; its digest must be that in the ``export.json`` next to it, if there is one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -110,7 +110,7 @@ def read_checked(path: Path) -> bytes:
 
 
 def check_digests(path: Path) -> None:
-    """Raise unless a file, and those with its weights beside it, are what the ``export.json`` beside them says, if any.
+    """Raise unless a file and its weights files have the digests in the ``export.json`` next to them, if there is one.
 
     Raises:
         FileNotFoundError, UnsafePackageError: as :func:`read_checked`.
@@ -140,7 +140,7 @@ def _compare(path: Path, found: str, described: dict[str, str] | None) -> None:
 
 
 def _described(path: Path) -> dict[str, str] | None:
-    """Digests of the files of a package by their names, from the manifest beside a file; None without a manifest."""
+    """Digests of a package's files by name, from the manifest next to a file; None without a manifest."""
     manifest = path.parent / MANIFEST
     if not manifest.is_file():
         return None
@@ -156,7 +156,7 @@ def look_through(data: bytes) -> None:
 
     Raises:
         UnsafePackageError: it holds something else, which is named.
-        ValueError: it is no such package.
+        ValueError: it is not such a package.
     """
     parts = _parts(data)
     absent = [name for name in (PROGRAM, EXAMPLES, *PAYLOADS) if name not in parts]
@@ -222,7 +222,7 @@ def _check_payload(name: str, content: Any) -> None:
 
 
 def _values(content: Any, keys: tuple[str, ...]) -> Iterator[Any]:
-    """All values under some keys, however deep."""
+    """All values with some keys, at any depth."""
     stack = [content]
     while stack:
         node = stack.pop()

@@ -74,7 +74,7 @@ class StreamingSegmentor(MultiView):
         precision: str = "float32",
         calibrate: str | Path | None = None,
     ) -> StreamingSegmentor:
-        """A trained model by name, folder, config or hub id, ready for the frames of a video.
+        """Load a trained model by name, folder, config or hub id, ready for the frames of a video.
 
         Nothing is fetched but a hub model, and that once; ``HF_HUB_OFFLINE`` forbids it.
 

@@ -157,7 +157,7 @@ class Stream:
 
 
 class Around(Stream):
-    """A stream around one other.
+    """A stream around another stream.
 
     Attributes:
         model: what it wraps.

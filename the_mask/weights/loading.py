@@ -68,7 +68,7 @@ class LoadReport:
 
     @property
     def lacking(self) -> list[str]:
-        """Names of :attr:`missing` that the config alone does not determine."""
+        """Names in :attr:`missing` whose values do not follow from the config."""
         return [name for name in self.missing if not DETERMINED.search(name)]
 
     def untrained(self) -> list[str]:

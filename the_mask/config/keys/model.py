@@ -28,7 +28,7 @@ class ModelOptions(Options, group="MODEL"):
     # Data set whose classes MODEL.WEIGHTS has, for files that do not say so themselves (other programs' files).
     weights_classes: str = ""
     # Weights whose classes are as many but named otherwise are refused by evaluations and resumed runs. False: only
-    # the number counts, e.g. for a data set whose classes were renamed. Training sets must have the same all the same.
+    # the number counts, e.g. for a data set whose classes were renamed. Training sets always need the same names.
     check_class_names: bool = True
 
 

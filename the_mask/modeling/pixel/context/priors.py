@@ -131,7 +131,7 @@ def label_prior(
 
     Args:
         model: with the classes.
-        batch: whose slots may show no frame.
+        batch: its slots may be empty.
         maps: of every clip, a label map [H, W] or None per frame.
         frame: "same_frame" or "previous_frame".
     """
