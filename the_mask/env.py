@@ -100,7 +100,7 @@ def findings() -> list[Finding]:
         )
     cores = os.cpu_count() or 1
     if torch.get_num_threads() == 1 and cores > 1:
-        found.append(Finding(f"torch uses 1 of {cores} cores: OMP_NUM_THREADS says how many"))
+        found.append(Finding(f"torch uses 1 of {cores} cores; OMP_NUM_THREADS sets the number"))
     if _has_amx():
         found.append(Finding("the CPU has AMX: SOLVER.AMP.ENABLED True MODEL.CHANNELS_LAST True is faster on it"))
     return found
