@@ -28,8 +28,8 @@ from the_mask.inference.rendering.comparison import compare_videos
 
 # What is trained: folder and key of the summary, and its name in tables.
 ROWS = {
-    "one_frame": "one frame, the start of both",
-    "one_frame_longer": "one frame, trained on",
+    "one_frame": "one frame, stage 1",
+    "one_frame_longer": "one frame, trained longer",
     "temporal": "temporal",
 }
 FIGURES = ("mIoU", "VC8", "VC16", "VC8_compat", "VC16_compat", "pACC")
