@@ -29,7 +29,7 @@ from the_mask.inference.rendering.comparison import compare_videos
 # What is trained: folder and key of the summary, and its name in tables.
 ROWS = {
     "one_frame": "one frame, stage 1",
-    "one_frame_longer": "one frame, trained longer",
+    "one_frame_longer": "one frame, longer",
     "temporal": "temporal",
 }
 FIGURES = ("mIoU", "VC8", "VC16", "VC8_compat", "VC16_compat", "pACC")
