@@ -86,7 +86,8 @@ def draw(report: dict[str, Any]) -> Image.Image:
     for row in rows:
         x, y = axes.place(row["fps"], row["mIoU"])
         pen.ellipse((x - 7, y - 7, x + 7, y + 7), OURS if row["ours"] else PEER)
-        pen.text((x + 14, y - 12), row["model"], INK, small, anchor="lm")
+        offset, anchor = (-14, "rm") if row.get("label") == "left" else (14, "lm")
+        pen.text((x + offset, y - 12), row["model"], INK, small, anchor=anchor)
     return image
 
 
