@@ -6,6 +6,7 @@ are handled the same everywhere.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -198,6 +199,26 @@ def read_label_raw(path: str | Path) -> np.ndarray:
         ValueError: truncated, not an image, several images, above Pillow's limit of pixels, or a colour image.
     """
     return read_label_and_orientation(path)[0]
+
+
+def read_embedded_mask(content: bytes, where: str, size: tuple[int, int]) -> np.ndarray:
+    """Read a PNG that stands inside another file as a mask: bool [H,W], True where it is not black.
+
+    Args:
+        content: the bytes of the PNG.
+        where: the file and place it came from, for messages.
+        size: the height and width that it must have; nothing larger is decoded.
+
+    Raises:
+        ValueError: it cannot be decoded, or has another size. Names ``where``.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.size != size[::-1]:
+                raise ValueError(f"{image.width}x{image.height} pixels, expected {size[1]}x{size[0]}")
+            return np.asarray(image.convert("L")) > 0
+    except (*_PILLOW_ERRORS, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where}: a mask cannot be read: {error}") from error
 
 
 def read_palette(path: str | Path) -> list[tuple[int, int, int]]:

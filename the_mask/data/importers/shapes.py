@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-from PIL import Image
 
 from the_mask.data.files import parse_json, read_json, read_text
 from the_mask.data.importers.common import (
@@ -25,6 +23,7 @@ from the_mask.data.importers.common import (
     find_image,
     frame_number,
 )
+from the_mask.data.io import read_embedded_mask
 from the_mask.data.registry import natural_key
 
 
@@ -111,17 +110,14 @@ def _labelme_mask(shape: dict[str, Any], size: tuple[int, ...], path: Path) -> n
     if len(points) != 2 or not np.isfinite(points).all():
         raise ValueError(f"{path}: a mask of {len(points)} points; expected its first and its last corner")
     (left, top), (right, bottom) = points.round().astype(int).tolist()
-    try:
-        data = base64.b64decode(shape.get("mask") or "", validate=True)
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (right - left + 1, bottom - top + 1):
-                raise ValueError(f"{image.size[0]}x{image.size[1]} pixels in a box of another size")
-            inner = np.asarray(image.convert("L")) > 0
-    except (TypeError, ValueError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: a mask cannot be read: {error}") from error
-    mask = np.zeros(size, bool)
     if min(left, top) < 0 or right >= size[1] or bottom >= size[0]:
         raise ValueError(f"{path}: a mask from ({left}, {top}) to ({right}, {bottom}) leaves the picture")
+    try:
+        content = base64.b64decode(shape.get("mask") or "", validate=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: a mask cannot be read: {error}") from error
+    mask = np.zeros(size, bool)
+    inner = read_embedded_mask(content, str(path), (bottom - top + 1, right - left + 1))
     mask[top : bottom + 1, left : right + 1] = inner
     return mask
 
