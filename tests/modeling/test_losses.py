@@ -103,7 +103,7 @@ def test_costs_take_transposed_and_low_precision_input():
     torch.testing.assert_close(losses.pairwise_bce_cost(x.t(), t.t()), expected)
     half = losses.pairwise_bce_cost(x.t().bfloat16(), t.t().bfloat16())
     assert half.dtype == torch.float32
-    assert_close(half, expected, "sum")
+    assert_close(half, expected, "half inputs")
     for shape in [(0, 5), (3, 0)]:
         assert losses.pairwise_dice_cost(torch.zeros(*shape), torch.zeros(2, shape[1])).shape == (shape[0], 2)
 

@@ -33,7 +33,7 @@ def test_semantic_scores_of_a_strided_half_precision_mask():
     assert torch.equal(semantic_scores(logits, masks), expected)
     half = semantic_scores(logits.bfloat16(), masks.bfloat16())
     assert half.dtype == torch.float32
-    assert_close(half, expected, "layer")
+    assert_close(half, expected, "half inputs")
 
 
 class LargestTensor(TorchDispatchMode):

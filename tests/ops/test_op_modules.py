@@ -105,7 +105,7 @@ def test_half_precision_layers(path: Path, dtype: torch.dtype):
         found = (layer(query.to(dtype), references, source.to(dtype), LEVELS), dcn(image.to(dtype)))
         for mine, wanted in zip(found, expected):
             assert mine.dtype == dtype
-            assert_close(mine, wanted, "gradient")
+            assert_close(mine, wanted, "half inputs")
 
 
 def test_autocast_keeps_offsets_in_float32():

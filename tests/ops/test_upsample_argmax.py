@@ -103,7 +103,7 @@ def test_taps_are_the_rows_of_two_interpolations():
         for row in range(output):
             for tap in range(weights.shape[1]):
                 found[row, first[row] + tap] += float(weights[row, tap])
-        assert_close(found[:, :cells], matrix, "unit")
+        assert_close(found[:, :cells].float(), matrix, "unit")
         assert not found[:, cells:].any()
 
 
