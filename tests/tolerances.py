@@ -48,6 +48,10 @@ TABLE: dict[str, dict[torch.dtype, tuple[float, float]]] = {
     "masks": {torch.float32: (1e-4, 2e-4)},
     # Gradients of a whole network or criterion.
     "gradient": {torch.float64: (1e-10, 1e-10), torch.float32: (1e-3, 1e-6)},
+    # Positions of some hundred pixels.
+    "position": {torch.float32: (0, 1e-3)},
+    # Interpolated colours, 0..255.
+    "colour": {torch.float32: (0, 5e-3)},
     # Probabilities that were kept in half precision in between.
     "stored half": {torch.float32: (0, 1e-3)},
     # A graph runtime's own kernels.

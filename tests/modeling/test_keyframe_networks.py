@@ -90,7 +90,7 @@ class TestGeometry:
         corners = F.interpolate(frames.float(), size=(8, 12), mode="bilinear", align_corners=True)
         torch.testing.assert_close(geometry.downscale_frames(frames, 8), half_pixel)
         # torch computes the positions in float32.
-        assert_close(geometry.downscale_frames(frames, 8, align_corners=True), corners, "stored half")
+        assert_close(geometry.downscale_frames(frames, 8, align_corners=True), corners, "colour")
 
     def test_grid_change_equals_interpolate(self):
         scores = draw(5, 16, 24)
@@ -114,7 +114,7 @@ class TestGeometry:
         if align_corners:
             back = geometry.from_aligned_grid(small, size, 4)
             plain = geometry.cell_centres(21, 4, size[1], False, None).clamp(0, size[1] - 1)
-            assert_close(back[0, 3], plain, "stored half")
+            assert_close(back[0, 3], plain, "position")
 
 
 class TestWarp:
