@@ -1,17 +1,21 @@
 """The fast linear layer against float64, and where it is not taken."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.layers import Conv2d
 from tolerances import assert_close
 from torch import nn
 
 from the_mask.config import load_config
 from the_mask.inference.stream import build_random
-from the_mask.ops import decomposed
+from the_mask.modeling import fast_layers
+from the_mask.ops import MSDeformAttn, decomposed, use
 from the_mask.ops import fast_linear as module
-from the_mask.ops.fast_linear import FastLinear, fast_linear, fast_product, speed_up_linears, uses_onednn
+from the_mask.ops.fast_linear import FastConv2d, FastLinear, fast_linear, fast_product, speed_up_layers, uses_onednn
+from the_mask.ops.inference import softmax_of_few
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 
@@ -58,7 +62,7 @@ def test_where_the_usual_layer_runs(onednn, monkeypatch):
 
 def test_export_sees_the_usual_layer(onednn):
     model = nn.Sequential(nn.Linear(8, 6)).eval()
-    speed_up_linears(model)
+    speed_up_layers(model)
     assert isinstance(model[0], FastLinear)
     with torch.no_grad():
         program = torch.export.export(model, (torch.randn(4, 8),))
@@ -82,9 +86,65 @@ def test_product(onednn, shapes):
     assert_close(fast_product(a.requires_grad_(), b), expected, "layer")
 
 
+@pytest.mark.parametrize("kind", ["plain", "norm"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_convolutions_in_one_thread(onednn, monkeypatch, kind, layout):
+    torch.manual_seed(0)
+    if kind == "plain":
+        layer = nn.Conv2d(8, 6, 1)
+    else:
+        layer = Conv2d(8, 6, 1, bias=False, norm=nn.GroupNorm(2, 6), activation=nn.functional.relu)
+    model = nn.Sequential(layer, nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 1, stride=2), nn.Conv2d(6, 6, 1, groups=2)).eval()
+    keys = list(model.state_dict())
+    x = torch.randn(2, 8, 9, 7).to(memory_format=layout)
+    expected = copy.deepcopy(model).double()(x.double())
+    fast_layers.speed_up_layers(model)
+    assert [isinstance(module, FastConv2d) for module in model] == [True, False, False, False]
+    assert list(model.state_dict()) == keys
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    called = []
+    real = torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *a: called.append(1) or real(*a))
+    with torch.no_grad():
+        found = model(x)
+    assert called == [1]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    model(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_softmax_of_few():
+    x = 50 * torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0))
+    x[0, 0] = -1e30
+    with torch.no_grad():
+        found = softmax_of_few(x, torch.float32)
+    torch.testing.assert_close(found.double(), x.double().softmax(-1), rtol=1e-5, atol=1e-9)
+    assert softmax_of_few(x.bfloat16(), torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_shared_reference_points(onednn, batch):
+    torch.manual_seed(0)
+    layer = MSDeformAttn(16, 2, 4, 3)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    shapes = [(5, 4), (3, 2)]
+    query, value = torch.randn(batch, 7, 16), torch.randn(batch, 26, 16)
+    reference = torch.rand(1, 7, 2, 2)
+    with use("reference"):
+        expected = layer.double()(query.double(), reference.double().expand(batch, -1, -1, -1), value.double(), shapes)
+    layer.float()
+    with torch.no_grad():
+        found = layer(query, layer.spread(reference), value, shapes)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        layer(query, layer.spread(reference), value, shapes).double(), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_tracers_and_standard_operators_see_the_usual_layer(onednn):
     model = nn.Sequential(nn.Linear(8, 6)).eval()
-    speed_up_linears(model)
+    speed_up_layers(model)
     x = torch.randn(4, 8)
     with torch.no_grad():
         graph = torch.jit.trace(model, x).inlined_graph
@@ -100,7 +160,9 @@ def test_segmentors_take_it_in_eval_mode(monkeypatch, name):
         pytest.skip("this PyTorch has no oneDNN")
     torch.manual_seed(0)
     model = build_random(load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "cpu"]))
-    assert not [module for module in model.modules() if type(module) is nn.Linear]
+    assert not [child for child in model.modules() if type(child) is nn.Linear]
+    assert name == "videomt_debug" or [child for child in model.modules() if isinstance(child, FastConv2d)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     frame = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).byte()
     results = []
     for choice in (False, True):

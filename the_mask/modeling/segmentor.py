@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from the_mask.data.clips import Clip, as_clips
+from the_mask.modeling.fast_layers import speed_up_layers
 from the_mask.modeling.freezing import eval_frozen
 from the_mask.modeling.scores import label_map, resize_scores
 from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState
-from the_mask.ops.fast_linear import speed_up_linears
 
 
 class Segmentor(nn.Module, Stream):
@@ -169,7 +169,7 @@ class Segmentor(nn.Module, Stream):
         """Switch the mode; frozen parts stay in eval mode (``MODEL.THE_MASK.FROZEN_EVAL``)."""
         super().train(mode)
         if not mode:
-            speed_up_linears(self)
+            speed_up_layers(self)
         if mode and self.frozen_eval:
             for child in self.children():
                 eval_frozen(child)

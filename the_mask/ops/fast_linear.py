@@ -1,4 +1,4 @@
-"""Linear layers for CPU inference that use oneDNN where the BLAS is slow.
+"""Linear layers and 1x1 convolutions for CPU inference that use oneDNN where the BLAS is slow.
 
 PyTorch computes float32 products with its BLAS, in the usual builds MKL, which runs at about half the speed of oneDNN
 on AMD processors (measured: docs/experiments.md). oneDNN is in the same builds, through an operator that torch.compile
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from the_mask.ops.selection import wants_standard
+from the_mask.ops.inference import is_plain_inference
 
 CHOICES = ("auto", "onednn", "blas")
 
@@ -63,18 +63,7 @@ def fast_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _fast(x: Tensor, weight: Tensor) -> bool:
-    return not (
-        x.device.type != "cpu"
-        or not x.dtype == weight.dtype == torch.float32
-        or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or wants_standard()
-        or torch.is_autocast_enabled("cpu")
-        or not x.numel()
-        or not weight.numel()
-        or not uses_onednn()
-    )
+    return is_plain_inference(x, weight) and uses_onednn()
 
 
 class FastLinear(nn.Linear):
@@ -84,8 +73,24 @@ class FastLinear(nn.Linear):
         return fast_linear(input, self.weight, self.bias)
 
 
-def speed_up_linears(module: nn.Module) -> None:
-    """Replace the linear layers in a module by fast ones, in place; names and weights are unchanged."""
+class FastConv2d(nn.Conv2d):
+    """A 1x1 convolution that uses oneDNN in one thread too, where PyTorch takes the BLAS."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.get_num_threads() > 1 or not _fast(input, weight):
+            return super()._conv_forward(input, weight, bias)
+        return torch.mkldnn_convolution(input, weight, bias, [0, 0], [1, 1], [1, 1], 1)
+
+
+def speed_up_layers(module: nn.Module) -> None:
+    """Replace the linear layers and 1x1 convolutions in a module by fast ones, in place; names and weights stay."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = FastLinear
+        elif type(layer) is nn.Conv2d and is_pointwise(layer):
+            layer.__class__ = FastConv2d
+
+
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is one matrix product over its channels."""
+    return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)

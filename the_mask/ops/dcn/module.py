@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from the_mask.ops.dcn.op import dcnv3
 from the_mask.ops.fast_linear import fast_linear
+from the_mask.ops.inference import softmax_of_few
 from the_mask.ops.linear import linear_in_float32
 
 
@@ -89,7 +90,7 @@ class DCNv3(nn.Module):
         features = self.dw_conv(x.permute(0, 3, 1, 2))
         offset = linear_in_float32(self.offset, features)
         mask = self.mask(features).view(batch, height, width, self.groups, -1)
-        mask = mask.softmax(-1, dtype=offset.dtype).flatten(3)
+        mask = softmax_of_few(mask, offset.dtype).flatten(3)
         share = None
         if self.center_feature_scale:
             share = fast_linear(

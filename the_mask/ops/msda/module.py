@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from the_mask.ops.fast_linear import fast_linear
+from the_mask.ops.inference import is_plain_inference, softmax_of_few
 from the_mask.ops.linear import linear_in_float32
 from the_mask.ops.msda.op import ms_deform_attn
 
@@ -68,7 +70,8 @@ class MSDeformAttn(nn.Module):
 
         Args:
             query: [N, Q, C].
-            reference_points: [N, Q, L, 2], (x, y) in 0..1, or [N, Q, L, 4], (x, y, w, h) in 0..1.
+            reference_points: [N, Q, L, 2], (x, y) in 0..1, or [N, Q, L, 4], (x, y, w, h) in 0..1; or what
+                :meth:`spread` made of them.
             value_input: [N, S, C], levels concatenated.
             spatial_shapes: L pairs (H, W); a list keeps the shapes on the host, which avoids synchronisation.
             level_start_index: [L] or None.
@@ -86,20 +89,37 @@ class MSDeformAttn(nn.Module):
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0)
         value = value.view(batch, -1, self.num_heads, channels // self.num_heads)
-        offsets = linear_in_float32(self.sampling_offsets, query).view(batch, queries, *sizes, 2)
+        locations = self._locations(query, reference_points, spatial_shapes)
         weights = self.attention_weights(query).view(batch, queries, self.num_heads, -1)
-        weights = weights.softmax(-1, dtype=offsets.dtype).view(batch, queries, *sizes)
-        places = reference_points.to(offsets.dtype)[:, :, None, :, None, :]
-        if reference_points.shape[-1] == 2:
-            locations = places + offsets / _level_extent(spatial_shapes, offsets)
-        elif reference_points.shape[-1] == 4:
-            locations = places[..., :2] + offsets / self.num_points * places[..., 2:] * 0.5
-        else:
-            raise ValueError(
-                f"reference_points has shape {tuple(reference_points.shape)}: expected 2 or 4 as last size"
-            )
+        weights = softmax_of_few(weights, locations.dtype).view(batch, queries, *sizes)
         attended = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
         return self.output_proj(attended)
+
+    def spread(self, reference_points: Tensor) -> Tensor:
+        """Reference points [N, Q, L, 2] for each head and point, [N, Q, M, L, P, 2]: for layers that share them."""
+        shape = (-1, -1, self.num_heads, -1, self.num_points, -1)
+        return reference_points[:, :, None, :, None, :].expand(shape).contiguous()
+
+    def _locations(
+        self, query: Tensor, reference_points: Tensor, spatial_shapes: Tensor | Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Sampling locations [N, Q, M, L, P, 2], (x, y) in 0..1."""
+        layer, sizes = self.sampling_offsets, (self.num_heads, self.num_levels, self.num_points, 2)
+        shape = (*query.shape[:2], *sizes)
+        is_spread = reference_points.dim() == 6
+        if is_spread and is_plain_inference(query, layer.weight):
+            # Divided in the weights: a division by two numbers in turn takes longer than the sampling.
+            scale = (1 / _level_extent(spatial_shapes, query)).expand(sizes).reshape(-1)
+            shifts = fast_linear(query, layer.weight * scale[:, None], layer.bias * scale)
+            return shifts.view(shape).add_(reference_points)
+        offsets = linear_in_float32(layer, query).view(shape)
+        places = reference_points.to(offsets.dtype)
+        places = places if is_spread else places[:, :, None, :, None, :]
+        if reference_points.shape[-1] == 2:
+            return places + offsets / _level_extent(spatial_shapes, offsets)
+        if reference_points.shape[-1] == 4:
+            return places[..., :2] + offsets / self.num_points * places[..., 2:] * 0.5
+        raise ValueError(f"reference_points has shape {tuple(reference_points.shape)}: expected 2 or 4 as last size")
 
 
 def _level_extent(spatial_shapes: Tensor | Sequence[Sequence[int]], like: Tensor) -> Tensor:
