@@ -12,13 +12,17 @@ from torch import nn
 from the_mask.export.package import write_onnx
 from the_mask.export.programs import Program
 from the_mask.inference.runtimes import RuntimeCache, calibration_clips, choose, prepare_stream, quantize, use_runtime
-from the_mask.inference.runtimes.sessions import OnnxRuntimeSession
+from the_mask.inference.runtimes.sessions import OnnxRuntimeSession, missing
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="no onnxruntime")
 BACKENDS = [
     "onnxruntime",
     pytest.param(
-        "openvino", marks=pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="no openvino")
+        "openvino",
+        marks=[
+            pytest.mark.skipif(bool(missing("openvino", "int8")), reason="no openvino or nncf"),
+            pytest.mark.slow,
+        ],
     ),
 ]
 
@@ -62,7 +66,7 @@ def test_a_convolution_by_hand(tmp_path, monkeypatch):
         module.conv.weight.mul_(torch.tensor([0.01, 0.1, 1.0, 3.0, 10.0])[:, None, None, None])
     calls = [[torch.rand(1, 3, 12, 12) * 4 - 1] for _ in range(4)]
     graph = write_onnx(Program("conv", module, tuple(calls[0]), ["x"], ["y"]), tmp_path)
-    quantize.write_int8(graph, calls, tmp_path / "int8.onnx")
+    quantize.write_int8(graph, calls, tmp_path / "int8.onnx", "onnxruntime")
     x = calls[0][0]
     (found,) = OnnxRuntimeSession(tmp_path / "int8.onnx")([x])
 
@@ -96,6 +100,7 @@ def test_streams_in_int8(backend, tmp_path, int8_wins):
     assert ("sky" in str(report)) == (0 in report.accuracy.iou)
 
 
+@pytest.mark.slow
 def test_keyframe_models_are_calibrated_on_frames_that_follow(tmp_path, int8_wins):
     segmentor, frames = streaming("gsvnet_debug", "MODEL.KEYFRAME.INTERVAL", 2), video(4)
     report = use_runtime(segmentor.model, "onnxruntime", "int8", RuntimeCache(tmp_path), clips(segmentor, frames))
@@ -130,6 +135,7 @@ def test_float32_is_kept_where_int8_does_not_pay(tmp_path, monkeypatch, caplog):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_float32_runs_where_int8_changes_too_much(tmp_path, int8_wins, monkeypatch, caplog):
     monkeypatch.setattr(choose, "LEAST_AGREEMENT", 1.1)
     segmentor, frames = streaming("swiftnet_debug"), video(2)
@@ -142,6 +148,7 @@ def test_float32_runs_where_int8_changes_too_much(tmp_path, int8_wins, monkeypat
     assert "float32 runs" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_size_that_was_not_calibrated(tmp_path, int8_wins, caplog):
     segmentor = streaming("swiftnet_debug")
     other = video(2, size=(96, 64))
@@ -151,6 +158,15 @@ def test_a_size_that_was_not_calibrated(tmp_path, int8_wins, caplog):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     assert sorted(report.chosen.values()) == ["onnxruntime", "onnxruntime, int8"]
     assert caplog.text.count("was not calibrated for") == 1
+
+
+def test_openvino_says_what_its_int8_needs(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    without = lambda name: None if name == "nncf" else find(name)  # noqa: E731
+    monkeypatch.setattr("the_mask.inference.runtimes.sessions.importlib.util.find_spec", without)
+    segmentor = streaming("swiftnet_debug")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'the_mask\[int8\]' \(missing: .*nncf\)"):
+        use_runtime(segmentor.model, "openvino", "int8", RuntimeCache(tmp_path), clips(segmentor, video(1)))
 
 
 def test_clips_are_spread_over_a_long_source(tmp_path):

@@ -16,7 +16,16 @@ from the_mask.export.package import write_onnx
 from the_mask.export.programs import Program
 from the_mask.inference.runtimes.cache import RuntimeCache, module_digest, text_digest
 from the_mask.inference.runtimes.part import Flat, Part, eager_results, register
-from the_mask.inference.runtimes.quantize import Accuracy, Calls, Clips, check_clips, compare, labels_of, write_int8
+from the_mask.inference.runtimes.quantize import (
+    Accuracy,
+    Calls,
+    Clips,
+    check_clips,
+    compare,
+    labels_of,
+    tool_version,
+    write_int8,
+)
 from the_mask.inference.runtimes.sessions import (
     CompiledSession,
     EagerSession,
@@ -111,11 +120,9 @@ def use_runtime(
                 f"PyTorch does not run these networks in int8: not backend {backend}, but onnxruntime, openvino or auto"
             )
         calibration = check_clips(calibration)
-    # The tool that quantises is ONNX Runtime's.
-    for needed in (backend, *(["onnxruntime"] if precision == "int8" else [])):
-        reason = missing(needed)
-        if reason:
-            raise ModuleNotFoundError(f"backend {backend} in {precision}: {reason}")
+    reason = missing("onnxruntime" if backend == "auto" and precision == "int8" else backend, precision)
+    if reason:
+        raise ModuleNotFoundError(f"backend {backend} in {precision}: {reason}")
     device = next(model.parameters()).device
     if device.type != "cpu" and (backend != "auto" or precision != "float32"):
         raise ValueError(
@@ -224,7 +231,7 @@ class _Chooser:
         calls = self.calls.get(digest)
         if calls is not None:
             digest = text_digest(digest, calls.digest)
-            makers |= self._int8_makers(makers, digest, graph, calls)
+            makers |= self._int8_makers(list(makers), digest, graph, calls)
         elif self.precision == "int8" and "int8" not in self.report.left_out:
             self.report.left_out[f"int8 for {label}"] = "its frame size was not calibrated"
             _logger.warning("int8 was not calibrated for %s: float32 runs there", label)
@@ -258,16 +265,25 @@ class _Chooser:
         return every
 
     def _int8_makers(
-        self, makers: dict[str, Callable[[], Session]], digest: str, graph: Callable[[], Any], calls: Calls
+        self, names: Sequence[str], digest: str, graph: Callable[[], Any], calls: Calls
     ) -> dict[str, Callable[[], Session]]:
-        def quantised() -> Any:
-            return self.cache.graph(digest, lambda path: write_int8(graph(), calls.kept, path))
+        def quantised(name: str) -> Any:
+            own = text_digest(digest, name, tool_version(name))
+            return self.cache.graph(own, lambda path: write_int8(graph(), calls.kept, path, name))
 
         every: dict[str, Callable[[], Session]] = {
-            "onnxruntime": lambda: OnnxRuntimeSession(quantised()),
-            "openvino": lambda: OpenVinoSession(quantised()),
+            "onnxruntime": lambda: OnnxRuntimeSession(quantised("onnxruntime")),
+            "openvino": lambda: OpenVinoSession(quantised("openvino")),
         }
-        return {name + INT8: make for name, make in every.items() if name in makers}
+        for name in every:
+            reason = missing(name, "int8") if name in names else ""
+            if reason:
+                self.report.left_out[name + INT8] = reason
+        return {
+            name + INT8: make
+            for name, make in every.items()
+            if name in names and name + INT8 not in self.report.left_out
+        }
 
     def _fastest(
         self,

@@ -1,16 +1,22 @@
 """int8: static quantisation after training, with the ranges that activations have on calibration frames.
 
-ONNX Runtime's tools write the quantised graph (weights per channel, QuantizeLinear and DequantizeLinear around what is
-computed in int8), which OpenVINO reads too. Source of the method: Jacob et al., CVPR 2018.
+Each runtime has the tool that was made for it: ONNX Runtime its own, OpenVINO NNCF. Both write weights per channel, and
+QuantizeLinear and DequantizeLinear around what is computed in int8. ONNX Runtime runs NNCF's graphs slower than those
+in float32, and OpenVINO 2026.4 crashes on those of ONNX Runtime (docs/experiments.md). Source of the method: Jacob et
+al., CVPR 2018.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
+import io
 import logging
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,10 +97,8 @@ class Calls:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of all that was kept, and of the tool that reads it."""
-        import onnxruntime
-
-        found = hashlib.sha256(onnxruntime.__version__.encode())
+        """Of all that was kept."""
+        found = hashlib.sha256()
         for call in self.kept:
             for x in call:
                 found.update(x.contiguous().numpy().tobytes())
@@ -109,51 +113,91 @@ class _Reader:
     """Calls as ONNX Runtime's calibration wants them."""
 
     def __init__(self, names: Sequence[str], calls: Sequence[Sequence[Tensor]]) -> None:
-        self.feeds = iter([dict(zip(names, (x.contiguous().numpy() for x in call), strict=True)) for call in calls])
+        self.feeds = iter([_feed(names, call) for call in calls])
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self.feeds, None)
 
 
-def write_int8(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> None:
+def write_int8(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path, runtime: str) -> None:
     """Quantise an ONNX graph.
 
     Args:
         graph: in float32.
         calls: arguments to calibrate with.
         path: where the quantised graph is written.
+        runtime: "onnxruntime" or "openvino", which will run it.
 
     Raises:
         RuntimeError: no calls (left).
     """
     if not calls:
         raise RuntimeError("the calibrated graph was removed from the cache: run the command again")
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    names = [x.name for x in onnx.load(graph, load_external_data=False).graph.input]
+    tool = _by_onnxruntime if runtime == "onnxruntime" else _by_nncf
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(graph, prepared, skip_symbolic_shape=True)
+        tool(prepared, calls, path)
+
+
+def _by_onnxruntime(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
     CalibrationDataReader.register(_Reader)
-    noise = logging.getLogger()
-    level = noise.level
-    noise.setLevel(logging.ERROR)
+    quantize_static(
+        graph,
+        path,
+        _Reader(_inputs(onnx.load(graph)), calls),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        # Without instructions for it, products of full 8-bit values overflow their 16-bit sums.
+        reduce_range=not has_int8_products(),
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def _by_nncf(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> None:
+    # Its switch for machines that must not report their use.
+    os.environ.setdefault("NNCF_CI", "1")
+    import nncf
+    import onnx
+
+    model = onnx.load(graph)
+    feeds = [_feed(_inputs(model), call) for call in calls]
+    preset = nncf.QuantizationPreset.MIXED
+    onnx.save(nncf.quantize(model, nncf.Dataset(feeds), preset=preset, subset_size=len(feeds)), path)
+
+
+def tool_version(runtime: str) -> str:
+    """Version of what quantises for a runtime."""
+    return importlib.metadata.version("nncf" if runtime == "openvino" else runtime)
+
+
+def _inputs(model: Any) -> list[str]:
+    return [x.name for x in model.graph.input]
+
+
+def _feed(names: Sequence[str], call: Sequence[Tensor]) -> dict[str, Any]:
+    return {name: x.contiguous().numpy() for name, x in zip(names, call, strict=True)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the block the tools' advice and progress are not shown."""
+    loggers = [logging.getLogger(name) for name in (None, "nncf")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = Path(folder) / "prepared.onnx"
-            quant_pre_process(graph, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                path,
-                _Reader(names, calls),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                # Without instructions for it, products of full 8-bit values overflow their 16-bit sums.
-                reduce_range=not has_int8_products(),
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
-        noise.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def has_int8_products() -> bool:

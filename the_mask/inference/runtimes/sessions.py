@@ -24,6 +24,9 @@ Arguments = Sequence[Tensor]
 GraphFile = Callable[[], Path]
 
 
+NEEDS = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+
+
 class Session(Protocol):
     """A network that is ready to run."""
 
@@ -116,11 +119,14 @@ class OpenVinoSession:
         return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(len(self.compiled.outputs))]
 
 
-def missing(backend: str) -> str:
+def missing(backend: str, precision: str = "float32") -> str:
     """What to install for a backend; "" if everything is installed."""
-    needs = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-    absent = [name for name in needs.get(backend, ()) if importlib.util.find_spec(name) is None]
-    return f"pip install 'the_mask[{backend}]' (missing: {', '.join(absent)})" if absent else ""
+    needs = NEEDS.get(backend, ())
+    extra = backend
+    if precision == "int8" and backend == "openvino":
+        needs, extra = (*needs, "onnxruntime", "nncf"), "int8"
+    absent = [name for name in needs if importlib.util.find_spec(name) is None]
+    return f"pip install 'the_mask[{extra}]' (missing: {', '.join(absent)})" if absent else ""
 
 
 def _is_image(x: Tensor) -> bool:
