@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from test_runtimes import run, streaming, video
+from tolerances import assert_close
 from torch import nn
 
 from the_mask.export.package import write_onnx
@@ -132,7 +133,7 @@ def test_float32_is_kept_where_int8_does_not_pay(tmp_path, monkeypatch, caplog):
     assert "as fast" in report.left_out["int8"]
     assert caplog.text.count("int8 is not faster") == 1
     for a, b in zip(run(segmentor, frames), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        assert_close(a, b, "runtime", largest=True)
 
 
 @pytest.mark.slow
@@ -142,7 +143,7 @@ def test_float32_runs_where_int8_changes_too_much(tmp_path, int8_wins, monkeypat
     expected = run(segmentor, frames)
     report = use_runtime(segmentor.model, "onnxruntime", "int8", RuntimeCache(tmp_path), clips(segmentor, frames))
     for a, b in zip(run(segmentor, frames), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        assert_close(a, b, "runtime", largest=True)
     assert list(report.chosen.values()) == ["onnxruntime"]
     assert "keep their label" in report.left_out["int8"]
     assert "float32 runs" in caplog.text
@@ -155,7 +156,7 @@ def test_a_size_that_was_not_calibrated(tmp_path, int8_wins, caplog):
     expected = run(segmentor, other)
     report = use_runtime(segmentor.model, "onnxruntime", "int8", RuntimeCache(tmp_path), clips(segmentor, video(2)))
     for a, b in zip(run(segmentor, other), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        assert_close(a, b, "runtime", largest=True)
     assert sorted(report.chosen.values()) == ["onnxruntime", "onnxruntime, int8"]
     assert caplog.text.count("was not calibrated for") == 1
 

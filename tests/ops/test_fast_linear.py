@@ -108,7 +108,7 @@ def test_pointwise_convolutions_in_one_thread(onednn, monkeypatch, kind, layout)
     with torch.no_grad():
         found = model(x)
     assert called == [1]
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    assert_close(found, expected, "network")
     model(x).sum().backward()
     assert layer.weight.grad is not None
 
@@ -118,7 +118,7 @@ def test_softmax_of_few():
     x[0, 0] = -1e30
     with torch.no_grad():
         found = softmax_of_few(x, torch.float32)
-    torch.testing.assert_close(found.double(), x.double().softmax(-1), rtol=1e-5, atol=1e-9)
+    assert_close(found, x.double().softmax(-1), "sum")
     assert softmax_of_few(x.bfloat16(), torch.float32).dtype == torch.float32
 
 
@@ -136,10 +136,8 @@ def test_shared_reference_points(onednn, batch):
     layer.float()
     with torch.no_grad():
         found = layer(query, layer.spread(reference), value, shapes)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        layer(query, layer.spread(reference), value, shapes).double(), expected, rtol=1e-4, atol=1e-5
-    )
+    assert_close(found, expected, "network")
+    assert_close(layer(query, layer.spread(reference), value, shapes), expected, "network")
 
 
 def test_tracers_and_standard_operators_see_the_usual_layer(onednn):
@@ -168,7 +166,7 @@ def test_segmentors_take_it_in_eval_mode(monkeypatch, name):
     for choice in (False, True):
         monkeypatch.setattr(module, "uses_onednn", lambda choice=choice: choice)
         results.append(model.step(frame, model.init_state())[0])
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+    assert_close(*results, "runtime")
     model.train()
     assert model.eval().state_dict().keys() == model.state_dict().keys()
 
