@@ -74,7 +74,8 @@ class DeformableEncoder(nn.Module):
     ) -> Tensor:
         if is_plain_inference(tokens):
             # The same for all frames and layers.
-            reference = self.layers[0].self_attn.spread(reference[:1])
+            first: Any = self.layers[0]
+            reference = first.self_attn.spread(reference[:1])
         for layer in self.layers:
             tokens = layer(tokens, position, reference, spatial_shapes)
         return tokens
