@@ -57,24 +57,27 @@ TM_INLINE void dcn_products(const DcnProblem& problem, const DcnScratch<Work<T>>
 }
 
 // Where a band's gradients go: its own rows of the image's grad_x, others into its spill. Pointers are those of the
-// image's first group of the block.
+// image's first group of the block, numbers are counted from there.
 template <class A>
 struct DcnTarget {
   A *own, *spill;
-  uint8_t* spilled;
-  int64_t first, last;      // own numbers of the image
-  int64_t pixel, pitch;     // numbers of a pixel, of a row
-  int64_t channels;         // of the block
-  TM_INLINE A* foreign(int64_t where, int64_t channel) const {
+  int64_t first, last;            // own numbers
+  int64_t used_first, used_last;  // numbers of the spill in use
+  int64_t* spilled;               // the same in rows, for the next pixel
+  int64_t pixel, pitch, channels;  // numbers of a pixel, of a row, of the block
+  TM_INLINE A* find(int64_t where, int64_t channel) {
     if (where >= first && where < last) return own + where;
-    const int64_t row = where / pitch;
-    if (!spilled[row]) {
-      spilled[row] = 1;
-      for (A *to = spill - channel + row * pitch, *end = to + pitch; to < end; to += pixel) {
-        for (int64_t c = 0; c < channels; ++c) to[c] = 0;
-      }
-    }
+    if (where < used_first || where >= used_last) begin_rows(where / pitch, channel);
     return spill + where;
+  }
+  __attribute__((noinline)) void begin_rows(int64_t row, int64_t channel) {
+    const int64_t from = row < spilled[0] ? row : spilled[1], to = row < spilled[0] ? spilled[0] : row + 1;
+    for (A *at = spill - channel + from * pitch, *end = spill - channel + to * pitch; at < end; at += pixel) {
+      for (int64_t c = 0; c < channels; ++c) at[c] = 0;
+    }
+    if (row < spilled[0]) spilled[0] = row;
+    if (row >= spilled[1]) spilled[1] = row + 1;
+    used_first = spilled[0] * pitch, used_last = spilled[1] * pitch;
   }
 };
 
@@ -83,27 +86,33 @@ struct DcnTarget {
 // bits of an address delay a read after such a write.
 template <class T, int V, int B, bool Inside>
 TM_INLINE void dcn_scatter(const DcnProblem& problem, const DcnScratch<Work<T>>& s, int64_t points,
-                           const DcnTarget<Work<T>>& target, int64_t within, const T* grad) {
+                           DcnTarget<Work<T>> target, int64_t within, bool crosses, const T* grad) {
   typedef Work<T> A;
   typedef Vec<A, V> F;
   const DcnCorners<A, Inside> corners(problem, s);
   const auto* channel = s.channel;
   const A *weight0 = s.corner[0], *weight1 = s.corner[1], *weight2 = s.corner[2], *weight3 = s.corner[3];
   A* const own = target.own;
-  const bool banded = !Inside && target.spilled != nullptr;
-  for (int64_t point = 0; point < points; ++point) {
-    int64_t where[4];
-    corners.find(point, where);
-    const A weights[4] = {weight0[point], weight1[point], weight2[point], weight3[point]};
-    const T* from = grad + channel[point];
-    F g[B];
-    TM_UNROLL for (int b = 0; b < B; ++b) g[b] = Convert<T, V>::in(from + b * V);
-    // Computed first: a branch between product and sum would prevent a fused multiply-add, which rounds once.
-    A* to[4];
-    for (int r = 0; r < 4; ++r) to[r] = banded ? target.foreign(where[r], within) : own + where[r];
-    TM_UNROLL for (int r = 0; r < 4; ++r) {
-      TM_UNROLL for (int b = 0; b < B; ++b) store<A, V>(to[r] + b * V, load<A, V>(to[r] + b * V) + weights[r] * g[b]);
+  const auto add = [&](const auto& place) __attribute__((always_inline)) {
+    for (int64_t point = 0; point < points; ++point) {
+      int64_t where[4];
+      corners.find(point, where);
+      const A weights[4] = {weight0[point], weight1[point], weight2[point], weight3[point]};
+      const T* from = grad + channel[point];
+      F g[B];
+      TM_UNROLL for (int b = 0; b < B; ++b) g[b] = Convert<T, V>::in(from + b * V);
+      // Found first: a branch between product and sum would keep them from becoming one instruction, which rounds once.
+      A* to[4];
+      TM_UNROLL for (int r = 0; r < 4; ++r) to[r] = place(where[r]);
+      TM_UNROLL for (int r = 0; r < 4; ++r) {
+        TM_UNROLL for (int b = 0; b < B; ++b) store<A, V>(to[r] + b * V, load<A, V>(to[r] + b * V) + weights[r] * g[b]);
+      }
     }
+  };
+  if (crosses) {
+    add([&](int64_t where) __attribute__((always_inline)) { return target.find(where, within); });
+  } else {
+    add([&](int64_t where) __attribute__((always_inline)) { return own + where; });
   }
 }
 
@@ -164,7 +173,8 @@ TM_INLINE void dcn_center(const DcnProblem& problem, const DcnScratch<Work<T>>& 
 
 template <class T, int V, int B, bool Inside>
 TM_INLINE void dcn_pixel_backward(const DcnProblem& problem, const DcnScratch<Work<T>>& s, const DcnPixel<Work<T>>& pixel,
-                                  const DcnBand& band, int64_t n, int64_t index, int64_t group, int64_t groups) {
+                                  const DcnBand& band, bool crosses, int64_t n, int64_t index, int64_t group,
+                                  int64_t groups) {
   typedef Work<T> A;
   const int64_t channels = problem.G * problem.D, image = n * problem.H * problem.W * channels;
   const T* grad = static_cast<const T*>(problem.grad_output) + index * channels;
@@ -173,15 +183,16 @@ TM_INLINE void dcn_pixel_backward(const DcnProblem& problem, const DcnScratch<Wo
     dcn_products<T, V, B, Inside>(problem, s, pixel.points, static_cast<const T*>(problem.x) + image + c, grad + c,
                                   within > 0);
     const int64_t pitch = problem.W * channels;
-    const DcnTarget<A> target{static_cast<A*>(problem.grad_x) + image + c,
-                              static_cast<A*>(band.spill) + c,
-                              band.spilled,
-                              band.own_first * pitch,
-                              band.own_last * pitch,
-                              channels,
-                              pitch,
-                              groups * problem.D};
-    dcn_scatter<T, V, B, Inside>(problem, s, pixel.points, target, within, grad + c);
+    DcnTarget<A> target{};
+    target.own = static_cast<A*>(problem.grad_x) + image + c;
+    if (crosses) {
+      target.spill = static_cast<A*>(band.spill) + c;
+      target.first = band.own_first * pitch, target.last = band.own_last * pitch;
+      target.spilled = band.spilled;
+      target.used_first = band.spilled[0] * pitch, target.used_last = band.spilled[1] * pitch;
+      target.pixel = channels, target.pitch = pitch, target.channels = groups * problem.D;
+    }
+    dcn_scatter<T, V, B, Inside>(problem, s, pixel.points, target, within, crosses, grad + c);
   }
   const int64_t first = index * s.points + group * problem.P;
   dcn_finish<A, Inside>(problem, s, pixel.points, static_cast<A*>(problem.grad_offset) + 2 * first,
@@ -203,11 +214,14 @@ void dcn_backward_lanes(const DcnProblem& problem, int64_t n, int64_t group, int
         const int64_t index = (n * problem.Ho + row) * problem.Wo + column;
         const DcnPixel<A> pixel = dcn_pixel<A>(problem, s, n, row, column, group, groups);
         dcn_share<A>(problem, s, index, group, groups);
-        if (dcn_place_inside<A, true>(problem, s, pixel, band.own_first, band.own_last)) {
-          dcn_pixel_backward<T, V, B, true>(problem, s, pixel, band, n, index, group, groups);
+        const DcnReach reach = dcn_place_inside<A, true>(problem, s, pixel, band.own_first, band.own_last);
+        if (reach == DcnReach::own) {
+          dcn_pixel_backward<T, V, B, true>(problem, s, pixel, band, false, n, index, group, groups);
+        } else if (reach == DcnReach::image) {
+          dcn_pixel_backward<T, V, B, true>(problem, s, pixel, band, true, n, index, group, groups);
         } else {
           dcn_place_clamped<A, true>(problem, s, pixel, home);
-          dcn_pixel_backward<T, V, B, false>(problem, s, pixel, band, n, index, group, groups);
+          dcn_pixel_backward<T, V, B, false>(problem, s, pixel, band, band.spilled != nullptr, n, index, group, groups);
         }
       }
     }
@@ -219,8 +233,7 @@ template <class A>
 void dcn_add_rows(const DcnProblem& problem, int64_t n, int64_t group, int64_t groups, const DcnBand& band) {
   const int64_t pixel = problem.G * problem.D, pitch = problem.W * pixel, first = group * problem.D;
   A* image = static_cast<A*>(problem.grad_x) + n * problem.H * pitch;
-  for (int64_t row = 0; row < problem.H; ++row) {
-    if (!band.spilled[row]) continue;
+  for (int64_t row = band.spilled[0]; row < band.spilled[1]; ++row) {
     for (int64_t at = row * pitch + first; at < (row + 1) * pitch; at += pixel) {
       const A* from = static_cast<const A*>(band.spill) + at;
       for (int64_t c = 0; c < groups * problem.D; ++c) image[at + c] += from[c];

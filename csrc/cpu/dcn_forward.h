@@ -70,7 +70,7 @@ void dcn_forward_lanes(const DcnProblem& problem, int64_t n, const DcnTile& tile
       const int64_t index = (n * problem.Ho + row) * problem.Wo + column;
       const DcnPixel<A> pixel = dcn_pixel<A>(problem, s, n, row, column, 0, problem.G);
       dcn_share<A>(problem, s, index, 0, problem.G);
-      if (dcn_place_inside<A, false>(problem, s, pixel, 0, problem.H)) {
+      if (dcn_place_inside<A, false>(problem, s, pixel, 0, problem.H) != DcnReach::outside) {
         dcn_output<T, V, B, true>(problem, s, image, index);
       } else {
         dcn_place_clamped<A, false>(problem, s, pixel, 0);

@@ -120,23 +120,31 @@ TM_INLINE DcnPlaces<A, Lanes<A>::value> dcn_places(const DcnProblem& problem, co
   return places;
 }
 
-// Places and weights, assuming that every corner is inside, on rows first..last-1; returns false if one is not. Always
-// runs, so that weights do not depend on which path follows.
+// How far the corners of a pixel reach: rows first..last-1 only, other rows of the image too, or outside.
+enum class DcnReach { own, image, outside };
+
+// Places and weights, assuming that every corner is inside the image; returns whether that is so. Always runs, so that
+// weights do not depend on which path follows. `first` and `last` matter in backward only.
 template <class A, bool Backward>
-TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& s, const DcnPixel<A>& pixel,
+TM_INLINE DcnReach dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& s, const DcnPixel<A>& pixel,
                                 int64_t first, int64_t last) {
   constexpr int V = Lanes<A>::value;
   typedef Vec<A, V> F;
   typedef IntVec<A, V> J;
   typedef typename IntOf<A>::type I;
-  const I last_column = I(problem.W - 2), first_row = I(first), last_row = I(last - 2);
+  const I last_column = I(problem.W - 2), last_row = I(problem.H - 2), own_first = I(first), own_last = I(last - 2);
   const I step = I(problem.G * problem.D), pitch = I(problem.W * problem.G * problem.D);
-  J outside = {};
+  J outside = {}, foreign = {};
   for (int64_t i = 0; i < pixel.points; i += V) {
     const auto places = dcn_places<A>(problem, s, pixel, i);
-    J bad = (places.column < 0) | (places.column > last_column) | (places.row < first_row) | (places.row > last_row);
-    if (i + V > pixel.points) bad &= lane_numbers<A, V>() < I(pixel.points - i);  // the others are no points
+    J bad = (places.column < 0) | (places.column > last_column) | (places.row < 0) | (places.row > last_row);
+    J other = (places.row < own_first) | (places.row > own_last);
+    if (i + V > pixel.points) {  // the others are no points
+      bad &= lane_numbers<A, V>() < I(pixel.points - i);
+      if (Backward) other &= lane_numbers<A, V>() < I(pixel.points - i);
+    }
     outside |= bad;
+    if (Backward) foreign |= other;
     store<I, V>(s.place[1] + i, bad);  // for dcn_place_clamped
     const F factor = load<A, V>(pixel.mask + i) * load<A, V>(s.share + i);
     store<I, V>(s.place[0] + i, places.row * pitch + places.column * step + load<I, V>(s.channel + i));
@@ -152,7 +160,8 @@ TM_INLINE bool dcn_place_inside(const DcnProblem& problem, const DcnScratch<A>& 
       store<A, V>(s.factor + i, factor);
     }
   }
-  return !any<A, V>(outside);
+  if (any<A, V>(outside)) return DcnReach::outside;
+  return Backward && any<A, V>(foreign) ? DcnReach::image : DcnReach::own;
 }
 
 // Correct the result of dcn_place_inside for corners outside the image: weight zero, an address on row `home`. The other

@@ -224,9 +224,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
   const int64_t bands = sizes.Ho >= kRowsToDivide ? 2 : 1;
   const int64_t half = sizes.Ho / 2, border = std::clamp<int64_t>(half * sizes.stride_y + sizes.base_y, 0, sizes.H);
   const auto spill_of = [&]() { return at::empty({bands > 1 ? sizes.H * sizes.W * sizes.C : 0}, grad_x.options()); };
-  const auto band_of = [&](int64_t number, const Tensor& spill, std::vector<uint8_t>& spilled, int64_t block) {
+  const auto band_of = [&](int64_t number, const Tensor& spill, std::vector<int64_t>& spilled, int64_t block) {
     if (bands == 1) return DcnBand{0, sizes.Ho, 0, sizes.H, nullptr, nullptr};
-    uint8_t* rows = spilled.data() + (block * bands + number) * sizes.H;
+    int64_t* rows = spilled.data() + (block * bands + number) * 2;
     return number == 0 ? DcnBand{0, half, 0, border, spill.mutable_data_ptr(), rows}
                        : DcnBand{half, sizes.Ho, border, sizes.H, spill.mutable_data_ptr(), rows};
   };
@@ -236,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
     at::parallel_for(0, sizes.N, 1, [&](int64_t begin, int64_t end) {
       const Tensor scratch = scratch_of(bytes), spill = spill_of();
       for (int64_t n = begin; n < end; ++n) {
-        std::vector<uint8_t> spilled(bands * sizes.H);
+        std::vector<int64_t> spilled(bands * 2, border);
         for (int64_t b = 0; b < bands; ++b) {
           run.dcn_backward(problem, n, 0, groups, band_of(b, spill, spilled, 0), width, scratch.mutable_data_ptr());
         }
@@ -250,7 +250,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dcn_backward_cpu(
   const int64_t blocks = std::min(groups, (threads + bands - 1) / bands);
   const Tensor spill = spill_of();
   for (int64_t n = 0; n < sizes.N; ++n) {
-    std::vector<uint8_t> spilled(blocks * bands * sizes.H);
+    std::vector<int64_t> spilled(blocks * bands * 2, border);
     const auto each = [&](const auto& call) {
       at::parallel_for(0, blocks * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {

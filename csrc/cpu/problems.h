@@ -53,8 +53,8 @@ struct DcnTile {
 struct DcnBand {
   int64_t first_row, last_row;  // of the output
   int64_t own_first, own_last;  // of x
-  void* spill;                  // [H, W, G, D], working type; a row is zeroed when first used
-  uint8_t* spilled;             // [H], 1 for rows in use; null where all rows are the band's own
+  void* spill;                  // [H, W, G, D], working type; rows are zeroed when first used
+  int64_t* spilled;             // 2: first row in use, and the one after the last; null where all rows are the band's own
 };
 
 // Labels of a score map that is enlarged by linear interpolation along both axes; a pixel is a weighted sum of `taps` (2

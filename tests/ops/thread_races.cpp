@@ -72,12 +72,12 @@ DcnResult dcn(const Kernels& kernels, const DcnProblem& given, const Floats& gra
   });
   // Two bands of rows, times two blocks of groups.
   const Scratch spill(input * int64_t(sizeof(float)));
-  std::vector<uint8_t> spilled(4 * problem.H);
   const int64_t half = problem.Ho / 2, border = half * problem.stride_y + problem.base_y;
+  std::vector<int64_t> spilled(8, border);
   const auto each = [&](const std::function<void(int64_t, int64_t, const DcnBand&)>& call) {
     run(4, parallel, [&](int64_t task) {
       const int64_t first = task / 2 * problem.G / 2, last = (task / 2 + 1) * problem.G / 2;
-      uint8_t* rows = spilled.data() + task * problem.H;
+      int64_t* rows = spilled.data() + task * 2;
       const DcnBand band = task % 2 ? DcnBand{half, problem.Ho, border, problem.H, spill.memory, rows}
                                     : DcnBand{0, half, 0, border, spill.memory, rows};
       call(first, last - first, band);
