@@ -18,7 +18,7 @@ from the_mask.inference.stream import build_random
 
 CONFIG = "configs/debug/swiftnet_debug.yaml"
 SIZES = ["INPUT.TEST.SHORT_EDGE", "96", "INPUT.TEST.LONG_EDGE", "128", "MODEL.DEVICE", "cpu"]
-VIDEOS, FRAMES = 16, 60
+VIDEOS, FRAMES = 12, 8
 pytestmark = pytest.mark.slow
 
 

@@ -49,6 +49,7 @@ def save_label_map(
     labels: NDArray[np.integer],
     raw_values: Sequence[int],
     colors: Sequence[Sequence[int]] | None = None,
+    durable: bool = True,
 ) -> None:
     """Write train ids [H, W] as a one-channel PNG of raw values: 8 bit where they fit, else 16 bit.
 
@@ -61,9 +62,10 @@ def save_label_map(
         raw_values: of every class.
         colors: RGB of at most 256 raw values, stored with them (a palette PNG). Readers such as ``cv2.imread``
             return the colours of such a file instead of the values.
+        durable: see :func:`the_mask.data.files.atomic_write`.
     """
     table = np.asarray(raw_values, dtype=np.uint8 if max(raw_values) <= 255 else np.uint16)
     picture = Image.fromarray(table[labels])
     if colors is not None:
         picture.putpalette(np.asarray(colors, np.uint8).reshape(-1).tolist())
-    write_inside(folder, *names, content=lambda stream: picture.save(stream, format="PNG"))
+    write_inside(folder, *names, content=lambda stream: picture.save(stream, format="PNG"), durable=durable)

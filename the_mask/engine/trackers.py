@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from the_mask.data.files import read_json, write_json
 from the_mask.data.schema import Each, check_schema
 
+logger = logging.getLogger(__name__)
 RUNS = "trackers.json"
 PROJECT = "the_mask"
 
@@ -39,6 +42,9 @@ class _Wandb:
 
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         project = os.environ.get("WANDB_PROJECT") or PROJECT
+        # A run's folder is named after its id and the second: one that is resumed at once would overwrite itself.
+        while run_id and list(folder.glob(f"wandb/*-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
+            time.sleep(0.1)
         self._run = wandb.init(
             project=project, name=folder.name, dir=str(folder), config=config, mode=mode, id=run_id, resume="allow"
         )
@@ -82,6 +88,8 @@ class _Trackio:
         os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
         import trackio
 
+        if Path(trackio.TRACKIO_DIR) != Path(os.environ["TRACKIO_DIR"]):  # it was imported before
+            logger.warning("Trackio keeps one folder per process: this run goes to %s", trackio.TRACKIO_DIR)
         self.id = run_id or folder.name
         self._trackio = trackio
         space = os.environ.get("TRACKIO_SPACE_ID")

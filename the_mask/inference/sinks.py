@@ -35,21 +35,33 @@ class LabelFolder(Sink):
         folder: created if needed.
         raw_values: value of each class in the files.
         colors: RGB to store with the values, see :func:`the_mask.data.label_maps.save_label_map`.
+        durable: see :func:`the_mask.data.files.atomic_write`.
     """
 
     def __init__(
-        self, folder: str | Path, raw_values: Sequence[int], colors: Sequence[Sequence[int]] | None = None
+        self,
+        folder: str | Path,
+        raw_values: Sequence[int],
+        colors: Sequence[Sequence[int]] | None = None,
+        durable: bool = True,
     ) -> None:
-        self.folder, self.raw_values, self.colors = Path(folder), list(raw_values), colors
+        self.folder, self.raw_values, self.colors, self.durable = Path(folder), list(raw_values), colors, durable
 
     @classmethod
-    def of_video(cls, folder: Path, num_classes: int, colors: Sequence[Sequence[int]] | None = None) -> LabelFolder:
+    def of_video(
+        cls,
+        folder: Path,
+        num_classes: int,
+        colors: Sequence[Sequence[int]] | None = None,
+        durable: bool = True,
+    ) -> LabelFolder:
         """A sink for the class ids of a single video.
 
         Args:
             folder: created if needed; must not contain PNGs.
             num_classes: of the model.
             colors: RGB of the classes to store with the ids; None stores grey values.
+            durable: see :func:`the_mask.data.files.atomic_write`.
 
         Raises:
             ValueError: there are PNGs in the folder already, it is a file, or there are more classes than colours.
@@ -62,7 +74,7 @@ class LabelFolder(Sink):
             )
         if colors is not None and num_classes > 256:
             raise ValueError(f"a PNG has at most 256 colours, and there are {num_classes} classes")
-        return cls(folder, range(num_classes), colors)
+        return cls(folder, range(num_classes), colors, durable)
 
     def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
         """Write the label maps [H, W] of some clips.
@@ -74,7 +86,7 @@ class LabelFolder(Sink):
             video = [clip.video_id] if clip.video_id else []
             for frame_id, labels in zip(clip.frame_ids, maps, strict=True):
                 names = [*video, f"{frame_id}.png"]
-                save_label_map(self.folder, names, as_label_array(labels), self.raw_values, self.colors)
+                save_label_map(self.folder, names, as_label_array(labels), self.raw_values, self.colors, self.durable)
 
 
 class ClassShares(Sink):

@@ -185,7 +185,8 @@ def segment_one(
             sinks.append(ClassShares(path, list(palette.names), facts))
         elif kind == LABELS:
             colors = palette.colors if options.palette else None
-            sinks.append(LabelFolder.of_video(path, len(palette.names), colors))
+            # publish() flushes the whole folder once.
+            sinks.append(LabelFolder.of_video(path, len(palette.names), colors, durable=False))
     with open_source(task.video, options.fps, on_problem=problems.append) as source:
         if source.live:
             raise ValueError(f"{task.video} is live: an archive is made of videos that can be read again")
@@ -228,8 +229,11 @@ def publish(staged: Sequence[Path], targets: Sequence[Path], place: Path) -> Non
         place: the folder of ``staged``; replaced outputs are moved there.
     """
     for path in staged:
-        for file in _files(path):
-            sync_file(file)
+        if path.is_file():
+            sync_file(path)
+    if any(path.is_dir() for path in staged):
+        # Once, since a folder has a file for each frame.
+        os.sync()
     for number, target in enumerate(targets):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
