@@ -37,6 +37,7 @@ def test_a_good_config_passes(tiny_shapes: Path, tmp_path: Path) -> None:
         ("INPUT.CLIP.DILATIONS", [-3, -3], "different whole numbers"),
         ("INPUT.CLIP.BOUNDARY", "wrap", "INPUT.CLIP.BOUNDARY 'wrap'"),
         ("TEST.VC_WINDOWS", [8, 1], r"TEST.VC_WINDOWS \[8, 1\]"),
+        ("TEST.SAVE_REPORT", "report.pdf", "report.pdf: expected the name of an .html file"),
         ("TEST.CLIP_LENGTH", 0, "TEST.CLIP_LENGTH 0"),
         ("MODEL.THE_MASK.INIT_FROM_STAGE1", True, "needs the one-frame checkpoint in MODEL.WEIGHTS"),
         ("MODEL.DEVICE", "gpu", "MODEL.DEVICE 'gpu'"),

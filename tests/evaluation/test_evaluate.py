@@ -144,6 +144,18 @@ def test_predictions_are_saved(cfg, tmp_path):
         assert (read_label_raw(files[3]) == truth).all()
 
 
+def test_a_report_is_saved(cfg, tmp_path):
+    pytest.importorskip("jinja2")
+    cfg.OUTPUT_DIR = str(tmp_path / "run7")
+    cfg.TEST.SAVE_REPORT = str(tmp_path / "new" / "report.html")
+    figures = evaluate_dataset(cfg, Oracle(), NAME)["sem_seg"]
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert "run7" in page
+    assert f"{figures['mIoU']:.2f}" in page
+    for video in LENGTHS:
+        assert video in page
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_modes_are_restored_even_after_an_error(cfg, fails):
     model = Oracle()

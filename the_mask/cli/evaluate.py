@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _options.process_options(model)
     _options.runtime_options(model)
     _options.trust_option(model)
+    parser.add_argument("--report", type=Path, metavar="HTML", help="also write a report (see the-mask report)")
     folder = parser.add_argument_group("of a folder and of the baseline")
     folder.add_argument("--dataset", metavar="NAME", help="e.g. vspw_val, camvid_val, moving_shapes_val")
     _options.import_option(folder)
@@ -59,6 +60,8 @@ def model(args: argparse.Namespace) -> None:
     if args.dataset or args.json:
         raise ValueError("--dataset and --json go with --pred; of a model, set DATASETS.TEST and read OUTPUT_DIR")
     overrides = _options.with_weights(args)
+    if args.report:
+        overrides += ["TEST.SAVE_REPORT", str(args.report)]
     runtime = {"backend": args.backend, "precision": args.precision, "calibrate": args.calibrate}
     options = RunOptions(args.config_file, overrides, eval_only=True, trust_pickle=args.trust_pickle, runtime=runtime)
     run_processes(options, num_gpus=args.num_gpus, num_processes=args.num_processes)
@@ -70,22 +73,31 @@ def folder(args: argparse.Namespace) -> None:
     from the_mask.data.files import write_json
     from the_mask.engine.logs import setup_logging
     from the_mask.evaluation import constant_baseline, evaluate_predictions, raft_flow
+    from the_mask.evaluation.html import ReportSink, write_report
     from the_mask.evaluation.report import summary_table
 
     setup_logging(None)
     import_dataset_modules(args.modules)
+    if args.report and args.constant:
+        raise ValueError("--report shows predictions: give --pred or --config, not --constant")
+    if args.report and args.report.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--report {args.report}: expected the name of an .html file")
     if args.constant:
         class_name, results = constant_baseline(args.dataset, args.vc_windows)
         print(f"{args.dataset}: every pixel predicted as {class_name}\n\n{summary_table(results['sem_seg'])}")
     else:
+        sinks = [ReportSink(args.dataset, args.pred.name)] if args.report else []
         results = evaluate_predictions(
             args.pred,
             args.dataset,
+            sinks=sinks,
             train_ids=args.train_ids,
             windows=args.vc_windows,
             flow=raft_flow(args.tc_weights, args.device) if args.tc_weights else None,
             tc_videos=args.tc_videos,
         )
+        for sink in sinks:
+            print(f"report: {write_report(args.report, [sink.report(results['sem_seg'])])}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         # NaN is not JSON.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -41,6 +42,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         *_check_lists(cfg),
         *config_problems(cfg),
         *_check_device(cfg),
+        *_check_report(cfg, world_size),
         *_check_datasets(cfg, training),
         *(tracker_problems(cfg.SOLVER.TRACKERS) if training else []),
         *(_check_batch(cfg, world_size) if training else []),
@@ -106,6 +108,17 @@ def _check_device(cfg: CfgNode) -> Iterable[str]:
         return
     if device.type == "cuda" and not torch.cuda.is_available():
         yield f"MODEL.DEVICE {cfg.MODEL.DEVICE}: this machine has no usable GPU; set MODEL.DEVICE cpu"
+
+
+def _check_report(cfg: CfgNode, world_size: int) -> Iterable[str]:
+    report = cfg.TEST.SAVE_REPORT
+    if report and Path(report).suffix.lower() not in (".html", ".htm"):
+        yield f"TEST.SAVE_REPORT {report}: expected the name of an .html file"
+    if report and world_size > 1:
+        yield (
+            f"TEST.SAVE_REPORT {report}: a report is collected by one process, here are {world_size}; use "
+            "the-mask predict and the-mask report"
+        )
 
 
 def _check_batch(cfg: CfgNode, world_size: int) -> Iterable[str]:

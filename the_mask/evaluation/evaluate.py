@@ -18,6 +18,7 @@ from the_mask.data.label_maps import raw_values_of_classes
 from the_mask.data.video_tree import Record
 from the_mask.evaluation.claims import disclaim
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
+from the_mask.evaluation.html import ReportSink, write_report
 from the_mask.evaluation.keyframe import evaluate_keyframes
 from the_mask.evaluation.loop import predict_videos, unwrap
 from the_mask.evaluation.temporal_consistency import raft_flow
@@ -45,7 +46,9 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     records = get_records(dataset_name)
     plain = unwrap(model)
     evaluator = build_evaluator(cfg, dataset_name, records, _device(plain))
-    predict_videos(cfg, plain, dataset_name, records, [evaluator, *_writers(cfg, dataset_name)])
+    report = _report(cfg, dataset_name)
+    sinks = [evaluator, *([report] if report else []), *_writers(cfg, dataset_name)]
+    predict_videos(cfg, plain, dataset_name, records, sinks)
     by_distance = None
     if cfg.TEST.KEYFRAME_DISTANCES:
         with evaluation_mode(plain):
@@ -56,6 +59,11 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     results = evaluator.evaluate(expected_frames=sum(len(record["frames"]) for record in records))
     if by_distance is not None:
         results["keyframe"] = by_distance
+    if report is not None:
+        file = Path(cfg.TEST.SAVE_REPORT)
+        if len(cfg.DATASETS.TEST) > 1:
+            file = file.with_stem(f"{file.stem}_{dataset_name}")
+        logger.info("report: %s", write_report(file, [report.report(results["sem_seg"])]))
     return results
 
 
@@ -73,6 +81,13 @@ def build_evaluator(
         tc_videos={record["video_id"] for record in records[:tc_videos]} if tc_videos else None,
         boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
     )
+
+
+def _report(cfg: CfgNode, dataset_name: str) -> ReportSink | None:
+    """The sink of ``TEST.SAVE_REPORT``."""
+    if not cfg.TEST.SAVE_REPORT:
+        return None
+    return ReportSink(dataset_name, Path(cfg.OUTPUT_DIR).name or dataset_name)
 
 
 def _writers(cfg: CfgNode, dataset_name: str) -> list[Sink]:

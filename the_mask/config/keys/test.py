@@ -23,3 +23,6 @@ class TestOptions(Options, group="TEST"):
     tc_max_videos: int = within(0, least=0)
     # Folder for predictions as VSPW-style PNGs; "" saves none.
     save_predictions: str = ""
+    # HTML file for a report of the evaluation, written by one process; "" writes none. Of several test sets, each gets
+    # a file of its own, with the name of the set.
+    save_report: str = ""
