@@ -91,7 +91,7 @@ def mutate_structure(dice: Random, value: Any, odd: tuple[Any, ...] = ODD) -> An
             container.insert(key, copy.deepcopy(container[key]))
         elif kind == 4:
             container[key] = copy.deepcopy(dice.choice(ODD_CONTAINERS))
-        elif kind == 5 and isinstance(container[key], (int, float)) and not isinstance(container[key], bool):
+        elif kind == 5 and type(container[key]) in (int, float) and abs(container[key]) < 10**15:
             container[key] = container[key] * dice.choice((-1, 0.5, 3, 10**6)) + dice.choice((0, 1, -1))
         else:
             container[key] = dice.choice(odd)

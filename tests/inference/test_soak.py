@@ -253,9 +253,9 @@ def test_eight_streams(model: str, tmp_path: Path, record_property: Callable[[st
     assert reports["dying"].counts["lost"] > count / 200
     assert reports["corrupting"].counts["damaged"] == count // 7
     assert reports["changing"].resets["resolution"] == (count - 1) // 90
-    assert reports["jumping"].resets["seek"] > 2
-    assert folders > 2
-    assert videos > 2
+    assert reports["jumping"].resets["seek"] >= (count - 1) // 300
+    assert folders >= count // 300
+    assert videos >= count // 300
     assert decoder_threads() == []
     assert threading.active_count() == python_threads
     record_property("growth", f"{flat.growth():+.3%}")

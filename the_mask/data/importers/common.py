@@ -18,6 +18,7 @@ from the_mask.data.files import inside
 from the_mask.data.io import IMAGE_SUFFIXES, read_size
 
 NOTHING = -1
+MOST_CLASSES = 65535
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,7 @@ class Canvas:
         height, width = self.labels.shape
         mask = np.zeros((height, width), bool)
         for polygon in polygons:
-            try:
-                points = np.asarray(polygon, float).reshape(-1, 2)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise ValueError(f"{where}: a polygon is x, y, x, y, ..., got {polygon!r:.80}") from error
-            if not np.isfinite(points).all():
-                raise ValueError(f"{where}: a polygon has a coordinate that is no finite number")
+            points = as_points(polygon, where)
             if len(points) < 3:
                 self.report.noticed["polygons of fewer than three points, left out"] += 1
             elif (points < 0).any() or (points > [width, height]).any():
@@ -124,6 +120,25 @@ class Canvas:
         runs = checked_runs(rle, (height, width), where)
         values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         self.mask(values.reshape(width, height).T, label)
+
+
+def as_points(values: Any, where: str) -> np.ndarray:
+    """Points [P, 2] from pairs, or from x, y, x, y, ...
+
+    Args:
+        values: from a file.
+        where: start of the error message.
+
+    Raises:
+        ValueError: the values are no pairs of finite numbers.
+    """
+    try:
+        points = np.asarray(values, float).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: a polygon is x, y, x, y, ..., got {values!r:.80}") from error
+    if not np.isfinite(points).all():
+        raise ValueError(f"{where}: a polygon has a coordinate that is no finite number")
+    return points
 
 
 def checked_runs(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> list[int]:
@@ -286,9 +301,11 @@ def check_names(names: Sequence[str], where: str | Path) -> list[str]:
     """Check class names and return them as a list.
 
     Raises:
-        ValueError: no names, or a name twice.
+        ValueError: no names, a name twice, or more than masks of 16 bits can tell apart.
     """
-    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"{where}: {len(names)} classes, of which at most {MOST_CLASSES} fit into a mask")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if not names or twice:
-        raise ValueError(f"{where}: {'classes named twice: ' + ', '.join(twice) if twice else 'no classes'}")
+        raise ValueError(f"{where}: {'classes named twice: ' + ', '.join(twice[:20]) if twice else 'no classes'}")
     return list(names)

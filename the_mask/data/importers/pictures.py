@@ -10,6 +10,7 @@ import numpy as np
 from the_mask.data.class_table import Color, is_no_class, read_class_table
 from the_mask.data.files import parse_count, read_lines
 from the_mask.data.importers.common import (
+    MOST_CLASSES,
     NOTHING,
     ImportReport,
     LabelledFrame,
@@ -204,7 +205,7 @@ def read_davis(source: Path, frames: Path | Pictures | None = None, names: list[
     images = frames or _only_folder(source / "JPEGImages")
     paths = list(_pictures(masks))
     if names is None:
-        largest = max((int(read_label_raw(path).max()) for path in paths), default=0)
+        largest = max((_largest_object(path) for path in paths), default=0)
         names = [f"object {i + 1}" for i in range(largest)]
     names = ["background", *names]
     colors = read_palette(paths[0])[: len(names)]
@@ -224,6 +225,14 @@ def read_davis(source: Path, frames: Path | Pictures | None = None, names: list[
             )
 
     return Labels(check_names(names, source), colors if len(colors) == len(names) else None, read())
+
+
+def _largest_object(path: Path) -> int:
+    values = read_label_raw(path)
+    largest = int(values[values != 255].max(initial=0))
+    if largest >= MOST_CLASSES:
+        raise ValueError(f"{path}: object {largest}; at most {MOST_CLASSES - 1} fit into a mask")
+    return largest
 
 
 def _only_folder(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from the_mask.data.importers.common import (
     LabelledFrame,
     Labels,
     Pictures,
+    as_points,
     canvas_on,
     check_names,
     class_index,
@@ -79,13 +80,10 @@ def _labelme_file(path: Path) -> dict[str, Any]:
 
 
 def _labelme_points(shape: dict[str, Any], path: Path) -> np.ndarray:
-    try:
-        points = np.asarray(shape["points"], float)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: points of a shape are no pairs of numbers: {shape['points']!r:.80}") from error
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{path}: points of a shape are no pairs of numbers: {shape['points']!r:.80}")
-    return points
+    pairs = shape["points"]
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{path}: points of a shape are no pairs of numbers: {pairs!r:.80}")
+    return as_points(pairs, str(path))
 
 
 def _labelme_outline(shape: dict[str, Any], path: Path) -> list[float]:
@@ -212,10 +210,7 @@ def _ls_draw(canvas: Canvas, item: dict[str, Any], classes: list[str], where: st
     label = class_index(classes, value[item["type"]][0], where)
     height, width = canvas.labels.shape
     if item["type"] == "polygonlabels":
-        try:
-            points = np.asarray(value.get("points"), float).reshape(-1, 2) / 100 * [width, height]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: a polygon has the points {value.get('points')!r:.80}") from error
+        points = as_points(value.get("points"), where) / 100 * [width, height]
         canvas.polygons([points.reshape(-1).tolist()], label, where)
         return
     size = (item.get("original_height", height), item.get("original_width", width))
