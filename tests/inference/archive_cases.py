@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import numpy as np
 from PIL import Image
@@ -65,6 +66,14 @@ class ToyWorker(VideoWorker):
             os.unlink(marker)
             os.makedirs(os.path.join(self._setup.folder, staging, "0"))  # something half done
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().segment(task, staging)
+
+
+class SlowWorker(ToyWorker):
+    """Takes some seconds for a video, so that there is time to kill it."""
+
+    def segment(self, task, staging):
+        time.sleep(2)
         return super().segment(task, staging)
 
 
