@@ -53,6 +53,10 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "optimiser state is damaged",
     ),
     "a moment of another shape": (lambda s: optimizer(s).update(exp_avg=torch.zeros(1, 2, 3)), "optimiser state"),
+    "a moment that is a number": (
+        lambda s: optimizer(s).update({first(optimizer(s)): 0.5}),
+        "optimiser state is damaged",
+    ),
     "a missing moment": (lambda s: optimizer(s).pop("exp_avg"), "optimiser state is damaged: 'exp_avg'"),
     "an iteration before the first": (lambda s: s.update(iteration=-7), "'iteration' is -7"),
     "a scalar of three": (lambda s: next(iter(s["scalars"].values()))["values"][0].append(1), "has 3 items"),

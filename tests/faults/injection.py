@@ -185,6 +185,9 @@ def kill_everywhere(
     raise AssertionError("the action never ends")
 
 
+LARGE = 1 << 26
+
+
 def fill_everywhere(
     action: Callable[[Path], object],
     check: Callable[[Path, bool], None],
@@ -201,14 +204,15 @@ def fill_everywhere(
     page = os.sysconf("SC_PAGE_SIZE")
     folder = root / "disk"
     folder.mkdir()
-    for pages in range(1, most_pages):
-        mounted = mount(folder, 0)
-        if mounted is not None:
-            pytest.skip(mounted)
+    for pages in range(most_pages):
+        problem = mount(folder, LARGE)
+        if problem is not None:
+            pytest.skip(problem)
         try:
             prepare(folder)
+            (folder / "ballast").write_bytes(bytes(8 * page))  # no size at all would mean no limit
             used = (os.statvfs(folder).f_blocks - os.statvfs(folder).f_bfree) * os.statvfs(folder).f_bsize
-            mount(folder, used + page * pages, "remount")
+            assert mount(folder, used + page * pages, "remount") is None
             failure = None
             try:
                 action(folder)
@@ -218,18 +222,18 @@ def fill_everywhere(
             done = failure is None
             assert done or str(folder) in str(failure), f"no file is named: {failure}"
             check(folder, done)
-            mount(folder, 1 << 26, "remount")
+            assert mount(folder, LARGE, "remount") is None
             action(folder)
             check(folder, True)
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=True)
         if done:
-            return pages - 1
+            return pages
     raise AssertionError(f"the action does not fit on {most_pages} pages")
 
 
 def mount(folder: Path, size: int, *options: str) -> str | None:
-    """Put a disk in memory of so many bytes (0: as many as there are) in a folder's place; why not, if it fails."""
+    """Put a disk in memory of so many bytes in a folder's place; why not, if it fails."""
     command = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={size}"]), "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)

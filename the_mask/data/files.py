@@ -34,7 +34,7 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object], dura
     Raises:
         OSError: writing failed; the error names the file.
     """
-    with _named(path):
+    with errors_named(path):
         descriptor = os.open(path.parent, _FOLDER)
         try:
             _write(descriptor, path, content, durable)
@@ -63,7 +63,7 @@ def write_inside(
         OSError: writing failed; the error names the file.
     """
     path = Path(folder, *(relative_name(name) for name in names))
-    with _named(path):
+    with errors_named(path):
         os.makedirs(folder, exist_ok=True)
         descriptor = os.open(folder, _FOLDER)
         try:
@@ -92,7 +92,7 @@ def _folder_in(above: int, name: str, path: Path) -> int:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def errors_named(path: Path) -> Iterator[None]:
     """Add the file's name to errors raised while it is written."""
     try:
         yield
@@ -171,7 +171,7 @@ def move_into_place(made: Path, path: Path) -> None:
     Raises:
         OSError: writing failed; the error names the file.
     """
-    with _named(path):
+    with errors_named(path):
         sync_file(made)
         os.replace(made, path)
         sync_folder(path.parent)

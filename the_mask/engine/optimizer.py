@@ -243,10 +243,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 def _check_states(states: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise unless each parameter's state is made of numbers and of tensors that fit it, under the same names."""
     keys = {key for own in states.values() for key in own}
+    tensors = {key for own in states.values() for key, value in own.items() if isinstance(value, Tensor)}
     for name, own in states.items():
         for key in keys:
             value = own.get(key, ...)
-            fits = value is None or isinstance(value, (int, float))
+            fits = value is None or (isinstance(value, (int, float)) and key not in tensors)
             if isinstance(value, Tensor):
                 fits = value.numel() == 1 or value.shape == parameters[name].shape
             if not fits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -50,8 +51,10 @@ _SIDES = ((1, "height"), (2, "width"))
 def write_torch(program: Program, folder: Path) -> Path:
     """Write ``<name>.pt2``; ``torch.export.load(path).module()(*arguments)`` runs it."""
     path = folder / f"{program.name}.pt2"
-    exported = to_exported(program)
-    atomic_write(path, lambda stream: torch.export.save(exported, stream))
+    # In memory first: where writing fails, torch's archive writer ends the whole process.
+    buffer = io.BytesIO()
+    torch.export.save(to_exported(program), buffer)
+    atomic_write(path, lambda stream: stream.write(buffer.getbuffer()))
     return path
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import the_mask
-from the_mask.data.files import atomic_write, file_digest, move_into_place, read_json, write_json
+from the_mask.data.files import atomic_write, errors_named, file_digest, move_into_place, read_json, write_json
 from the_mask.modeling.digest import weights_digest
 
 ENVIRONMENT = "THE_MASK_CACHE"
@@ -77,7 +77,8 @@ class RuntimeCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             made = Path(temporary) / path.name
-            write(made)
+            with errors_named(path):
+                write(made)
             # The graph is written last: a digest file without its graph is never read.
             atomic_write(seal, file_digest(made).encode())
             move_into_place(made, path)
