@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 import the_mask.ops  # noqa: F401  (registers the operators)
 
@@ -57,6 +57,9 @@ def operator_flops() -> dict[Any, Callable[..., int]]:
     def linear(x: Any, weight: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
         return 2 * math.prod(x) * weight[0]
 
+    def convolution(x: Any, weight: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
     def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
@@ -64,6 +67,7 @@ def operator_flops() -> dict[Any, Callable[..., int]]:
         torch.ops.the_mask.ms_deform_attn: ms_deform_attn,
         torch.ops.the_mask.dcnv3: dcnv3,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.aten.mkldnn_convolution: convolution,
     }
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         counts[torch.ops.mkldnn._linear_pointwise] = linear
