@@ -15,6 +15,8 @@ from detectron2.utils import comm
 from tolerances import assert_close
 from torch import nn
 
+from the_mask.engine.launch import leave_process_group
+
 
 def batch() -> torch.Tensor:
     return torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -52,7 +54,7 @@ def work(folder: str) -> None:
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
     # launch leaves the groups to the exit of the process, where a thread of gloo that still runs may abort it.
     comm.synchronize()
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -618,7 +618,8 @@ def test_signals_leave_a_playable_file(tmp_path, number):
     class Stops(Halves):
         def step(self, frame, state, hints=NO_HINTS):
             if state["seen"] == 5:
-                os.kill(os.getpid(), number)
+                # To this thread: os.kill may be handled by another one, frames later.
+                signal.raise_signal(number)
             return super().step(frame, state, hints)
 
     # A program started in the background of a shell ignores Ctrl-C.

@@ -129,16 +129,16 @@ def _worker(main: Callable[..., Any], args: tuple[Any, ...], local_processes: in
     try:
         main(*args)
     except TrainingInterrupted as interruption:
-        _leave_process_group()
+        leave_process_group()
         # An exit code is passed on, where Detectron2's launcher would print a traceback.
         sys.exit(interruption.exit_code)
     except USER_ERRORS as error:
         print(f"error (process {comm.get_rank()}): {plain_message(error)}", file=sys.stderr, flush=True)
         sys.exit(1)
-    _leave_process_group()
+    leave_process_group()
 
 
-def _leave_process_group() -> None:
+def leave_process_group() -> None:
     """End the threads of the process group.
 
     A gloo thread that drops its last tensor while Python shuts down aborts the process ("terminate called without an
@@ -173,7 +173,7 @@ def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...], device: st
             torch.set_num_threads(threads_per_process(local_size))
         main(*args)
     finally:
-        _leave_process_group()
+        leave_process_group()
 
 
 @contextmanager
