@@ -1,6 +1,9 @@
 """Parts of models in other runtimes give what PyTorch gives, in streams, and what goes wrong has a name."""
 
 import importlib.util
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,33 @@ GRAPHS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(importlib.util.find_spec(name) is None), reason=f"no {name}"))
     for name in ("onnxruntime", "openvino")
 ]
+
+
+TWO_SESSIONS = """
+import gc, signal, sys
+from pathlib import Path
+from onnx import TensorProto, helper, save
+from the_mask.inference.runtimes.sessions import OpenVinoSession
+ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"]
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", ends[:1], ends[1:])
+save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), sys.argv[1])
+sessions = [OpenVinoSession(Path(sys.argv[1])) for _ in range(2)]
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+del sessions[0]
+gc.collect()
+sessions.clear()
+gc.collect()
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_signals_are_handled_after_sessions_of_openvino(tmp_path):
+    """Two cores of OpenVINO that overlap leave a freed stack for signals; the next one, such as Ctrl-C, is the end."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", TWO_SESSIONS, str(tmp_path / "graph.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), (signal.strsignal(-done.returncode), done.stderr)
 
 
 def streaming(name, *options):

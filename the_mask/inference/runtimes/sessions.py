@@ -7,6 +7,7 @@ torch does in the process that makes it.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import threading
 from collections.abc import Callable, Sequence
@@ -86,6 +87,19 @@ class OnnxRuntimeSession:
         return [torch.from_numpy(x) for x in self.session.run(None, feed)]
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one ``openvino.Core`` of the process, which is never released.
+
+    Each core replaces the stack for signals of its thread, and gives back the earlier one when it is released. Of two
+    that overlap (seen with OpenVINO 2026.4), the second gives back the first one's, which is freed by then: the next
+    signal, such as Ctrl-C or the end of a child process, ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoSession:
     """OpenVINO on the CPU.
 
@@ -98,7 +112,7 @@ class OpenVinoSession:
         import openvino
 
         types = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
-        core = openvino.Core()
+        core = openvino_core()
         self.compiled = core.compile_model(
             core.read_model(str(path)),
             "CPU",
