@@ -66,6 +66,7 @@ def test_errors_of_the_disk_at_every_step(tmp_path: Path, manifest: Path) -> Non
     assert fail_everywhere(lambda folder: segment(manifest, folder), check, lambda folder: None, tmp_path) > 30
 
 
+@pytest.mark.slow  # It forks a process that may have threads of other tests.
 def test_kills(tmp_path: Path, manifest: Path) -> None:
     assert kill_everywhere(lambda folder: segment(manifest, folder), check, lambda folder: None, tmp_path, 11) > 30
 

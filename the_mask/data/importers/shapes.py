@@ -254,6 +254,8 @@ def decode_brush(code: list[int], expected: int) -> np.ndarray:
     total, size = take(32), take(5) + 1
     if total != expected:
         raise ValueError(f"the run-length code is of {total} values, the picture has {expected}")
+    if size > 8:
+        raise ValueError(f"the run-length code has values of {size} bits, expected at most 8")
     widths = [take(4) + 1 for _ in range(4)]
     values = np.zeros(total, np.uint8)
     done = 0
