@@ -88,8 +88,9 @@ DcnProblem make_problem(const DcnSizes& sizes, const Tensor& x, const Tensor& of
   return problem;
 }
 
-// Rows of output from which a backward pass is divided into bands: where these meet, a few rows take a slower path.
-constexpr int64_t kRowsToDivide = 24;
+// Rows of output from which a backward pass is divided into bands: where these meet, a few rows take a slower path, which
+// costs a map of 30 rows more on one thread than it gains on two (docs/experiments.md).
+constexpr int64_t kRowsToDivide = 48;
 
 // Width of the column strips in which an image is processed, such that the rows of a kernel, and a few more, fit into a
 // megabyte, half of a usual second-level cache. Depends only on shapes, because it decides the order of sums in backward.

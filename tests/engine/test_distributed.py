@@ -14,7 +14,8 @@ from engine_fakes import assert_same, debug_cfg, fake_cfg, train_both
 from tolerances import approx, is_close
 
 from the_mask.engine import Trainer, launch
-from the_mask.engine.launch import plain_message, threads_per_process, under_torchrun
+from the_mask.engine.launch import plain_message, under_torchrun
+from the_mask.ops.threads import threads_per_process
 from the_mask.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -143,7 +143,8 @@ def test_what_cannot_be_resumed_is_named(archive):
     with pytest.raises(ValueError, match=r"another model \(model, weights differ\)"):
         Results(folder, {"model": "other", "weights": "1"})
     lines = results.path.read_text().splitlines(keepends=True)
-    for number, damage in ((1, "{}\n"), (2, "{]\n"), (2, "3\n"), (2, '{"task": "x"}\n')):
+    deep = "[" * 100_000 + "\n"
+    for number, damage in ((1, "{}\n"), (2, "{]\n"), (2, deep), (2, "3\n"), (2, '{"task": "x"}\n')):
         results.path.write_text("".join([*lines[: number - 1], damage, *lines[number:]]))
         with pytest.raises(ValueError, match=rf"results\.jsonl, line {number}: "):
             opened(folder, manifest)

@@ -197,7 +197,7 @@ DCN_CASES = [
     DcnCase(1, 6, 5, 71, make_geometry((1, 5), 1, (2, 1), (1, 1), 1, 2.0, False)),
     DcnCase(1, 9, 8, 8, make_geometry(3, 1, 2, 2, 3, 1.0, True), center=True),
     # Many rows, which the CPU backward divides into two bands; points that fall into the other one, or far outside.
-    DcnCase(1, 27, 6, 8, make_geometry(3, 1, 1, 1, 2, 1.0, False), center=True),
-    DcnCase(1, 49, 5, 16, make_geometry(3, 2, 1, 1, 3, 1.0, False), reach=30),
-    DcnCase(2, 3, 4, 4, make_geometry(3, 1, 13, 2, 1, 1.0, False), reach=20),
+    DcnCase(1, 51, 6, 8, make_geometry(3, 1, 1, 1, 2, 1.0, False), center=True),
+    DcnCase(1, 97, 5, 16, make_geometry(3, 2, 1, 1, 3, 1.0, False), reach=30),
+    DcnCase(2, 3, 4, 4, make_geometry(3, 1, 25, 2, 1, 1.0, False), reach=20),
 ]

@@ -277,9 +277,9 @@ def test_threads_change_nothing():
         DcnCase(3, 6, 7, 16, make_geometry(3, 1, 1, 1, 4, 1.0, False)),
         DcnCase(1, 5, 40, 512, make_geometry(3, 1, 1, 1, 4, 1.0, False)),
         # Two bands of rows.
-        DcnCase(1, 33, 12, 16, make_geometry(3, 1, 1, 1, 4, 1.0, False), center=True),
-        DcnCase(3, 26, 9, 8, make_geometry(3, 1, 1, 2, 2, 1.0, False), reach=40),
-        DcnCase(2, 60, 7, 32, make_geometry(3, 2, 1, 1, 5, 1.0, False)),
+        DcnCase(1, 57, 12, 16, make_geometry(3, 1, 1, 1, 4, 1.0, False), center=True),
+        DcnCase(3, 50, 9, 8, make_geometry(3, 1, 1, 2, 2, 1.0, False), reach=40),
+        DcnCase(2, 100, 7, 32, make_geometry(3, 2, 1, 1, 5, 1.0, False)),
     ]
 
     def compute(case: DcnCase) -> list[Tensor]:

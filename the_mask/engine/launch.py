@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from the_mask.engine.signals import SIGNALS, TrainingInterrupted
+from the_mask.ops.threads import threads_per_process
 
 # Errors that a user can fix; shown without a traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -48,12 +49,6 @@ def under_torchrun() -> bool:
             f"RANK or LOCAL_RANK is set, but {', '.join(absent)} is not; start the processes with torchrun"
         )
     return True
-
-
-def threads_per_process(processes: int) -> int:
-    """Number of threads for each process on this machine: its cores divided by the processes, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
 
 
 def count_processes(num_gpus: int = 0, num_processes: int = 0, num_machines: int = 1, dist_url: str = "auto") -> int:

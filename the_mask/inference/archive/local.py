@@ -17,6 +17,7 @@ import torch
 from the_mask.inference.archive.dispatch import Event
 from the_mask.inference.archive.manifest import VideoTask
 from the_mask.inference.archive.worker import VideoWorker, WorkerSetup
+from the_mask.ops.threads import threads_per_process
 
 
 class LocalWorkers:
@@ -35,8 +36,7 @@ class LocalWorkers:
         """
         gpus = torch.cuda.device_count() if device == "cuda" else 0
         self.count = count or max(1, gpus)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._setup = dataclasses.replace(setup, threads=setup.threads or max(1, cores // self.count))
+        self._setup = dataclasses.replace(setup, threads=setup.threads or threads_per_process(self.count))
         self._devices = [f"cuda:{i}" for i in range(gpus)] or [device]
         self._worker = worker
         # Not fork: threads and CUDA do not survive it.

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from the_mask.data.files import TEMPORARY, read_text, sync_folder
+from the_mask.data.files import TEMPORARY, parse_json, read_text, sync_folder
 from the_mask.inference.archive.manifest import RESULTS, VideoTask
 
 DONE, FAILED = "done", "failed"
@@ -93,10 +93,7 @@ class Results:
             return None
         header: dict[str, Any] | None = None
         for number, text in enumerate(read_text(self.path, "results").split("\n")[:-1], start=1):
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"results {self.path}, line {number}: not JSON: {error}") from error
+            record = parse_json(text, f"results {self.path}, line {number}: it")
             if header is None:
                 if not isinstance(record, dict) or "results" not in record:
                     raise ValueError(f"results {self.path}, line 1: expected what made them, found {text[:60]}")

@@ -8,7 +8,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,12 +247,6 @@ def output_digest(path: Path) -> str:
     """SHA-256 of a file; of a folder, that of a line ``<SHA-256>  <name>`` for each file in it, sorted by name."""
     if path.is_file():
         return file_digest(path)
-    lines = [f"{file_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in _files(path)]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    else:
-        yield from sorted(file for file in path.rglob("*") if file.is_file())
