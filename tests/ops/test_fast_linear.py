@@ -11,10 +11,10 @@ from torch import nn
 
 from the_mask.config import load_config
 from the_mask.inference.stream import build_random
-from the_mask.modeling import fast_layers
+from the_mask.modeling.fast_layers import speed_up_layers
 from the_mask.ops import MSDeformAttn, decomposed, use
 from the_mask.ops import fast_linear as module
-from the_mask.ops.fast_linear import FastConv2d, FastLinear, fast_linear, fast_product, speed_up_layers, uses_onednn
+from the_mask.ops.fast_linear import FastConv2d, FastLinear, fast_linear, fast_product, uses_onednn
 from the_mask.ops.inference import softmax_of_few
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -98,7 +98,7 @@ def test_pointwise_convolutions_in_one_thread(onednn, monkeypatch, kind, layout)
     keys = list(model.state_dict())
     x = torch.randn(2, 8, 9, 7).to(memory_format=layout)
     expected = copy.deepcopy(model).double()(x.double())
-    fast_layers.speed_up_layers(model)
+    speed_up_layers(model)
     assert [isinstance(module, FastConv2d) for module in model] == [True, False, False, False]
     assert list(model.state_dict()) == keys
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

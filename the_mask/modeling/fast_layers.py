@@ -5,8 +5,7 @@ from __future__ import annotations
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from the_mask.ops import fast_linear
-from the_mask.ops.fast_linear import FastConv2d, is_pointwise
+from the_mask.ops.fast_linear import FastConv2d, FastLinear, is_pointwise
 
 
 class FastConvNorm2d(FastConv2d, Conv2d):
@@ -19,9 +18,12 @@ class FastConvNorm2d(FastConv2d, Conv2d):
         return x if self.activation is None else self.activation(x)
 
 
+FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, nn.Conv2d: FastConv2d, Conv2d: FastConvNorm2d}
+
+
 def speed_up_layers(module: nn.Module) -> None:
     """Replace the linear layers and 1x1 convolutions in a module by fast ones, in place; names and weights stay."""
-    fast_linear.speed_up_layers(module)
     for layer in module.modules():
-        if type(layer) is Conv2d and is_pointwise(layer):
-            layer.__class__ = FastConvNorm2d
+        fast = FAST.get(type(layer))
+        if fast is not None and (not isinstance(layer, nn.Conv2d) or is_pointwise(layer)):
+            layer.__class__ = fast
