@@ -50,7 +50,7 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
 small: {_BASE_: base.yaml, SOLVER.MAX_ITER: 3, SOLVER.BASE_LR: 0.5}
 smaller:
   _BASE_: [small.yaml]
-  SOLVER: {MAX_ITER: 1}
+  SOLVER: {MAX_ITER: 1, AMP.ENABLED: True}
 """,
         base="SEED: 7\nSOLVER: {MAX_ITER: 9, WARMUP_ITERS: 2}",
         file="_BASE_: smaller.yaml",
@@ -58,6 +58,7 @@ smaller:
     for name in ("smaller", "file"):
         cfg = load_config(tmp_path / f"{name}.yaml")
         assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS) == (7, 1, 0.5, 2)
+        assert cfg.SOLVER.AMP.ENABLED
     # A file wins over a row.
     write(tmp_path, small="SEED: 1")
     assert load_config(tmp_path / "smaller.yaml").SEED == 1

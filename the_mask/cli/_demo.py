@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
     timer = StepTimer()
     register_all()
     with timer.step("data"):
-        version = version_of(load_config(args.one_frame_config, args.opts).DATASETS.TEST[0])
+        configs = (args.one_frame_config, args.longer_config, args.temporal_config)
+        version = version_of(common_data_set(configs, args.opts))
         tree = dataset_root() / folder_name(version)
         made = make_data(tree, args.train_videos, args.val_videos, version)
         print(f"{tree}: {'made' if made else 'already there'}")
@@ -63,7 +64,7 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, dict[str, float]] = {}
     finals: dict[str, CfgNode] = {}
     weights = ""
-    for name, config in zip(ROWS, (args.one_frame_config, args.longer_config, args.temporal_config), strict=True):
+    for name, config in zip(ROWS, configs, strict=True):
         results[name], finals[name] = train_stage(
             config,
             args.output / name,
@@ -102,6 +103,22 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
         },
         "files": {"video": str(video), "contact_sheet": str(sheet), "weights": cfg.MODEL.WEIGHTS},
     }
+
+
+def common_data_set(configs: Sequence[str], overrides: Sequence[str]) -> str:
+    """The data set that all configs are evaluated on.
+
+    Raises:
+        ValueError: they name different ones, so their figures could not be compared.
+    """
+    names = {config: load_config(config, overrides).DATASETS.TEST[0] for config in configs}
+    if len(set(names.values())) > 1:
+        listed = ", ".join(f"{config}: {name}" for config, name in names.items())
+        raise ValueError(
+            f"the demo's configs are evaluated on different data sets ({listed}): "
+            "choose --one-frame-config, --longer-config and --temporal-config of one data set"
+        )
+    return names[configs[0]]
 
 
 def make_data(tree: Path, train_videos: int, val_videos: int, version: int) -> bool:

@@ -190,10 +190,10 @@ def _fetch(address: str) -> str:
 
 
 def _unfold(body: Tree, label: str) -> Tree:
-    """``{"A.B": 1}`` as ``{"A": {"B": 1}}``."""
+    """``{"A.B": 1}`` as ``{"A": {"B": 1}}``, at any depth."""
     tree: Tree = {}
     for key, value in body.items():
-        branch: Any = value
+        branch: Any = _unfold(value, label) if isinstance(value, dict) else value
         for part in reversed(str(key).split(".")):
             branch = {part: branch}
         _merge(branch, tree, label)
