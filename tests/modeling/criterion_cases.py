@@ -133,14 +133,16 @@ def naive_loss(outputs, targets, seeds, options, points):
             nll, weights = 0.0, 0.0
             for b, target in enumerate(targets):
                 classes = torch.full((num_queries,), K)
-                for queries, indices in pairs[s, b]:
+                factors = {}
+                for r, (queries, indices) in enumerate(pairs[s, b]):
                     for q, n in zip(queries, indices, strict=True):
                         classes[q] = target.labels[n]
+                        factors[int(q)] = options.get("secondary_class_weight", 1.0) if r else 1.0
                 logits = at(branch, s)["pred_logits"][b].double()
                 for t in supervised(b) if prefix else range(min(1, len(supervised(b)))):
                     log_p = (logits[t] if prefix else logits).log_softmax(-1)
                     for q in range(num_queries):
-                        w = 0.1 if classes[q] == K else 1.0
+                        w = 0.1 if classes[q] == K else factors[q]
                         nll, weights = nll - w * log_p[q, classes[q]], weights + w
                 for r, (queries, indices) in enumerate(pairs[s, b]):
                     for q, n in zip(queries, indices, strict=True):

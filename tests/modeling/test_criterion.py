@@ -75,6 +75,7 @@ CASES = {
         {"rounds": 2, "second_round_cost": "bce", "valid_mask": False},
         {"frames": 1, "void": 0.2},
     ),
+    "secondary classes count less": ({"rounds": 3, "secondary_class_weight": 0.2}, {"frames": 2, "frame_branch": True}),
     "clip, three rounds": ({"rounds": 3}, {"frames": 2, "void": 0.2}),
     "clip with frame branch": ({"rounds": 2}, {"frames": 3, "void": 0.2, "frame_branch": True}),
     "too many targets": ({"rounds": 2}, {"frames": 2, "queries": 4, "frame_branch": True}),

@@ -182,6 +182,28 @@ def test_terms_are_those_of_both_models_outputs(teacher_file):
     assert set(only.losses(clips())) == {"loss_ce", "loss_distill_pixel"}
 
 
+def test_a_mask_classifier_teaches_by_the_shares_of_its_scores(tmp_path):
+    debug = Path(__file__).parents[2] / "configs/debug/mask2former_debug.yaml"
+    cfg = load_config(debug, ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(CLASSES)])
+    (tmp_path / "teacher.yaml").write_text(cfg.dump())
+    torch.manual_seed(5)
+    torch.save(build_model(cfg).state_dict(), tmp_path / "teacher.pth")
+    pairs = ("MODEL.DISTILLATION.PAIR_WEIGHT", 0.0, "MODEL.CLIP_SEGMENTOR.SIZE_DIVISIBILITY", 32)
+    model = build_model(distilled(tmp_path, *pairs)).eval()
+    (one, other) = [Clip(clip.frames, clip.labels, seed=1) for clip in clips()]
+    losses = model.losses([one, other])
+    assert set(losses) == {"loss_ce", "loss_distill_pixel"}
+    logits = model.student.clip_output(model.student.training_batch([one, other]))[1].logits.double()
+    scores = torch.stack([scores[0] for scores in model.teacher.score_maps([one, other])]).double()
+    shares = torch.nn.functional.interpolate(
+        (scores / scores.sum(1, keepdim=True)).log(), logits.shape[-2:], mode="bilinear", align_corners=False
+    ).softmax(1)
+    expected = -10 * (shares * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(losses["loss_distill_pixel"].double(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"builds a MaskClassifier: .*PAIR_WEIGHT 0"):
+        build_model(distilled(tmp_path)).losses([one, other])
+
+
 def test_teacher_moves_with_the_model(teacher_file):
     model = build_model(distilled(teacher_file))
     assert next(model.teacher.parameters()).dtype == torch.float32

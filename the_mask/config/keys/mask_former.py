@@ -101,6 +101,8 @@ class HierarchyOptions(Options, group="MODEL.THE_MASK"):
     secondary_weight: float = 0.5
     secondary_mask_weight: float = 0.5
     secondary_dice_weight: float = 0.5
+    # Weight of the class loss of later rounds' queries; 1 as published, 0 leaves them without a class.
+    secondary_class_weight: float = within(1.0, least=0)
     # Points per secondary mask; 0 takes every pixel of the ground truth, as released (exact, and no more memory).
     secondary_num_points: int = within(0, least=0)
     # Weight of the frame branch's loss; the clip branch has weight 1 (temporal decoder only).

@@ -54,14 +54,15 @@ class DistillationOptions(Options, group="MODEL.DISTILLATION"):
 
     # The same config with this META_ARCHITECTURE is the student.
     student_architecture: str = "ClipSegmentor"
-    # Config file of the teacher, KEY VALUE pairs on top of it, and its weights (needed for training only).
+    # Config file of the teacher, KEY VALUE pairs on top of it, and its weights (needed for training only). Any family.
     teacher_config: str = ""
     teacher_options: tuple[str, ...] = ()
     teacher_weights: str = ""
     # Weight and temperature of the pixel-wise term: cross-entropy against the teacher's probabilities.
     pixel_weight: float = 10.0
     temperature: float = 1.0
-    # Weight of the pairwise term (differences of cosine affinities between regions); 0 leaves it out.
+    # Weight of the pairwise term (differences of cosine affinities between regions); 0 leaves it out, which a teacher
+    # other than a ClipSegmentor needs.
     pair_weight: float = 0.5
     # Regions are max-pooled windows of this share of the map per side.
     pair_scale: float = 0.5

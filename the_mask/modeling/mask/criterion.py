@@ -42,11 +42,12 @@ Outputs = Mapping[str, Any]
 class MaskCriterion(nn.Module):
     """Losses of all prediction sets of a batch of clips.
 
-    Per prediction set: ``class_weight * CE + primary_weight * (mask_weight * BCE + dice_weight * Dice)`` on the first
-    round's pairs, plus ``secondary_weight * (secondary_mask_weight * BCE + secondary_dice_weight * Dice)`` on the later
-    rounds' pairs, whose targets are the ground truth where the query already predicts foreground. The frame branch has
-    the same losses times ``frame_weight``. Normalisers are means over ranks, so that ranks together compute the loss of
-    one process with the whole batch (see `losses.mean_over_ranks`).
+    Per prediction set: ``class_weight * CE`` on all queries, those of later rounds with weight
+    ``secondary_class_weight``; ``primary_weight * (mask_weight * BCE + dice_weight * Dice)`` on the first round's
+    pairs; and ``secondary_weight * (secondary_mask_weight * BCE + secondary_dice_weight * Dice)`` on the later rounds'
+    pairs, whose targets are the ground truth where the query already predicts foreground. The frame branch has the same
+    losses times ``frame_weight``. Normalisers are means over ranks, so that ranks together compute the loss of one
+    process with the whole batch (see `losses.mean_over_ranks`).
 
     A model whose queries are carried from frame to frame has classes per frame (``pred_logits`` [B, T, Q, K + 1]
     without a frame branch). There a query has its target's class and mask in the frames that show the target; in the
@@ -243,7 +244,7 @@ class MaskCriterion(nn.Module):
     def _classification(
         self, sets: list[Outputs], matches: list[list[list[Pairs]]], targets: Sequence[ClipTargets], frame_branch: bool
     ) -> dict[str, Tensor]:
-        """``loss_ce`` [S]. All rounds' queries are positive with full weight, all others are no-object.
+        """``loss_ce`` [S]. All rounds' queries are positive (``secondary_class_weight``), all others are no-object.
 
         In the frame branch a class absent from a frame is still the label of its queries there (released code). Frames
         without labels, and clips without labelled frames, weigh nothing.
@@ -253,19 +254,22 @@ class MaskCriterion(nn.Module):
         per_frame = logits.ndim == 5
         num_frames = logits.shape[2] if per_frame else 1
         classes = torch.full((num_sets, num_clips, num_frames, num_queries), self.num_classes)
+        factors = torch.ones(num_sets, num_clips, 1, num_queries)
         counted = torch.zeros(num_clips, num_frames)
         for b, target in enumerate(targets):
             frames = target.supervised_frames(self.options.valid_mask)
             counted[b, frames if per_frame else slice(0, len(frames) > 0)] = 1.0
             shown = torch.tensor(target.present, dtype=torch.bool).reshape(len(target.present), target.num_targets)
             for s in range(num_sets):
-                for query, index in matches[s][b]:
+                for number, (query, index) in enumerate(matches[s][b]):
+                    factors[s, b, :, query] = self.hierarchy.secondary_class_weight if number else 1.0
                     label = target.labels[index].expand(num_frames, -1)
                     absent = torch.full_like(label, self.num_classes)
                     by_presence = per_frame and not frame_branch
                     classes[s, b, :, query] = torch.where(shown[:, index], label, absent) if by_presence else label
         classes = classes.to(logits.device)
-        weights = self.empty_weight[classes] * counted.to(logits.device).unsqueeze(-1)  # [S, B, T', Q]
+        counts = (counted.unsqueeze(-1) * factors).to(logits.device)
+        weights = self.empty_weight[classes] * counts  # [S, B, T', Q]
         rows = classes.reshape(num_sets, -1)
         weights = weights.reshape(num_sets, -1)
         # The released code divides by each GPU's own sum of weights, which makes the loss depend on how clips are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from the_mask.config.keys.memory import DistillationOptions
 from the_mask.data.clips import Clip
 from the_mask.modeling.build import trained_model
 from the_mask.modeling.pixel.clip_segmentor import ClipSegmentor
-from the_mask.modeling.pixel.context.types import FrameFeatures, HeadOutput, TrainBatch
+from the_mask.modeling.pixel.context.types import TrainBatch
 from the_mask.modeling.pixel.distillation import (
     content_mask,
     missing_teacher,
@@ -41,13 +41,14 @@ class DistilledSegmentor(Segmentor):
         self,
         *,
         student: ClipSegmentor,
-        build_teacher: Callable[[], ClipSegmentor],
+        build_teacher: Callable[[], Segmentor],
         options: DistillationOptions = DistillationOptions(),
     ) -> None:
         """
         Args:
             student: the model that is trained.
-            build_teacher: gives the teacher with its trained weights.
+            build_teacher: gives the teacher with its trained weights: a ``ClipSegmentor``, or without the pairwise term
+                any segmentor.
             options: of the terms.
         """
         super().__init__(
@@ -62,7 +63,7 @@ class DistilledSegmentor(Segmentor):
         self.build_teacher = build_teacher
         self.options = options
         # In a list, which hides it from parameters(), state_dict() and train().
-        self._teachers: list[ClipSegmentor] = []
+        self._teachers: list[Segmentor] = []
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class DistilledSegmentor(Segmentor):
         }
 
     @property
-    def teacher(self) -> ClipSegmentor:
+    def teacher(self) -> Segmentor:
         """The teacher, built at its first use.
 
         Raises:
@@ -115,22 +116,35 @@ class DistilledSegmentor(Segmentor):
         features, output = student.clip_output(batch, prior)
         losses = student.output_losses(batch, features, output)
         with torch.no_grad():
-            lessons, answer = self.teacher.clip_output(self.teacher.training_batch(clips))
+            lessons, answer = self._lesson(clips)
         if self.options.pixel_weight:
             valid = self._content(batch, (output.logits.shape[-2], output.logits.shape[-1]))
-            term = pixel_distillation(output.logits, answer.logits, self.options.temperature, valid)
+            term = pixel_distillation(output.logits, answer, self.options.temperature, valid)
             losses["loss_distill_pixel"] = self.options.pixel_weight * term
         if self.options.pair_weight:
-            maps = (self._level(features, output, "student"), self._level(lessons, answer, "teacher"))
+            levels = {"student": {**features, **output.features}, "teacher": lessons}
+            maps = [self._level(found, who) for who, found in levels.items()]
             losses["loss_distill_pair"] = self.options.pair_weight * pair_distillation(*maps, self.options.pair_scale)
         return losses
+
+    def _lesson(self, clips: Sequence[Clip]) -> tuple[Mapping[str, Tensor], Tensor]:
+        """The teacher's features by level (none of another family than the student's) and logits [B, K, h, w]."""
+        teacher = self.teacher
+        if isinstance(teacher, ClipSegmentor):
+            features, output = teacher.clip_output(teacher.training_batch(clips))
+            return {**features, **output.features}, output.logits
+        images, frames = teacher.stack(clips)
+        scores = torch.stack([clip[-1] for clip in teacher.group_scores(images, frames)])
+        scores = teacher.crop_scores(scores, images.shape[-2], images.shape[-1])
+        # Scores that are sums over masks do not add up to one.
+        smallest = 1e-6
+        return {}, (scores / scores.sum(dim=1, keepdim=True).clamp(min=smallest)).clamp(min=smallest).log()
 
     def _content(self, batch: TrainBatch, size: tuple[int, int]) -> Tensor:
         contents = [clip.padding or clip.frame_size for clip in batch.clips]
         return content_mask(contents, (batch.images.shape[-2], batch.images.shape[-1]), size, batch.images.device)
 
-    def _level(self, features: FrameFeatures, output: HeadOutput, who: str) -> Tensor:
-        found: Mapping[str, Tensor] = {**features, **output.features}
+    def _level(self, found: Mapping[str, Tensor], who: str) -> Tensor:
         if self.options.pair_level not in found:
             raise ValueError(
                 f"MODEL.DISTILLATION.PAIR_LEVEL {self.options.pair_level!r}: the {who} has {', '.join(sorted(found))}"
@@ -190,12 +204,12 @@ def _build_student(cfg: CfgNode) -> ClipSegmentor:
     return cls(cfg)
 
 
-def build_teacher(cfg: CfgNode) -> ClipSegmentor:
+def build_teacher(cfg: CfgNode) -> Segmentor:
     """Build the teacher of ``MODEL.DISTILLATION`` with its weights, on the CPU.
 
     Raises:
-        ValueError: no config or weights, a teacher that is not a ``ClipSegmentor``, weights that do not fit it, or a
-            teacher with other classes than ``DATASETS.TRAIN``.
+        ValueError: no config or weights, weights that do not fit, a teacher with other classes than ``DATASETS.TRAIN``,
+            or the pairwise term with a teacher that is not a ``ClipSegmentor``.
         FileNotFoundError: a file does not exist.
     """
     options = cfg.MODEL.DISTILLATION
@@ -204,6 +218,10 @@ def build_teacher(cfg: CfgNode) -> ClipSegmentor:
     teacher_cfg = load_config(options.TEACHER_CONFIG, [str(value) for value in options.TEACHER_OPTIONS])
     teacher_cfg.MODEL.DEVICE = "cpu"
     model = trained_model(teacher_cfg, weights=options.TEACHER_WEIGHTS, datasets=cfg.DATASETS.TRAIN)
-    if not isinstance(model, ClipSegmentor):
-        raise ValueError(f"MODEL.DISTILLATION.TEACHER_CONFIG {options.TEACHER_CONFIG} builds no ClipSegmentor")
+    assert isinstance(model, Segmentor)
+    if options.PAIR_WEIGHT and not isinstance(model, ClipSegmentor):
+        raise ValueError(
+            f"MODEL.DISTILLATION.TEACHER_CONFIG {options.TEACHER_CONFIG} builds a {type(model).__name__}: the pairwise "
+            "term compares features of ClipSegmentors; set MODEL.DISTILLATION.PAIR_WEIGHT 0"
+        )
     return model
