@@ -122,9 +122,9 @@ class DistilledSegmentor(Segmentor):
             term = pixel_distillation(output.logits, answer, self.options.temperature, valid)
             losses["loss_distill_pixel"] = self.options.pixel_weight * term
         if self.options.pair_weight:
-            levels = {"student": {**features, **output.features}, "teacher": lessons}
-            maps = [self._level(found, who) for who, found in levels.items()]
-            losses["loss_distill_pair"] = self.options.pair_weight * pair_distillation(*maps, self.options.pair_scale)
+            own = self._level({**features, **output.features}, "student")
+            wanted = self._level(lessons, "teacher")
+            losses["loss_distill_pair"] = self.options.pair_weight * pair_distillation(own, wanted, self.options.pair_scale)
         return losses
 
     def _lesson(self, clips: Sequence[Clip]) -> tuple[Mapping[str, Tensor], Tensor]:
