@@ -20,11 +20,17 @@ from the_mask.ops.inference import softmax_of_few
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 
 
+def take_small_ones(monkeypatch):
+    monkeypatch.setattr(module, "LEAST_PRODUCT", 1)
+    monkeypatch.setattr(module, "LEAST_CONVOLUTION", 1)
+
+
 @pytest.fixture
 def onednn(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
     monkeypatch.setattr(module, "uses_onednn", lambda: True)
+    take_small_ones(monkeypatch)
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (2, 7, 8), (1, 8), (2, 3, 4, 8), (3, 0, 8)])
@@ -113,6 +119,24 @@ def test_pointwise_convolutions_in_one_thread(onednn, monkeypatch, kind, layout)
     assert layer.weight.grad is not None
 
 
+@pytest.mark.parametrize("rows, taken", [(255, False), (256, True)])
+def test_small_products_take_the_usual_layer(monkeypatch, rows, taken):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(module, "uses_onednn", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    x, w = torch.randn(rows, 64), torch.randn(64, 64)
+    image, kernel = torch.randn(1, 128, rows, 1), nn.Conv2d(128, 128, 1)
+    speed_up_layers(model := nn.Sequential(kernel))
+    calls = (lambda: fast_linear(x, w), lambda: fast_product(x, w), lambda: model(image))
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        for call in calls:
+            call()
+    keys = [event.key for event in profile.key_averages()]
+    assert sum("_linear_pointwise" in key for key in keys) == taken
+    assert ("aten::mkldnn_convolution" in keys) == taken
+
+
 def test_softmax_of_few():
     x = 50 * torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0))
     x[0, 0] = -1e30
@@ -161,6 +185,7 @@ def test_segmentors_take_it_in_eval_mode(monkeypatch, name):
     assert not [child for child in model.modules() if type(child) is nn.Linear]
     assert name == "videomt_debug" or [child for child in model.modules() if isinstance(child, FastConv2d)]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    take_small_ones(monkeypatch)
     frame = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).byte()
     results = []
     for choice in (False, True):

@@ -3,8 +3,8 @@
 PyTorch computes float32 products with its BLAS, in the usual builds MKL, which runs at about half the speed of oneDNN
 on AMD processors (measured: docs/experiments.md). oneDNN is in the same builds, through an operator that torch.compile
 uses. Results differ from the BLAS's by rounding. ``THE_MASK_LINEAR=auto|onednn|blas`` chooses; ``auto`` takes oneDNN on
-AMD only. With gradients, on other devices, in other precisions, in traced programs and with standard operators
-(:func:`the_mask.ops.decomposed`), the usual layer runs.
+AMD only. With gradients, on other devices, in other precisions, in traced programs, with standard operators
+(:func:`the_mask.ops.decomposed`) and for small products, the usual layer runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from torch.nn import functional as F
 from the_mask.ops.inference import is_plain_inference
 
 CHOICES = ("auto", "onednn", "blas")
+# Multiply-adds from which oneDNN is the faster one. A call costs 10 us more than the BLAS's, a convolution 30.
+LEAST_PRODUCT = 1 << 20
+LEAST_CONVOLUTION = 1 << 22
 
 
 @cache
@@ -46,14 +49,14 @@ def is_amd() -> bool:
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: x [..., K], weight [N, K], bias [N] -> [..., N]."""
-    if not _fast(x, weight):
+    if not _fast(x, weight) or x.numel() * weight.shape[0] < LEAST_PRODUCT:
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def fast_product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``: a [..., M, K], b [..., K, N] -> [..., M, N], leading axes broadcast."""
-    if not _fast(a, b):
+    if not _fast(a, b) or a.shape[-2] * b.shape[-2] * b.shape[-1] < LEAST_PRODUCT:
         return a @ b
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     many = [x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b)]
@@ -77,7 +80,8 @@ class FastConv2d(nn.Conv2d):
     """A 1x1 convolution that uses oneDNN in one thread too, where PyTorch takes the BLAS."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.get_num_threads() > 1 or not _fast(input, weight):
+        fast = torch.get_num_threads() == 1 and _fast(input, weight)
+        if not fast or input.numel() * weight.shape[0] < LEAST_CONVOLUTION:
             return super()._conv_forward(input, weight, bias)
         return torch.mkldnn_convolution(input, weight, bias, [0, 0], [1, 1], [1, 1], 1)
 
