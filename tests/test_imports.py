@@ -6,6 +6,8 @@ Imports inside functions count: they hide a circle, they do not remove it. Impor
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -120,6 +122,18 @@ def test_imports_follow_the_order_of_rooms() -> None:
 
 def test_no_files_import_each_other() -> None:
     assert circles(graph(ROOT)) == []
+
+
+def test_streams_of_arrays_need_no_video_library() -> None:
+    code = (
+        "import sys, torch\nfrom the_mask.config import load_config\n"
+        "from the_mask.inference.stream import build_random\n"
+        "model = build_random(load_config('configs/debug/the_mask_debug_video.yaml', ['MODEL.DEVICE', 'cpu']))\n"
+        "model.step(torch.zeros(3, 64, 96, dtype=torch.uint8), model.init_state())\n"
+        "sys.exit(', '.join({'av', 'cv2'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_found(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from tolerances import approx, assert_close
 from torch.nn import functional as F
 
 from the_mask.config import load_config
-from the_mask.modeling.refiners import CascadePSP, build_refiner, cascade_losses, perturb_mask
+from the_mask.modeling.refiners import CascadePSP, build_refiner, cascade_losses
 from the_mask.modeling.refiners.losses import sobel_magnitude
-from the_mask.modeling.refiners.perturb import mask_iou, simplify_contours
+from the_mask.modeling.refiners.perturb import mask_iou, perturb_mask, simplify_contours
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 # The last crop is taken unchecked. The released code of Mask2Former and THE-Mask draws one more.
@@ -77,6 +76,9 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear resize to (height, width), pixel centres at +0.5, without antialiasing, as in the released code."""
     if image.shape[:2] == size:
         return image
+    # Imported here: 20 MB that streams at the network's own size do not need.
+    import cv2
+
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
@@ -207,6 +209,8 @@ def _table(values: np.ndarray) -> np.ndarray:
 
 def apply_color_jitter(image: np.ndarray, jitter: ColorJitter) -> np.ndarray:
     """Apply brightness, contrast (first or last), saturation and hue; round and clip to 0..255 after each step."""
+    import cv2  # as in resize_image
+
     grey = np.arange(256.0)
     before = _table(grey + jitter.brightness)
     contrast = _table(grey * jitter.contrast)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from the_mask.data import get_records, read_image, read_label
 from the_mask.inference.refine import normalised
-from the_mask.modeling.refiners import build_refiner, cascade_losses, perturb_mask
+from the_mask.modeling.refiners import build_refiner, cascade_losses
+from the_mask.modeling.refiners.perturb import perturb_mask
 from the_mask.weights.checkpoint import read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)

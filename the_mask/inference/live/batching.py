@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from the_mask.inference.live.sources import Frame
+from the_mask.inference.live.frame_source import Frame
 from the_mask.inference.views import MultiView
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.modeling.stream import NO_HINTS, Hints, Stream, StreamState

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from the_mask.inference.live.sources import FrameSource, OnProblem, TimedFrame
+from the_mask.inference.live.frame_source import FrameSource, OnProblem, TimedFrame
 from the_mask.inference.views import as_image
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from the_mask.inference.live.frame_source import (
@@ -21,7 +20,6 @@ from the_mask.inference.live.frame_source import (
     check_fps,
 )
 from the_mask.inference.live.pictures import PICTURE_SUFFIXES, open_folder, open_picture
-from the_mask.inference.live.video_file import open_video
 
 __all__ = ["DEFAULT_FPS", "Frame", "FrameSource", "OnProblem", "TimedFrame", "check_fps", "open_source"]
 # After this many undecodable packets in a row, the source is given up.
@@ -49,6 +47,9 @@ def open_source(
         FileNotFoundError: no such file, folder or camera.
         ValueError: unreadable or empty video, video without a frame, folder without images, URL without an answer.
     """
+    # Imported here: PyAV, which streams of arrays, cameras and pictures do not need.
+    from the_mask.inference.live.video_file import open_video
+
     text, here = str(source), not isinstance(source, int)
     rate = None if fps is None else check_fps(fps)
     if here and os.path.isdir(text):
@@ -68,6 +69,9 @@ def open_source(
 
 
 def _open_camera(index: int, fps: Fraction | None) -> FrameSource:
+    # Imported here: 20 MB, for cameras alone.
+    import cv2
+
     capture = cv2.VideoCapture(index)
     if not capture.isOpened():
         raise FileNotFoundError(f"camera {index} cannot be opened: it does not exist, is in use, or access is denied")

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.layers import get_norm
-from scipy.interpolate import RectBivariateSpline
 from timm.models.beit import Attention, Beit
 from torch import Tensor, nn
 
@@ -101,6 +100,9 @@ def resize_position_table(table: Tensor, trained: int) -> Tensor:
     if new <= old:
         patches = patches[old - new : old + new + 1, old - new : old + new + 1]
     else:
+        # Imported here: a quarter of a second that loading other sizes alone needs.
+        from scipy.interpolate import RectBivariateSpline
+
         at, wanted, degree = geometric_offsets(old, new), np.arange(-new, new + 1), min(3, span - 1)
         heads = [
             RectBivariateSpline(at, at, head, kx=degree, ky=degree)(wanted, wanted)

@@ -2,7 +2,6 @@
 
 from the_mask.modeling.refiners.cascade_psp import CascadePSP
 from the_mask.modeling.refiners.losses import cascade_losses
-from the_mask.modeling.refiners.perturb import perturb_mask
 from the_mask.modeling.refiners.registry import REFINERS, build_refiner
 
-__all__ = ["REFINERS", "CascadePSP", "build_refiner", "cascade_losses", "perturb_mask"]
+__all__ = ["REFINERS", "CascadePSP", "build_refiner", "cascade_losses"]
