@@ -119,7 +119,7 @@ def test_pointwise_convolutions_in_one_thread(onednn, monkeypatch, kind, layout)
     assert layer.weight.grad is not None
 
 
-@pytest.mark.parametrize("rows, taken", [(255, False), (256, True)])
+@pytest.mark.parametrize(("rows", "taken"), [(255, False), (256, True)])
 def test_small_products_take_the_usual_layer(monkeypatch, rows, taken):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
