@@ -30,12 +30,17 @@ def videos():
     return {"cam1/a": [label_map(0), empty, half], "b": [label_map(1), label_map(2)]}
 
 
-def export(form, folder, given=None, classes=CLASSES, **options):
-    exporter = FORMATS[form](folder, classes, **options)
+def frames(given=None):
+    """The frames of some videos."""
     for video, maps in (given or videos()).items():
         for number, labels in enumerate(maps):
-            exporter.write(LabelFrame(video, f"{number:05d}", labels, f"{video}/{number:05d}.png"))
-    exporter.close()
+            yield LabelFrame(video, f"{number:05d}", labels, f"{video}/{number:05d}.png")
+
+
+def export(form, folder, given=None, classes=CLASSES, **options):
+    with FORMATS[form](folder, classes, **options) as exporter:
+        for frame in frames(given):
+            exporter.write(frame)
     return exporter.report
 
 

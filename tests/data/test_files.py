@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from the_mask.data import get_records
-from the_mask.data.files import atomic_write, inside, read_json, read_lines, relative_name, whole_folder, write_json
+from the_mask.data.files import atomic_write, inside, read_json, read_lines, relative_name, write_json
 from the_mask.data.registry import natural_key
 
 
@@ -119,39 +119,3 @@ def test_lists_do_not_lead_out_of_the_data(make_tree: Callable[..., str], tmp_pa
     (tmp_path / "paths/train.txt").write_text(f"v\n{line}\n")
     with pytest.raises(ValueError, match=r"train.txt: video .*(leads out|absolute)"):
         get_records(name)
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "made"
-
-    def fill(text: str, fail: bool = False) -> None:
-        with whole_folder(folder) as partial:
-            (partial / "sub").mkdir()
-            atomic_write(partial / "sub" / "a", text.encode(), durable=False)
-            assert folder.exists() == bool(list(tmp_path.glob("made")))
-            if fail:
-                raise ValueError("no more")
-
-    with pytest.raises(ValueError, match="no more"):
-        fill("x", fail=True)
-    assert os.listdir(tmp_path) == []
-    fill("one")
-    (folder / "left").touch()
-    with pytest.raises(ValueError, match="no more"):
-        fill("x", fail=True)
-    assert (folder / "sub" / "a").read_text() == "one"
-    fill("two")
-    assert os.listdir(tmp_path) == ["made"]
-    assert os.listdir(folder) == ["sub"]
-    assert (folder / "sub" / "a").read_text() == "two"
-    # What is written is on the disk before the folder has its name.
-    calls = []
-    rename = Path.rename
-    monkeypatch.setattr(os, "sync", lambda: calls.append("sync"))
-    monkeypatch.setattr(Path, "rename", lambda path, to: (calls.append(to.name), rename(path, to))[1])
-    fill("three")
-    assert calls == ["sync", f"made.old-{os.getpid()}", "made"]
-    monkeypatch.chdir(folder)
-    with whole_folder(Path(".")) as partial:
-        (partial / "here").touch()
-    assert os.listdir(folder) == ["here"]

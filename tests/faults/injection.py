@@ -1,8 +1,7 @@
 """Faults in whatever writes files: the n-th call that touches the disk fails, or kills the process, for every n.
 
 As SQLite tests itself: an action is repeated with a fault at its first step, then at its second, until it ends
-without reaching the fault. A step is a call of ``open`` for writing, ``write``, ``flush``, ``fsync``, ``replace``,
-``rename``, ``unlink`` or ``mkdir``.
+without reaching the fault. A step is a call of ``open`` for writing, ``write``, ``flush``, or one of :data:`CALLS`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import io
 import os
 import signal
 import subprocess
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+# Steps that are functions of the module os.
+CALLS = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "sendfile", "truncate")
 # How many faults of each kind this process has injected.
 INJECTED: Counter[str] = Counter()
 
@@ -108,7 +110,7 @@ def injected(faults: Faults) -> Iterator[None]:
         opened = faults.opened(builtins.open)
         patch.setattr(builtins, "open", opened)
         patch.setattr(io, "open", opened)  # pathlib's
-        for name in ("fsync", "replace", "rename", "mkdir", "unlink"):
+        for name in CALLS:
             patch.setattr(os, name, faults.counted(name, getattr(os, name)))
         yield
 
@@ -162,20 +164,28 @@ def kill_everywhere(
     root: Path,
     every: int = 1,
 ) -> int:
-    """As :func:`fail_everywhere`, but the process is killed at the step (SIGKILL, in a fork)."""
+    """As :func:`fail_everywhere`, but the process is killed at the step (SIGKILL, in a fork).
+
+    A fork inherits the locks of threads that it does not have. Actions that run models or encode videos need a process
+    without threads: the mark ``alone``.
+    """
     for at in range(1, 1000, every):
         folder = root / f"kill{at}"
         folder.mkdir()
         prepare(folder)
         child = os.fork()
         if child == 0:
+            code = 1
             try:
                 with injected(Faults(at, kill=True)):
                     action(folder)
+                code = 0
+            except BaseException:  # noqa: BLE001  (this process ends here)
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code in (0, -signal.SIGKILL)
+        assert code in (0, -signal.SIGKILL), f"at step {at} the process ended with {code}, which is neither"
         INJECTED["kills"] += code != 0
         check(folder, code == 0)
         action(folder)

@@ -17,7 +17,6 @@ from the_mask.inference.archive import segment_archive
 from the_mask.inference.archive.worker import output_digest
 
 VIDEOS, FRAMES = 2, 2
-ALL = pytest.param(1, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -54,7 +53,9 @@ def check(folder: Path, done: bool) -> None:
     assert len(set(noted)) == len(noted)
     if done:
         assert len(noted) == VIDEOS
-        assert not [path for path in out.iterdir() if path.name.endswith(".writing")]
+        # An empty folder may be left where that cannot be removed; the next run tries again.
+        left = [path for path in out.iterdir() if path.name.endswith(".writing")]
+        assert not [path for folder in left for path in folder.rglob("*") if not path.is_dir()]
 
 
 def test_errors_of_the_disk(tmp_path: Path, manifest: Path) -> None:
@@ -66,11 +67,12 @@ def test_errors_of_the_disk_at_every_step(tmp_path: Path, manifest: Path) -> Non
     assert fail_everywhere(lambda folder: segment(manifest, folder), check, lambda folder: None, tmp_path) > 30
 
 
-@pytest.mark.slow  # It forks a process that may have threads of other tests.
+@pytest.mark.alone
 def test_kills(tmp_path: Path, manifest: Path) -> None:
     assert kill_everywhere(lambda folder: segment(manifest, folder), check, lambda folder: None, tmp_path, 11) > 30
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_kills_at_every_step(tmp_path: Path, manifest: Path) -> None:
     assert kill_everywhere(lambda folder: segment(manifest, folder), check, lambda folder: None, tmp_path) > 30

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from the_mask.config import load_config
 from the_mask.data import register_video_tree
 from the_mask.evaluation.submission import predict_dataset
 from the_mask.export import export_package, package
+from the_mask.export.package import SESSIONS
 from the_mask.export.reading import UnsafePackageError, check_digests
 from the_mask.inference.saved_scores import SavedScores
 from the_mask.modeling.build import build_segmentor
@@ -163,50 +164,100 @@ def test_predictions_killed_a_hundred_times(
 
 # Exported packages.
 
-
-def export(folder: Path) -> None:
-    """The package of a frame program; torch's own work is done once, by the first call."""
-    export_package(model(), folder / "package", (8, 12), kinds=("image",), formats=("torch",), frames=1)
+onnx_save = torch.onnx.ONNXProgram.save
+FILES = {"torch": {"image.pt2"}, "onnx": {"image.onnx", "image.onnx.data"}}
 
 
-def check_package(folder: Path, done: bool) -> None:
-    """A file is the old one, the new one, or refused, since the manifest is that of another."""
-    path = folder / "package" / "image.pt2"
-    if not done:
-        with suppress(UnsafePackageError):
-            check_digests(path)
-            assert path.read_bytes() == b"old" or len(path.read_bytes()) > 1000
-        return
-    check_digests(path)
-    assert len(path.read_bytes()) > 1000
-    assert {path.name for path in path.parent.iterdir()} == {"image.pt2", "export.json"}
+@pytest.fixture
+def _made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own work is done once for each format; what it writes to the disk is written each time."""
+    known: dict[str, Any] = {}
+
+    def once(name: str, real: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if name not in known:
+                known[name] = real(*args, **options)
+            return known[name]
+
+        return call
+
+    monkeypatch.setattr(package, "to_exported", once("torch", package.to_exported))
+    monkeypatch.setattr(torch.onnx, "export", once("onnx", torch.onnx.export))
+    # As for a large model.
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", lambda own, path: onnx_save(own, path, external_data=True))
 
 
-def older(folder: Path) -> None:
+def exporter(form: str) -> Callable[[Path], object]:
+    """Writes the package of a frame program."""
+    return lambda folder: export_package(
+        model(), folder / "package", (8, 12), kinds=("image",), formats=(form,), frames=1
+    )
+
+
+def package_check(form: str) -> Callable[[Path, bool], None]:
+    """A program is the old one, the new one, refused, or absent."""
+
+    def check(folder: Path, done: bool) -> None:
+        place = folder / "package"
+        main = place / min(FILES[form])
+        try:
+            check_digests(main)
+        except (UnsafePackageError, FileNotFoundError):
+            assert not done
+            return
+        if main.read_bytes() == b"old":
+            assert not done
+        else:
+            SESSIONS[form](main)(torch.zeros(3, 8, 12))
+        if done:
+            assert {path.name for path in place.iterdir()} == {"export.json", *FILES[form]}
+
+    return check
+
+
+def older(form: str) -> Callable[[Path], None]:
     """An earlier export of other weights."""
-    (folder / "package").mkdir()
-    (folder / "package/image.pt2").write_bytes(b"old")
-    digest = hashlib.sha256(b"old").hexdigest()
-    programs = {"image": {"files": {"torch": {"file": "image.pt2", "sha256": digest}}}}
-    (folder / "package/export.json").write_text(json.dumps({"programs": programs}))
+
+    def write(folder: Path) -> None:
+        (folder / "package").mkdir()
+        for name in FILES[form]:
+            (folder / "package" / name).write_bytes(b"old")
+        digests = dict.fromkeys(FILES[form], hashlib.sha256(b"old").hexdigest())
+        programs = {"image": {"files": {form: {"file": min(FILES[form]), "sha256": digests}}}}
+        (folder / "package/export.json").write_text(json.dumps({"programs": programs}))
+
+    return write
 
 
-@pytest.mark.parametrize("every", [SLOW, 29])
-def test_exported_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
-    known: list[Any] = []
-    real = package.to_exported
-
-    def once(program: Any) -> Any:
-        if not known:
-            known.append(real(program))
-        return known[0]
-
-    monkeypatch.setattr(package, "to_exported", once)
+@pytest.mark.usefixtures("_made_once")
+@pytest.mark.parametrize("every", [SLOW, 19])
+@pytest.mark.parametrize("form", FILES)
+def test_exported_packages(tmp_path: Path, form: str, every: int) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    export, check = exporter(form), package_check(form)
     export(tmp_path)
-    check_package(tmp_path, True)
-    expected = (OSError, RuntimeError)
-    assert fail_everywhere(export, check_package, older, tmp_path, every, expected) >= 8
-    assert kill_everywhere(export, check_package, older, tmp_path, every) >= 8
+    check(tmp_path, True)
+    for number, before in enumerate((older(form), lambda folder: None)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        assert fail_everywhere(export, check, before, place, every, (OSError, RuntimeError)) >= 8
+        assert kill_everywhere(export, check, before, place, every) >= 8
+
+
+@pytest.mark.usefixtures("_made_once")
+def test_weights_of_an_earlier_export_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large program has a weights file; the small one that replaces it has none, and is not refused."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    exporter("onnx")(tmp_path)
+    (tmp_path / "package/image.onnx.notes").touch()
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", lambda own, path: onnx_save(own, path, external_data=False))
+    exporter("onnx")(tmp_path)
+    assert {path.name for path in (tmp_path / "package").iterdir()} == {"export.json", "image.onnx", "image.onnx.notes"}
+    (tmp_path / "package/image.onnx.notes").unlink()
+    check_digests(tmp_path / "package/image.onnx")
 
 
 # Models as folders.
@@ -225,8 +276,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return found
 
 
-@pytest.mark.slow
-def test_published_models(tmp_path: Path, weights: list[Any]) -> None:
+@pytest.mark.parametrize("every", [SLOW, 31])
+def test_published_models(tmp_path: Path, weights: list[Any], every: int) -> None:
     """A folder is the old model, the new one, or refused: new weights with an old card are never taken for either."""
     first, second = (read_weights(cfg.MODEL.WEIGHTS).state for cfg in weights)
     name = next(name for name, value in first.items() if value.is_floating_point() and (value != second[name]).any())
@@ -249,5 +300,5 @@ def test_published_models(tmp_path: Path, weights: list[Any]) -> None:
     def before(folder: Path) -> None:
         save_pretrained(weights[0], folder / "model")
 
-    assert fail_everywhere(write, check, before, tmp_path) >= 20
-    assert kill_everywhere(write, check, before, tmp_path, every=2) >= 20
+    assert fail_everywhere(write, check, before, tmp_path, every) >= 20
+    assert kill_everywhere(write, check, before, tmp_path, 2 * every) >= 20

@@ -62,17 +62,16 @@ def run(args: argparse.Namespace) -> None:
     if args.video_task and args.format != "cvat-masks":
         raise ValueError("--video-task: only --format cvat-masks uses these names")
     options = {} if args.url is None else {"url": args.url}
-    exporter = exporters.FORMATS[args.format](args.output, classes, model=args.model, **options)
-    for frame in exporters.read_predictions(args.source, classes, args.frames, args.suffix):
-        if args.video_task:
-            number = frame_number(frame.name)
-            if number is None:
-                raise ValueError(
-                    f"video {frame.video}, frame {frame.name}: --video-task needs names that end in digits"
-                )
-            frame = replace(frame, name=exporter.frame_name.format(number))
-        exporter.write(frame)
-    exporter.close()
+    with exporters.FORMATS[args.format](args.output, classes, model=args.model, **options) as exporter:
+        for frame in exporters.read_predictions(args.source, classes, args.frames, args.suffix):
+            if args.video_task:
+                number = frame_number(frame.name)
+                if number is None:
+                    raise ValueError(
+                        f"video {frame.video}, frame {frame.name}: --video-task needs names that end in digits"
+                    )
+                frame = replace(frame, name=exporter.frame_name.format(number))
+            exporter.write(frame)
     print(exporter.report)
     shown = [str(path) for path in exporter.report.files]
     print("\n".join([*shown[:10], *([f"and {len(shown) - 10} more"] if len(shown) > 10 else [])]))

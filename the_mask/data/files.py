@@ -29,7 +29,7 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object], dura
         path: the file; its folder must exist. A symbolic link is replaced, not followed.
         content: bytes, or a function that writes to the open temporary file.
         durable: wait for the disk. False is for the many files of a folder that gets its name only when all are there,
-            by :func:`whole_folder`.
+            by :func:`the_mask.data.whole_folder.whole_folder`.
 
     Raises:
         OSError: writing failed; the error names the file.
@@ -132,31 +132,6 @@ def _write(folder: int, path: Path, content: bytes | Callable[[BinaryIO], object
     if durable:
         # The rename is durable only after the folder has been flushed.
         os.fsync(folder)
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that is made elsewhere and appears when everything in it is there; an older one is replaced.
-
-    Yields:
-        where to write meanwhile, next to the folder. After an error nothing of it is left, and an older folder is as it
-        was.
-    """
-    # Not with_name: the folder may be ".", or end with "..".
-    target = folder.resolve()
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        # Once for all files, which :func:`atomic_write` need not do for each of them.
-        os.sync()
-        old = target.with_name(f"{target.name}.old-{os.getpid()}")
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def move_into_place(made: Path, path: Path) -> None:

@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 
 from the_mask.data.classes import load_class_list
-from the_mask.data.files import atomic_write, read_json, whole_folder, write_json
+from the_mask.data.files import atomic_write, read_json, write_json
 from the_mask.data.io import write_picture
 from the_mask.data.shapes import RED_GREEN, SHAPES, WARM_COLD_COLORS, Shape, random_shape, shape_alpha, shape_color
+from the_mask.data.whole_folder import whole_folder
 
 SKY, HILL, GROUND = 1, 2, 3  # raw PNG values; 0 is void
 FIRST_SHAPE_VALUE = 4

@@ -31,6 +31,8 @@ EXPORT_FORMATS = ("torch", "onnx")
 KINDS = ("image", "stream")
 # The first opset whose GridSample has the modes of torch.
 OPSET = 20
+# Suffix of the weights file of a large ONNX program.
+WEIGHTS = ".data"
 # Dynamic sizes are at most this many times ``multiple``.
 MOST_MULTIPLES = 128
 
@@ -213,12 +215,23 @@ def export_package(
             manifest["programs"][program.name] = _written(
                 program, place, folder, formats, calls[program.name], tolerance
             )
-        # The manifest last: until then the digests in an earlier export's manifest do not match the new files.
-        for file in sorted(place.iterdir()):
-            sync_file(file)
-            file.replace(folder / file.name)
-        write_json(folder / MANIFEST, manifest)
+        _publish(place, folder, manifest)
     return manifest
+
+
+def _publish(place: Path, folder: Path, manifest: dict[str, Any]) -> None:
+    """Move the files of ``place`` to their folder. At every moment a program there is whole, refused, or absent."""
+    made = {file.name: file for file in place.iterdir()}
+    for file in made.values():
+        sync_file(file)
+    # The manifest first: from here on the files of an earlier export are refused.
+    write_json(folder / MANIFEST, manifest)
+    for name in sorted(made, key=lambda name: name.endswith(".onnx")):  # the weights before their program
+        if f"{name}{WEIGHTS}" not in made:
+            # An earlier export's, which would be taken for those of this program.
+            (folder / f"{name}{WEIGHTS}").unlink(missing_ok=True)
+        made[name].replace(folder / name)
+    sync_folder(folder)
 
 
 def _written(

@@ -12,15 +12,19 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from the_mask.data.classes import ClassList
 from the_mask.data.files import atomic_write, inside, relative_name
+from the_mask.data.whole_folder import require_new, whole_folder
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,9 @@ def regions(labels: NDArray[np.integer[Any]], num_classes: int) -> list[Region]:
 class Exporter(ABC):
     """Writes label maps into a folder, frame by frame; the frames of a video must be consecutive.
 
+    The folder appears when everything in it is there: at :meth:`close`, or at the end of a ``with`` block; after an
+    error nothing is left of it.
+
     Args:
         folder: new or empty.
         classes: names and colours.
@@ -89,14 +96,16 @@ class Exporter(ABC):
     frame_name = "{:08d}"
 
     def __init__(self, folder: str | Path, classes: ClassList, *, model: str = "") -> None:
-        self.folder, self.classes, self.model = Path(folder), classes, model
+        self.target, self.classes, self.model = Path(folder), classes, model
         self.report = ExportReport()
+        # Where the files are meanwhile, once there is a frame.
+        self.folder = self.target
+        self._whole = ExitStack()
         self._videos: set[str] = set()
         self._video: str | None = None
         self._size = (0, 0)
         self._names: set[str] = set()
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise FileExistsError(f"{self.folder} is there already and not empty: name a new folder")
+        require_new(self.target)
 
     def write(self, frame: LabelFrame) -> None:
         """Write the next frame.
@@ -104,34 +113,54 @@ class Exporter(ABC):
         Raises:
             ValueError: a name outside the folder, a frame twice, a video in two parts, labels that are not train ids,
                 or a size that the format does not allow.
+            OSError: the disk. After an error of the disk or of a size there is no folder, and no frame can follow.
         """
         video = relative_name(frame.video, "video")
         self._check_labels(frame)
-        if video != self._video:
-            if video in self._videos:
-                raise ValueError(f"the frames of video {video} do not come together")
-            if self._video is not None:
-                self.end(self._video)
-                self._video = None
-            height, width = frame.labels.shape
-            self._size, self._names = (height, width), set()
-            self.report.videos += 1
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.begin(video)
-            self._videos.add(video)
-            self._video = video
-        if frame.name in self._names:
-            raise ValueError(f"video {video} has two frames named {frame.name}")
+        if video == self._video:
+            if frame.name in self._names:
+                raise ValueError(f"video {video} has two frames named {frame.name}")
+        elif video in self._videos:
+            raise ValueError(f"the frames of video {video} do not come together")
+        elif self._video is None and self._videos:
+            raise ValueError(f"{self.target} is closed, or could not be written: video {video} needs a new exporter")
+        last, self._video = self._video, None
+        with self._whole.pop_all() as whole:  # an error here leaves nothing
+            if video != last:
+                if last is not None:
+                    self.end(last)
+                else:
+                    self.folder = whole.enter_context(whole_folder(self.target))
+                height, width = frame.labels.shape
+                self._size, self._names = (height, width), set()
+                self.report.videos += 1
+                self._videos.add(video)
+                self.begin(video)
+            self.add(frame, regions(frame.labels, len(self.classes.names)))
+            self._whole = whole.pop_all()
+        self._video = video
         self._names.add(frame.name)
-        self.add(frame, regions(frame.labels, len(self.classes.names)))
         self.report.frames += 1
 
     def close(self) -> None:
-        """Complete the files after the last frame. Without frames no file is written."""
-        if self._video is not None:
-            self.end(self._video)
-            self.finish()
+        """Complete the files after the last frame; without frames, or after an error, there is no folder."""
+        last, self._video = self._video, None
+        with self._whole.pop_all():
+            if last is not None:
+                self.end(last)
+                self.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
             self._video = None
+            self._whole.__exit__(kind, error, trace)
 
     # Hooks; a format implements those it needs.
     def begin(self, video: str) -> None:  # noqa: B027
@@ -148,10 +177,10 @@ class Exporter(ABC):
         """Called after the last video."""
 
     def path(self, name: str) -> Path:
-        """Path of a reported output file; its folder is created."""
+        """Where to write a reported output file; its folder is created."""
         path = inside(self.folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.report.files.append(path)
+        self.report.files.append(self.target / name)
         return path
 
     def require_one_size(self, frame: LabelFrame) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from the_mask.data.archives import opened_zip
 from the_mask.data.classes import distinct_colors
-from the_mask.data.files import atomic_write, inside, relative_name, whole_folder, write_inside, write_json
+from the_mask.data.files import atomic_write, inside, relative_name, write_inside, write_json
 from the_mask.data.importers.ade import read_ade
 from the_mask.data.importers.coco import read_cityscapes_vps, read_coco, read_panoptic, read_vipseg, read_ytvis
 from the_mask.data.importers.common import NOTHING, ImportReport, LabelledFrame, Labels
@@ -34,6 +34,7 @@ from the_mask.data.importers.shapes import read_label_studio, read_labelme
 from the_mask.data.importers.video import OpenVideo, Sampling, VideoPictures
 from the_mask.data.io import check_same_size, read_image, write_picture
 from the_mask.data.registry import natural_key
+from the_mask.data.whole_folder import require_new, whole_folder
 
 FORMATS: dict[str, Callable[..., Labels]] = {
     "ids": read_id_masks,
@@ -117,7 +118,7 @@ def import_dataset(
 
     Raises:
         ValueError, FileNotFoundError: unknown format or option, a damaged source, sizes that differ; the file is named.
-        FileExistsError: the output is not empty.
+        FileExistsError: the output is not empty, or a mount point.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -131,8 +132,7 @@ def import_dataset(
     source, output = Path(source), Path(output)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already and not empty: name a new folder")
+    require_new(output)
     if format == "video":
         video = source
     if video is None and sampling is not None:

@@ -1,0 +1,123 @@
+"""Folders that appear when everything in them is there, whatever happens to the process that makes them."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from the_mask.data.files import sync_folder
+
+logger = logging.getLogger(__name__)
+# Kinds of folders next to the target, followed by the id of the process that makes it.
+PARTIAL, OLD = "partial", "old"
+_LEFT = re.compile(rf"\.({PARTIAL}|{OLD})-(\d{{1,18}})")
+
+
+def require_new(folder: Path) -> None:
+    """Raise unless a folder can be made: there is none, or an empty one, which can be replaced.
+
+    Raises:
+        FileExistsError: it is a file, not empty, or a mount point, which cannot be renamed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty: name a new folder")
+    if os.path.ismount(folder):
+        raise FileExistsError(f"{folder} is a mount point: name a new folder in it")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that is made elsewhere and appears when everything in it is there; an older one is replaced.
+
+    What killed processes have left of earlier attempts is removed first. If one was killed while it replaced an older
+    folder, that gets its name back.
+
+    Yields:
+        where to write meanwhile, next to the folder. After an error nothing of it is left, and an older folder is as it
+        was.
+
+    Raises:
+        FileExistsError: this process is making the folder already.
+    """
+    # Not with_name: the folder may be ".", or end with "..".
+    target = folder.resolve()
+    partial, old = (target.with_name(f"{target.name}.{kind}-{os.getpid()}") for kind in (PARTIAL, OLD))
+    if target.parent.is_dir():
+        _clear(target)
+    partial.mkdir(parents=True)
+    # Locked until the end: a process in another container may have the same id.
+    lock = _lock(partial)
+    try:
+        yield partial
+        # Once for all files, which atomic_write need not do for each of them.
+        os.sync()
+        try:
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+        finally:
+            if old.exists() and not target.exists():
+                old.rename(target)
+        sync_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _clear(target: Path) -> None:
+    """Remove what :func:`whole_folder` has left next to a folder in processes that are gone.
+
+    Touched are only real folders, not symbolic links, named after the target and a process that neither runs on this
+    machine nor holds the folder.
+    """
+    for path in sorted(target.parent.iterdir()):
+        found = _LEFT.fullmatch(path.name.removeprefix(target.name)) if path.name.startswith(target.name) else None
+        if found is None or path.is_symlink() or not path.is_dir() or _runs(int(found[2])):
+            continue
+        lock = _lock(path)
+        if lock is None:
+            continue
+        try:
+            if found[1] == OLD and not target.exists():
+                logger.warning("%s is back: a process was killed while it replaced it", target)
+                path.rename(target)
+            else:
+                logger.info("removing %s, left by a killed process", path)
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this id runs on this machine."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+def _lock(folder: Path) -> int | None:
+    """Open and lock a folder; None if another process holds it, or it is a symbolic link or cannot be locked."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
