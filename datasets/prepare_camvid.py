@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from the_mask.data.classes import load_class_list
 from the_mask.data.datasets import dataset_root
-from the_mask.data.files import whole_folder
 from the_mask.data.frame_files import files_by_stem
 from the_mask.data.io import check_same_size, illegal_values, read_image, read_label_raw, write_picture
 from the_mask.data.registry import IMAGE_SUFFIXES, natural_key
 from the_mask.data.source_frames import alignment_problem, consecutive_runs, memory_numbers, shrink, walk_video
+from the_mask.data.whole_folder import whole_folder
 from the_mask.inference.live.sources import open_source
 
 VIDEO_SUFFIXES = (".mxf", ".avi", ".mp4", ".mov", ".mkv")

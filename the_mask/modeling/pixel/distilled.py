@@ -124,7 +124,9 @@ class DistilledSegmentor(Segmentor):
         if self.options.pair_weight:
             own = self._level({**features, **output.features}, "student")
             wanted = self._level(lessons, "teacher")
-            losses["loss_distill_pair"] = self.options.pair_weight * pair_distillation(own, wanted, self.options.pair_scale)
+            losses["loss_distill_pair"] = self.options.pair_weight * pair_distillation(
+                own, wanted, self.options.pair_scale
+            )
         return losses
 
     def _lesson(self, clips: Sequence[Clip]) -> tuple[Mapping[str, Tensor], Tensor]:
