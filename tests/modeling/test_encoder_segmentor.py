@@ -12,10 +12,14 @@ from encoder_cases import (
     fill,
     random_clip,
     random_frames,
+    randomize,
     tiny_peer,
     tiny_segmentor,
 )
 from tolerances import assert_close
+
+from the_mask.modeling.mask import encoder_head
+from the_mask.modeling.mask.encoder_head import EncoderHead
 
 VIDEO = ("MODEL.ENCODER.PROPAGATE", True, "MODEL.ENCODER.MASKED_ATTENTION", False)
 
@@ -35,6 +39,28 @@ def test_image_model_equals_transformers(kind):
         expected, found = peer(images), ours.predictions(images, 1)
     close(found["pred_logits"][:, 0], expected.class_queries_logits)
     close(found["pred_masks"][:, :, 0], expected.masks_queries_logits)
+
+
+@pytest.mark.parametrize("grid", [(5, 3), (1, 4), (6, 1)])
+@pytest.mark.parametrize("patch", [8, 32])
+def test_masks_in_bands_equal_the_modules_in_float64(monkeypatch, grid, patch):
+    """Patches are upscaled a few rows at a time; each row needs its neighbours in the 3x3 convolutions."""
+    head = randomize(EncoderHead(16, 4, CLASSES, patch, 1)).eval()
+    generator = torch.Generator().manual_seed(0)
+    queries, patches = (torch.randn(2, n, 16, generator=generator) for n in (4, grid[0] * grid[1]))
+    exact = copy.deepcopy(head).double()
+    pixels = patches.double().transpose(1, 2).unflatten(2, grid)
+    for block in exact.upscale:
+        pixels = block.conv2(torch.nn.functional.gelu(block.conv1(pixels)))
+        pixels = block.norm(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    expected = torch.einsum("nqd,ndhw->nqhw", exact.mask_head(queries.double()), pixels)
+    close(head.predict(queries, patches, grid)[1], expected)
+    row = grid[1] * 16 * 4 * 4 ** len(head.upscale)
+    for rows in (0, 1, 2, 4, 9):
+        monkeypatch.setattr(encoder_head, "BAND_BYTES", rows * row)
+        with torch.no_grad():
+            found = head.predict(queries, patches, grid)[1]
+        close(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.layers import Conv2d
+from timm.layers import Mlp
 from tolerances import assert_close
 from torch import nn
 
 from the_mask.config import load_config
 from the_mask.inference.stream import build_random
+from the_mask.modeling.backbones.plain_vit import GeluMlp, fuse_gelu
 from the_mask.modeling.fast_layers import speed_up_layers
 from the_mask.ops import MSDeformAttn, decomposed, use
 from the_mask.ops import fast_linear as module
@@ -43,6 +45,10 @@ def test_values(onednn, shape, biased):
         found = fast_linear(x, w, b)
     expected = x.double() @ w.double().t() + (0 if b is None else b.double())
     assert_close(found, expected, "layer")
+    with torch.no_grad():
+        found = fast_linear(x, w, b, gelu=True)
+    assert_close(found, nn.functional.gelu(expected), "layer")
+    assert_close(fast_linear(x, w.requires_grad_(), b, gelu=True), nn.functional.gelu(expected), "layer")
     strided = torch.randn(8, 12, generator=generator).t()[::2]
     with torch.no_grad():
         found = fast_linear(x, strided, b)
@@ -74,6 +80,28 @@ def test_export_sees_the_usual_layer(onednn):
         program = torch.export.export(model, (torch.randn(4, 8),))
     targets = [str(node.target) for node in program.graph.nodes]
     assert not any("mkldnn" in target for target in targets)
+
+
+def test_mlps_of_vision_transformers(onednn):
+    torch.manual_seed(0)
+    exact = Mlp(8, 16, drop=0.5, norm_layer=nn.LayerNorm).eval()
+    other = Mlp(8, 16, act_layer=nn.ReLU)
+    blocks = [nn.ModuleDict({"mlp": copy.deepcopy(exact)}), nn.ModuleDict({"mlp": other}), nn.Identity()]
+    for block in blocks[:2]:
+        block.mlp = block["mlp"]
+    fuse_gelu(blocks)
+    mlp = blocks[0].mlp
+    assert type(mlp) is GeluMlp
+    assert type(other) is Mlp
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        found = mlp(x)
+    assert not [event.key for event in profile.key_averages() if event.key == "aten::gelu"]
+    assert_close(found, exact.double()(x.double()), "layer")
+    torch.manual_seed(1)
+    trained = mlp.train()(x)
+    torch.manual_seed(1)
+    assert_close(trained, exact.float().train()(x), "layer")
 
 
 @pytest.mark.parametrize(

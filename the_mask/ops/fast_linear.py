@@ -47,11 +47,13 @@ def is_amd() -> bool:
     return information.exists() and "AuthenticAMD" in information.read_text()
 
 
-def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``: x [..., K], weight [N, K], bias [N] -> [..., N]."""
+def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """``F.linear``, then ``F.gelu`` if asked for: x [..., K], weight [N, K], bias [N] -> [..., N]."""
     if not _fast(x, weight) or x.numel() * weight.shape[0] < LEAST_PRODUCT:
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        x = F.linear(x, weight, bias)
+        return F.gelu(x) if gelu else x
+    # The GELU is in the same pass over the result.
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
 
 
 def fast_product(a: Tensor, b: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ tokens (class token and registers, in front of the patches), S = P + h*w tokens,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import timm
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from the_mask.modeling.backbones.timm_adapter import check_model_name, convert_weights, load_exactly, read_weights
+from the_mask.ops.fast_linear import fast_linear
 
 # Earlier versions of timm initialise the layer scales of DINOv3 with wrong values.
 LEAST_TIMM = (1, 0, 22)
@@ -239,6 +240,22 @@ def run_block(
     return block(tokens, **arguments)
 
 
+class GeluMlp(timm.layers.Mlp):
+    """timm's MLP with the GELU in the pass of the first layer where :func:`fast_linear` can."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = fast_linear(x, self.fc1.weight, self.fc1.bias, gelu=True)
+        return self.drop2(self.fc2(self.norm(self.drop1(x))))
+
+
+def fuse_gelu(blocks: Iterable[nn.Module]) -> None:
+    """Let the MLPs of timm's blocks be :class:`GeluMlp`, in place, if their activation is the exact GELU."""
+    for block in blocks:
+        mlp = getattr(block, "mlp", None)
+        if type(mlp) is timm.layers.Mlp and type(mlp.act) is nn.GELU and mlp.act.approximate == "none":
+            mlp.__class__ = GeluMlp
+
+
 def _create(name: str, image_size: int, patch_size: int, own: dict[str, int], **options: Any) -> Any:
     """Create a timm model without head, of a kind that :class:`PlainViT` can split."""
     check_model_name(name)
@@ -263,6 +280,7 @@ def _create(name: str, image_size: int, patch_size: int, own: dict[str, int], **
         raise ValueError(f"MODEL.VIT.IMG_SIZE={image_size}: smaller than one patch, {side} pixels")
     # A norm after pooling belongs to the classifier.
     model.fc_norm = nn.Identity()
+    fuse_gelu(model.blocks)
     return model
 
 

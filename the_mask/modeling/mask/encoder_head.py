@@ -17,8 +17,11 @@ from torch.nn import functional as F
 
 from the_mask.modeling.mask.frozen_decoder import FrozenDecoder
 from the_mask.ops.fast_linear import fast_linear
+from the_mask.ops.inference import is_plain_inference
 
 MASK_STRIDE = 4
+# At inference, patches are upscaled in bands of rows whose pixels take this much memory.
+BAND_BYTES = 12 << 20
 
 
 class UpscaleBlock(nn.Module):
@@ -34,14 +37,20 @@ class UpscaleBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, above: bool = False, below: bool = False) -> Tensor:
+        """
+        Args:
+            x: a map, or some rows of one.
+            above, below: the first, the last row is one of the map beside the rows asked for; so is the result's.
+        """
         count, height, width, channels = x.shape
         assert self.conv1.bias is not None
         kernel = self.conv1.weight.permute(2, 3, 1, 0).reshape(-1, channels)
-        x = fast_linear(x, kernel, self.conv1.bias.repeat(4)).view(count, height, width, 2, 2, channels)
-        x = F.gelu(x.transpose(2, 3).reshape(count, 2 * height, 2 * width, channels))
+        x = fast_linear(x, kernel, self.conv1.bias.repeat(4), gelu=True).view(count, height, width, 2, 2, channels)
+        x = x.transpose(2, 3).reshape(count, 2 * height, 2 * width, channels)
         x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm(x)
+        # The row beside became two; the outer one lacked its neighbour.
+        return self.norm(x[:, int(above) : 2 * height - int(below)])
 
 
 class EncoderHead(nn.Module):
@@ -105,11 +114,24 @@ class EncoderHead(nn.Module):
         Returns:
             logits [N, Q, K + 1] and masks [N, Q, h * patch / 4, w * patch / 4], logits too.
         """
-        pixels = self.upscale(patches.unflatten(1, grid))
+        own, patches = self.mask_head(queries), patches.unflatten(1, grid)
+        rows = grid[0]
+        if is_plain_inference(own, patches):
+            row_bytes = own.element_size() * patches[0, 0].numel() * 4 ** len(self.upscale)
+            rows = max(1, BAND_BYTES // row_bytes)
+        bands = [self._band(own, patches, start, min(start + rows, grid[0])) for start in range(0, grid[0], rows)]
+        return self.class_head(queries), bands[0] if len(bands) == 1 else torch.cat(bands, dim=2)
+
+    def _band(self, queries: Tensor, patches: Tensor, start: int, stop: int) -> Tensor:
+        """Masks [N, Q, ., .] of the rows from ``start`` to ``stop`` of patches [N, h, w, D]."""
+        above, below = start > 0, stop < patches.shape[1]
+        pixels = patches[:, start - above : stop + below]
+        for block in self.upscale:
+            pixels = block(pixels, above, below)
+        pixels = pixels[:, int(above) : pixels.shape[1] - int(below)]
         # One product per image: its pixels are the weights.
-        pairs = zip(self.mask_head(queries), pixels.flatten(1, 2), strict=True)
-        masks = torch.stack([fast_linear(own, weights) for own, weights in pairs])
-        return self.class_head(queries), masks.unflatten(2, pixels.shape[1:3])
+        pairs = zip(queries, pixels.flatten(1, 2), strict=True)
+        return torch.stack([fast_linear(*pair) for pair in pairs]).unflatten(2, pixels.shape[1:3])
 
     def carry(self, queries: Tensor) -> Tensor:
         """Queries of the next frame from those of a frame, [N, Q, D] each."""

@@ -67,6 +67,8 @@ class FrozenDecoder(nn.Module):
         from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
         from timm.models.eva import EvaBlock
 
+        from the_mask.modeling.backbones.plain_vit import fuse_gelu
+
         width, heads = options.width or channels[-1], options.heads
         if width % (4 * heads):
             raise ValueError(
@@ -89,6 +91,7 @@ class FrozenDecoder(nn.Module):
             )
             for _ in range(options.blocks)
         )
+        fuse_gelu(self.blocks)
         self.rope = RotaryEmbeddingDinoV3(width // heads, temperature=ROPE_BASE, rotate_half=True)
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
