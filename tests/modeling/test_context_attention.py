@@ -137,7 +137,6 @@ def test_include_current_is_the_newest_slot_and_shared_slots_are_one_set():
 
     shared = make("tma", SHARE_SLOTS=True)
     assert len(shared.projector.memory_key) == 1
-    assert not shared.slot_dependent
     separate = make("tma")
     state = shared.state_dict()
     for t in range(1, T):

@@ -12,6 +12,14 @@ from tolerances import approx, assert_close
 from the_mask.modeling.mask import losses
 
 
+def bce_cost(logits, targets, valid=None):
+    return losses.bce_cost(losses.pairwise_mask_sums(logits, targets, valid))
+
+
+def dice_cost(logits, targets, valid=None):
+    return losses.dice_cost(losses.pairwise_mask_sums(logits, targets, valid))
+
+
 def softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
@@ -51,7 +59,7 @@ def problems(draw):
 @given(problem=problems())
 def test_pairwise_costs_equal_loops(problem):
     x, t, v = problem
-    bce, dice = losses.pairwise_bce_cost(x, t, v), losses.pairwise_dice_cost(x, t, v)
+    bce, dice = bce_cost(x, t, v), dice_cost(x, t, v)
     assert bce.shape == dice.shape == (len(x), len(t))
     for q in range(len(x)):
         for n in range(len(t)):
@@ -82,8 +90,8 @@ def test_pairwise_costs_agree_with_transformers():
     module = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
     generator = torch.Generator().manual_seed(0)
     x, t = torch.randn(20, 9000, generator=generator) * 5, torch.rand(7, 9000, generator=generator).round()
-    assert_close(losses.pairwise_bce_cost(x, t), module.pair_wise_sigmoid_cross_entropy_loss(x, t), "layer")
-    assert_close(losses.pairwise_dice_cost(x, t), module.pair_wise_dice_loss(x, t), "layer")
+    assert_close(bce_cost(x, t), module.pair_wise_sigmoid_cross_entropy_loss(x, t), "layer")
+    assert_close(dice_cost(x, t), module.pair_wise_dice_loss(x, t), "layer")
 
 
 def test_blocks_of_points_add_up():
@@ -99,13 +107,13 @@ def test_blocks_of_points_add_up():
 def test_costs_take_transposed_and_low_precision_input():
     generator = torch.Generator().manual_seed(0)
     x, t = torch.randn(50, 6, generator=generator), torch.rand(50, 4, generator=generator).round()
-    expected = losses.pairwise_bce_cost(x.t().contiguous(), t.t().contiguous())
-    torch.testing.assert_close(losses.pairwise_bce_cost(x.t(), t.t()), expected)
-    half = losses.pairwise_bce_cost(x.t().bfloat16(), t.t().bfloat16())
+    expected = bce_cost(x.t().contiguous(), t.t().contiguous())
+    torch.testing.assert_close(bce_cost(x.t(), t.t()), expected)
+    half = bce_cost(x.t().bfloat16(), t.t().bfloat16())
     assert half.dtype == torch.float32
     assert_close(half, expected, "half inputs")
     for shape in [(0, 5), (3, 0)]:
-        assert losses.pairwise_dice_cost(torch.zeros(*shape), torch.zeros(2, shape[1])).shape == (shape[0], 2)
+        assert dice_cost(torch.zeros(*shape), torch.zeros(2, shape[1])).shape == (shape[0], 2)
 
 
 def test_extreme_logits_stay_finite_with_finite_gradients():
@@ -115,7 +123,7 @@ def test_extreme_logits_stay_finite_with_finite_gradients():
         (gradient,) = torch.autograd.grad(loss.sum(), x)
         assert loss.isfinite().all()
         assert gradient.isfinite().all()
-        assert losses.pairwise_bce_cost(x.detach(), t).isfinite().all()
+        assert bce_cost(x.detach(), t).isfinite().all()
     wrong = losses.mask_bce_loss(torch.tensor([[1e4]]), torch.zeros(1, 1))
     assert float(wrong) == pytest.approx(1e4)
 

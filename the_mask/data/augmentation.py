@@ -90,14 +90,6 @@ def nearest_exact_index(source: int, target: int) -> np.ndarray:
     return (2 * np.arange(target) + 1) * source // (2 * target)
 
 
-def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest-exact resize of an integer map of any dtype to (height, width)."""
-    if label.shape == size:
-        return label
-    rows, cols = (nearest_exact_index(s, t) for s, t in zip(label.shape, size))
-    return label[rows[:, None], cols]
-
-
 def sample_geometry(
     rng: np.random.Generator, label: np.ndarray | None, size: tuple[int, int], ranges: GeometryRange, ignore_label: int
 ) -> Geometry:

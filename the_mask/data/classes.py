@@ -59,11 +59,6 @@ class ClassList:
         if bad:
             raise ValueError(f"label_table maps to {bad}; allowed: 0..{num - 1}, {self.ignore_label}, {ILLEGAL}")
 
-    @property
-    def legal_values(self) -> list[int]:
-        """Raw PNG values that may occur."""
-        return [raw for raw, train_id in enumerate(self.label_table) if train_id != ILLEGAL]
-
 
 def load_class_list(name: str, explain_values: ExplainValues | None = None) -> ClassList:
     """Read ``categories/<name>.json``; ``explain_values`` as in :class:`ClassList`.

@@ -21,10 +21,6 @@ from torch import Tensor, nn
 from the_mask.inference.runtimes.fusion import fuse_norms
 
 Arguments = Sequence[Tensor]
-# Returns the path of the module's ONNX file; exports it at the first call.
-GraphFile = Callable[[], Path]
-
-
 NEEDS = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 
 

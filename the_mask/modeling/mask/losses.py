@@ -77,16 +77,6 @@ def dice_cost(sums: MaskSums) -> Tensor:
     return 1 - (2 * sums.overlap + 1) / (sums.area[:, None] + sums.target[None] + 1)
 
 
-def pairwise_bce_cost(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
-    """`bce_cost` of logits [Q, P] and targets [N, P]: [Q, N]."""
-    return bce_cost(pairwise_mask_sums(logits, targets, valid))
-
-
-def pairwise_dice_cost(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
-    """`dice_cost` of logits [Q, P] and targets [N, P]: [Q, N]."""
-    return dice_cost(pairwise_mask_sums(logits, targets, valid))
-
-
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the probability of each target's class.
 

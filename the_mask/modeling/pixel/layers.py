@@ -45,9 +45,3 @@ def resize_to(x: Tensor, size: Sequence[int] | torch.Size) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def concat_levels(maps: Sequence[Tensor]) -> Tensor:
-    """Concatenate maps along C at the size of the finest one."""
-    size = max((x.shape[-2:] for x in maps), key=lambda s: s[0] * s[1])
-    return torch.cat([resize_to(x, size) for x in maps], dim=1)

@@ -212,7 +212,6 @@ class DenseAttentionBlock(ContextBlock):
         self.in_levels = tuple(levels)
         self.memory_len = memory_len
         self.memory_levels = (MAIN,) if isinstance(projector, ClipProjector) else ()
-        self.slot_dependent = isinstance(projector, ClipProjector) and not projector.share_slots
         self.out_channels = fusion.out_channels  # type: ignore[assignment]
 
     def forward(

@@ -132,10 +132,6 @@ class PriorMap:
             lambda x: F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False),
         )
 
-    def select(self, index: slice) -> PriorMap:
-        """Some frames of the batch."""
-        return self._each(lambda x: x[index], lambda x: x[index])
-
     def harden(self) -> PriorMap:
         """The most probable labels; ignore where all probabilities are 0."""
         if self.probabilities is None:
@@ -184,14 +180,6 @@ class PriorMap:
         if self.labels is not None:
             return replace(self, labels=on_labels(self.labels))
         return replace(self, probabilities=on_probabilities(self._map()))
-
-
-def blank_prior(
-    batch: int, size: tuple[int, int], num_classes: int, ignore_label: int, device: torch.device
-) -> PriorMap:
-    """A hard prior of unknown pixels only."""
-    labels = torch.full((batch, *size), ignore_label, dtype=torch.int64, device=device)
-    return PriorMap(labels, None, num_classes, ignore_label)
 
 
 def _centre_cells(source: int, target: int, device: torch.device) -> Tensor:

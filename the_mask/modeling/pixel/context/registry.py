@@ -31,7 +31,6 @@ class ContextBlock(nn.Module):
         out_channels: of its feature.
         out_level: level whose size the feature has.
         uses_prior: whether it reads the prior.
-        slot_dependent: whether its features of a memory frame depend on the frame's age.
         apply_to_memory: whether, in a chain, memory frames pass through it too, as single frames without a memory.
         stateful: whether :meth:`extra_losses`, :meth:`after_loss` and :meth:`after_step` are called.
         classifier_channels: channels that the head's classifier must read for :meth:`extra_losses`; 0 for any.
@@ -43,7 +42,6 @@ class ContextBlock(nn.Module):
     out_channels: int
     out_level: str = MAIN
     uses_prior: bool = False
-    slot_dependent: bool = False
     apply_to_memory: bool = False
     stateful: bool = False
     classifier_channels: int = 0
