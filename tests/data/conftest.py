@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from PIL import Image
+from tree_fixtures import write_frame
 
 from the_mask.config import load_config
 from the_mask.data import register_video_tree
@@ -16,15 +16,6 @@ from the_mask.data import register_video_tree
 CLASSES = ["sky", "road", "car"]
 # PNG value 7 is sky, 8 road, 9 car, 0 void.
 TABLE = [255, -1, -1, -1, -1, -1, -1, 0, 1, 2]
-
-
-def write_frame(folder: Path, stem: str, image: np.ndarray, mask: np.ndarray | None) -> None:
-    """One frame of a video folder; images are stored without loss."""
-    (folder / "origin").mkdir(parents=True, exist_ok=True)
-    (folder / "mask").mkdir(exist_ok=True)
-    Image.fromarray(image).save(folder / "origin" / f"{stem}.png")
-    if mask is not None:
-        Image.fromarray(mask).save(folder / "mask" / f"{stem}.png")
 
 
 def random_frame(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

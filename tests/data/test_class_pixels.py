@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from PIL import Image
+from tree_fixtures import write_frame
 
 from the_mask.data import build_train_loader, get_records, register_video_tree
 from the_mask.data.check import check_dataset
@@ -21,10 +21,7 @@ def write(root: Path, values: list[int], frames: int = 3) -> None:
     rng = np.random.default_rng(0)
     for index in range(frames):
         mask = rng.choice(values, (24, 40)).astype(np.uint8)
-        for kind, pixels in (("origin", mask[..., None].repeat(3, 2)), ("mask", mask)):
-            path = root / "train/v" / kind / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+        write_frame(root / "train/v", str(index), mask[..., None].repeat(3, 2), mask)
 
 
 def test_two_classes_stored_as_0_and_255(

@@ -91,8 +91,11 @@ def test_colors_are_distinct_and_stable():
     gaps = np.abs(colors[:, None] - colors[None]).max(-1) + 999 * np.eye(len(colors))
     assert gaps.min() >= 20
     assert distinct_colors(124) == load_class_list("vspw").colors
-    with pytest.raises(ValueError, match="at most 1728"):
-        distinct_colors(2000)
+    many = distinct_colors(65_535)
+    assert len(set(many)) == 65_535
+    assert many[:2000] == distinct_colors(2000)
+    with pytest.raises(ValueError, match="at most 262144"):
+        distinct_colors(262_145)
 
 
 def test_a_mapping_means_value_to_id():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tree_fixtures import write_frame
 
 from the_mask.data import register_video_tree
 from the_mask.data.registry import get_records
@@ -34,16 +35,11 @@ def test_scores_that_do_not_sum_to_one():
 
 
 def test_pixels_are_drawn_from_labelled_places(tmp_path):
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     for index in range(2):
         labels = rng.integers(0, 3, (8, 9)).astype(np.uint8)
         labels[:4] = 255
-        for kind, pixels in (("origin", labels[..., None].repeat(3, 2)), ("mask", labels)):
-            path = tmp_path / "val" / "v" / kind / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+        write_frame(tmp_path / "val" / "v", str(index), labels[..., None].repeat(3, 2), labels)
     register_video_tree("calibration_toy", tmp_path, "val", ["a", "b", "c"])
 
     class Colours(Stream):

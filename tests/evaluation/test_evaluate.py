@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from PIL import Image
 from torch import nn
+from tree_fixtures import write_frame
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
@@ -67,10 +67,7 @@ def cfg(tmp_path):
         labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((5, 6), dtype=np.int64))
         for index in range(length):
             labels = np.where(rng.random(SIZE) < 0.01, rng.integers(0, 3, SIZE), labels)
-            for kind, pixels in (("origin", labels * 80), ("mask", labels)):
-                path = tmp_path / "set" / "val" / video / kind / f"{index:02d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
+            write_frame(tmp_path / "set" / "val" / video, f"{index:02d}", labels * 80, labels)
     register_video_tree(NAME, tmp_path / "set", "val", ["one", "two", "three"])
     return make_config()
 

@@ -6,6 +6,7 @@ import torch
 from detectron2.modeling import build_model
 from evaluation_cases import small_config
 from PIL import Image
+from tree_fixtures import write_frame
 
 from the_mask.data import register_video_tree
 from the_mask.evaluation import evaluate_dataset
@@ -24,10 +25,7 @@ def tree(tmp_path_factory):
         for index in range(length):
             labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((10, 12), dtype=np.int64)).astype(np.uint8)
             noise = rng.integers(0, 40, (40, 60, 3))
-            for kind, pixels in (("origin", labels[..., None] * 80 + noise), ("mask", labels)):
-                path = root / "val" / video / kind / f"{index:02d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
+            write_frame(root / "val" / video, f"{index:02d}", labels[..., None] * 80 + noise, labels)
     register_video_tree(NAME, root, "val", ["one", "two", "three"])
     register_video_tree("stream_other", root, "val", ["one", "two", "four"])
     return root

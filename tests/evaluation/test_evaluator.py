@@ -10,6 +10,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
+from tree_fixtures import write_frame
 
 from the_mask.data import register_video_tree
 from the_mask.data.clips import Clip
@@ -286,10 +287,7 @@ def test_vc_of_vspw_reads_the_stored_values(tmp_path):
     raw[:, :, 4:] = np.where(rng.random((20, 6, 4)) < 0.99, 1, 2)
     pred = (rng.random((20, 6, 8)) < 0.03).astype(np.uint8)
     for index in range(20):
-        for kind, pixels in (("origin", np.zeros((6, 8, 3), np.uint8)), ("mask", raw[index])):
-            path = tmp_path / "root/val/v" / kind / f"{index:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+        write_frame(tmp_path / "root/val/v", f"{index:02d}", np.zeros((6, 8, 3)), raw[index])
         path = tmp_path / f"out/v/{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pred[index]).save(path)

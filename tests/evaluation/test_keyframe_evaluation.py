@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
+from tree_fixtures import write_frame
 
 import the_mask.modeling  # noqa: F401  fills the registries
 from the_mask.config import load_config
@@ -67,10 +68,7 @@ def cfg(tmp_path):
         labels = np.kron(rng.integers(0, 3, (4, 4)), np.ones((6, 8), dtype=np.int64))
         for index in range(length):
             labels = np.roll(labels, 2, axis=1)
-            for kind, pixels in (("origin", labels * 80), ("mask", labels)):
-                path = tmp_path / "set" / "val" / video / kind / f"{index:02d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
+            write_frame(tmp_path / "set" / "val" / video, f"{index:02d}", labels * 80, labels)
     register_video_tree(NAME, tmp_path / "set", "val", ["one", "two", "three"])
     return make_config(tmp_path)
 

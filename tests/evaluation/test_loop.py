@@ -2,11 +2,13 @@
 
 import contextlib
 import itertools
+import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tree_fixtures import write_frame
 
 from the_mask.data import get_records, register_video_tree
 from the_mask.data.clips import Clip
@@ -64,10 +66,7 @@ def records(tmp_path_factory):
     root = tmp_path_factory.mktemp("tree")
     for video, length in LENGTHS.items():
         for index in range(length):
-            for kind, pixels in (("origin", np.zeros((8, 9, 3))), ("mask", np.full((8, 9), index + 1))):
-                path = root / "val" / video / kind / f"{index:02d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
+            write_frame(root / "val" / video, f"{index:02d}", np.zeros((8, 9, 3)), np.full((8, 9), index + 1))
     register_video_tree(NAME, root, "val", [f"c{i}" for i in range(5)])
     return get_records(NAME)
 
@@ -123,3 +122,16 @@ def test_modes_are_restored_after_an_error():
         assert not any(module.training for module in model.modules())
         raise KeyError
     assert [module.training for module in model.modules()] == [True, False, True]
+
+
+@pytest.mark.parametrize(("flush", "files", "disks"), [("each", 6, 0), ("close", 0, 1), ("never", 0, 0)])
+def test_when_label_maps_wait_for_the_disk(tmp_path, monkeypatch, flush, files, disks):
+    calls = {"fsync": 0, "sync": 0}
+    for name in calls:
+        monkeypatch.setattr(os, name, lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    sink = LabelFolder.of_video(tmp_path, 2, flush=flush)
+    for number in range(3):
+        sink.process([Clip(frame_ids=[str(number)])], [[np.zeros((2, 2), np.uint8)]])
+    assert calls == {"fsync": files, "sync": 0}  # a file and its folder
+    sink.close()
+    assert calls["sync"] == disks

@@ -6,6 +6,7 @@ import torch
 from detectron2.modeling import build_model
 from evaluation_cases import small_config
 from PIL import Image
+from tree_fixtures import write_frame
 
 from the_mask.data import register_video_tree
 from the_mask.evaluation import evaluate_dataset, evaluate_predictions
@@ -23,10 +24,7 @@ def tree(tmp_path_factory):
     for video, length in LENGTHS.items():
         for index in range(length):
             labels = rng.integers(0, 3, (40, 60)).astype(np.uint8)
-            for kind, pixels in (("origin", labels[..., None].repeat(3, 2) * 80), ("mask", labels + 1)):
-                path = root / "val" / video / kind / f"{index:02d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(path)
+            write_frame(root / "val" / video, f"{index:02d}", labels[..., None].repeat(3, 2) * 80, labels + 1)
     register_video_tree(NAME, root, "val", ["one", "two", "three"], [255, 0, 1, 2])
     return root
 
@@ -61,10 +59,7 @@ def test_videos_of_one_name_in_two_folders(model, tmp_path):
     for video in ("cam1/v", "cam2/v"):
         for index in range(3):
             labels = rng.integers(0, 3, (40, 60)).astype(np.uint8)
-            for kind, pixels in (("origin", labels[..., None].repeat(3, 2) * 80), ("mask", labels + 1)):
-                path = tmp_path / "root/data" / video / kind / f"{index}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(path)
+            write_frame(tmp_path / "root/data" / video, str(index), labels[..., None].repeat(3, 2) * 80, labels + 1)
     register_video_tree("submission_cameras", tmp_path / "root", "val", ["one", "two", "three"], [255, 0, 1, 2])
     cfg = config("DATASETS.TEST", ("submission_cameras",), "TEST.SAVE_SCORES", str(tmp_path / "scores"))
     predict_dataset(cfg, model, "submission_cameras", tmp_path / "out")

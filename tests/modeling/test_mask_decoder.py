@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from decoder_cases import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -14,16 +15,6 @@ from the_mask.config import load_config
 from the_mask.modeling.mask.mask_decoders import build_mask_decoder
 from the_mask.modeling.mask.mask_decoders.base import attention_mask, mask_logits, shrink_mask_features
 from the_mask.modeling.mask.mask_decoders.layers import MultiheadAttention, unblock_empty_rows
-
-SMALL = {
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.NHEADS": 4,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 48,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 7,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 5,
-}
 
 
 def build(in_channels=(32, 32, 32), **changes):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from decoder_cases import SMALL
 from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
@@ -10,21 +11,15 @@ from the_mask.config import load_config
 from the_mask.modeling.mask.mask_decoders import RELEASED_NAMES, build_mask_decoder, rename_released, stage1_to_stage2
 from the_mask.modeling.mask.position_encoding import sine_3d_clip
 
-SMALL = {
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.NHEADS": 4,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 48,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 7,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 5,
+OPTIONS = {
+    **SMALL,
     "MODEL.MASK_FORMER.POSITION_ENCODING": "sine3d",
     # Every part acts from the start.
     "MODEL.THE_MASK.TEMPORAL_INIT": "xavier",
 }
 
 
-def build(name="TemporalAggregationDecoder", in_channels=(32, 32, 32), base=SMALL, noise=True, **changes):
+def build(name="TemporalAggregationDecoder", in_channels=(32, 32, 32), base=OPTIONS, noise=True, **changes):
     keys = {**base, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": name}
     keys |= {"MODEL." + key: value for key, value in changes.items()}
     cfg = load_config(overrides=[str(x) for pair in keys.items() for x in pair])
