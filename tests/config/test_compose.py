@@ -52,7 +52,7 @@ smaller:
   _BASE_: [small.yaml]
   SOLVER: {MAX_ITER: 1, AMP.ENABLED: True}
 """,
-        base="SEED: 7\nSOLVER: {MAX_ITER: 9, WARMUP_ITERS: 2}",
+        base="SEED: 7\nSOLVER.MAX_ITER: 9\nSOLVER: {WARMUP_ITERS: 2}",
         file="_BASE_: smaller.yaml",
     )
     for name in ("smaller", "file"):

@@ -63,6 +63,10 @@ def test_missing_files(tmp_path: Path, write) -> None:
     ("text", "message"),
     [
         ("MODEL:\n  META_ARCHITECTUR: x", r"unknown config key MODEL\.META_ARCHITECTUR; did you mean MODEL\.META_ARCH"),
+        ("MODEL: {SOLVER: {MAX_ITER: 3}}", r"unknown config key MODEL\.SOLVER; did you mean SOLVER\?"),
+        ("SOLVER: {AMP: {ENABLED: True}, AMP.ENABLED: False}", r"SOLVER\.AMP\.ENABLED is given twice"),
+        ("MODEL: {3: 4}", r"unknown config key MODEL\.3"),
+        ("MODEL: {DEVICE: {X: 1}}", r"<class 'str'> vs\. a group of keys\) .* for config key: MODEL\.DEVICE"),
         ("XYZZY: 1", "unknown config key XYZZY$"),
         ("VERSION: 3", "config version does not fit this program's, 2"),
         ("SEED: word", "Type mismatch .* for config key: SEED"),
@@ -105,6 +109,12 @@ def test_unsafe_yaml_needs_the_flag(write) -> None:
     [
         (["SEED"], "KEY VALUE pairs, got an odd number"),
         (["SEED", "1", "SOLVER.MAX_ITER"], "KEY VALUE pairs, got an odd number"),
+        (
+            ["SOLVER.AMP.ENABLED.X", "1"],
+            r"unknown config key SOLVER\.AMP\.ENABLED\.X; did you mean SOLVER\.AMP\.ENABLED",
+        ),
+        (["solver.max_iter", "5"], r"unknown config key solver\.max_iter; did you mean SOLVER\.MAX_ITER"),
+        (["MODEL", "5"], r"a group of keys vs\. <class 'int'>\) for config key: MODEL"),
         (["SOLVER.MAX_ITR", "5"], r"override SOLVER\.MAX_ITR 5: unknown config key .*did you mean SOLVER\.MAX_ITER"),
         (["SEED", "word"], "override SEED word: Type mismatch"),
         (["MODEL", "3"], "override MODEL 3: Type mismatch"),

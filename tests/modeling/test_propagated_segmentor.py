@@ -20,7 +20,7 @@ from the_mask.modeling.propagation.carried import log_probabilities
 from the_mask.modeling.propagation.policies import Gate, interval, scene_cut
 from the_mask.modeling.propagation.propagated import PropagatedSegmentor
 from the_mask.modeling.propagation.propagators import Propagator
-from the_mask.modeling.propagation.score_cache import ScoreCache
+from the_mask.modeling.propagation.score_cache import ScoreCache, cache_from_config
 from the_mask.modeling.propagation.training import distillation_loss, draw_distance, segmentation_loss, unroll
 from the_mask.modeling.segmentor import Segmentor
 from the_mask.modeling.stream import NO_HINTS
@@ -480,6 +480,19 @@ class TestTraining:
     def test_cache_needs_frames_without_augmentation(self):
         with pytest.raises(ValueError, match=r"CACHE_DIR needs frames without augmentation: set INPUT\.RESIZE"):
             build(**{"MODEL.KEYFRAME.CACHE_DIR": "somewhere"})
+
+    def test_cached_scores_do_not_depend_on_the_order_of_keys(self):
+        keys = ["RESIZE.MIN_SCALE", "1.0", "RESIZE.MAX_SCALE", "1.0", "CROP.ENABLED", "False"]
+        keys += ["RANDOM_FLIP", "none", "COLOR_JITTER", "none"]
+        fixed = [word if index % 2 else f"INPUT.{word}" for index, word in enumerate(keys)]
+        cfg = load_config(None, [*fixed, "MODEL.KEYFRAME.CACHE_DIR", "somewhere"])
+        before = cache_from_config(cfg).geometry
+        turned = dict(reversed(cfg.MODEL.items()))
+        cfg.MODEL.clear()
+        cfg.MODEL.update(turned)
+        assert cache_from_config(cfg).geometry == before
+        cfg.MODEL.THE_MASK.ROUNDS = 7
+        assert cache_from_config(cfg).geometry != before
 
     @pytest.mark.parametrize(
         ("change", "message"),

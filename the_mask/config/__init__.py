@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -119,7 +120,7 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, AssertionError) as error:
+        except (KeyError, AssertionError, TypeError) as error:  # TypeError: a key below a key, A.ENABLED.B
             raise ValueError(f"override {key} {value}: {_explain_key(cfg, error, key)}") from error
         except ValueError as error:
             raise ValueError(f"override {key} {value}: {_without_node(error)}") from error
@@ -139,15 +140,21 @@ def _refuse_empty(cfg: CfgNode, config_file: str | Path | None) -> None:
 
 
 def _without_node(error: ValueError) -> str:
-    """Remove the whole config from yacs' message about a value in place of a group of keys."""
-    text = str(error)
+    """Remove the whole config, and its class, from yacs' message about a value in place of a group of keys."""
+    text = re.sub(r"<class '[\w.]*CfgNode'>", "a group of keys", str(error))
     return re.sub(r" with values \(.*\) for", " for", text, flags=re.DOTALL) if "\n" in text else text
 
 
 def _explain_key(cfg: CfgNode, error: Exception, key: str | None = None) -> str:
     """Message about an unknown config key, with similar known keys."""
-    key = key or str(error).strip("'\"").removeprefix("Non-existent config key: ")
+    if key is None:
+        key = str(error).strip("'\"").removeprefix("Non-existent config key: ")
     if key in GONE:
         return f"config key {key} is gone: its value is always {GONE[key]!r}"
-    close = difflib.get_close_matches(key, [known for known, _ in flat_keys(cfg)], n=3)
+    known = [name for name, _ in flat_keys(cfg)]
+    # A known key or group in a wrong group: MODEL.SOLVER.
+    names = {part for name in known for part in accumulate(name.split("."), "{}.{}".format)}
+    parts = key.upper().split(".")
+    inner = [name for name in (".".join(parts[start:]) for start in range(1, len(parts))) if name in names]
+    close = inner[:1] or difflib.get_close_matches(key.upper(), known, n=3)
     return f"unknown config key {key}" + (f"; did you mean {', '.join(close)}?" if close else "")

@@ -123,9 +123,7 @@ def _read(config: ConfigFile | str, allow_unsafe: bool, allow_remote: bool, abov
     tree: Tree = {}
     for base in _bases(body.pop(BASE, None), label):
         _merge(_read(_base(base, config, allow_remote), allow_unsafe, allow_remote, (*above, label)), tree, label)
-    if isinstance(config, ConfigFile) and config.row is not None:
-        body = _unfold(body, label)
-    _merge(body, tree, label)
+    _merge(_unfold(body, label), tree, label)
     return tree
 
 
@@ -189,13 +187,17 @@ def _fetch(address: str) -> str:
         return stream.read()
 
 
-def _unfold(body: Tree, label: str) -> Tree:
+def _unfold(body: Tree, label: str, prefix: str = "") -> Tree:
     """``{"A.B": 1}`` as ``{"A": {"B": 1}}``, at any depth."""
     tree: Tree = {}
     for key, value in body.items():
-        branch: Any = _unfold(value, label) if isinstance(value, dict) else value
+        branch: Any = _unfold(value, label, f"{prefix}{key}.") if isinstance(value, dict) else value
         for part in reversed(str(key).split(".")):
             branch = {part: branch}
+        twice = dict(flat_keys(branch)).keys() & dict(flat_keys(tree)).keys()
+        if twice:
+            names = ", ".join(prefix + name for name in sorted(twice))
+            raise ValueError(f"{label}: {names} is given twice, in a group and with dots")
         _merge(branch, tree, label)
     return tree
 

@@ -7,20 +7,24 @@ ignore label, or :data:`ILLEGAL` for a value that must not occur. Values past it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
+Color = tuple[int, int, int]
 # (values that occur in some masks, number of masks) -> what the masks seem to be; "" when nothing is wrong with them.
 ExplainValues = Callable[[Collection[int], int], str]
 CATEGORIES_DIR = Path(__file__).resolve().parent / "categories"
 ILLEGAL = -1
 # Of a 16-bit mask.
 LARGEST_VALUE = 65535
+# A grid of 64 levels of each channel.
+FINE_COLORS = 64**3
 
 
 @dataclass(frozen=True)
@@ -179,25 +183,40 @@ def _as_colors(colors: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], .
 
 
 @lru_cache(maxsize=16)
-def distinct_colors(num: int) -> tuple[tuple[int, int, int], ...]:
+def distinct_colors(num: int) -> tuple[Color, ...]:
     """``num`` clearly different colours, the same on every call. A shorter list is the start of a longer one.
 
     Greedy farthest-point choice in CIE L*a*b* (D65) over a grid of RGB values, away from black and white, which
-    overlays and void regions use.
+    overlays and void regions use. After 1,726 the grid is empty; the rest are those of a finer one, different but not
+    clearly so.
+
+    Raises:
+        ValueError: more than 262,144.
     """
+    if num > FINE_COLORS:
+        raise ValueError(f"at most {FINE_COLORS} distinct colours, asked for {num}")
     levels = np.linspace(0, 255, 12)
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    if num > len(rgb):
-        raise ValueError(f"at most {len(rgb)} distinct colours, asked for {num}")
     lab = _rgb_to_lab(rgb)
     anchors = _rgb_to_lab(np.array([[0.0, 0, 0], [255, 255, 255]]))
     distance = ((lab[:, None] - anchors) ** 2).sum(-1).min(1)
-    chosen = []
-    for _ in range(num):
+    chosen: list[Color] = []
+    for _ in range(min(num, len(rgb) - len(anchors))):
         best = int(distance.argmax())
-        chosen.append(tuple(round(v) for v in rgb[best]))
+        red, green, blue = (round(v) for v in rgb[best])
+        chosen.append((red, green, blue))
         distance = np.minimum(distance, ((lab - lab[best]) ** 2).sum(-1))
-    return tuple(chosen)
+    return (*chosen, *islice(_fine_colors(set(chosen)), num - len(chosen)))
+
+
+def _fine_colors(taken: Container[Color]) -> Iterator[Color]:
+    """Colours of a grid of 64 levels that are not ``taken``."""
+    for number in range(FINE_COLORS):
+        # An odd step, near the golden ratio of the range: each colour is met once, and neighbours differ much.
+        index = number * 162_019 % FINE_COLORS
+        color = (4 * (index & 63) + 1, 4 * (index >> 6 & 63) + 1, 4 * (index >> 12) + 1)
+        if color not in taken:
+            yield color
 
 
 def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:

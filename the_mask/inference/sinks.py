@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from the_mask.data.clips import Clip
 from the_mask.data.files import write_json
 from the_mask.data.label_maps import as_label_array, save_label_map
+
+# When files wait for the disk, which takes tens of milliseconds: each one, as work that can be resumed needs; all
+# together when the sink is closed; or never, because the caller flushes the folder.
+Flush = Literal["each", "close", "never"]
 
 
 class Sink(ABC):
@@ -35,7 +40,7 @@ class LabelFolder(Sink):
         folder: created if needed.
         raw_values: value of each class in the files.
         colors: RGB to store with the values, see :func:`the_mask.data.label_maps.save_label_map`.
-        durable: see :func:`the_mask.data.files.atomic_write`.
+        flush: when to wait for the disk. Whatever is chosen, a file appears whole unless the machine itself stops.
     """
 
     def __init__(
@@ -43,9 +48,9 @@ class LabelFolder(Sink):
         folder: str | Path,
         raw_values: Sequence[int],
         colors: Sequence[Sequence[int]] | None = None,
-        durable: bool = True,
+        flush: Flush = "each",
     ) -> None:
-        self.folder, self.raw_values, self.colors, self.durable = Path(folder), list(raw_values), colors, durable
+        self.folder, self.raw_values, self.colors, self.flush = Path(folder), list(raw_values), colors, flush
 
     @classmethod
     def of_video(
@@ -53,7 +58,7 @@ class LabelFolder(Sink):
         folder: Path,
         num_classes: int,
         colors: Sequence[Sequence[int]] | None = None,
-        durable: bool = True,
+        flush: Flush = "close",
     ) -> LabelFolder:
         """A sink for the class ids of a single video.
 
@@ -61,7 +66,7 @@ class LabelFolder(Sink):
             folder: created if needed; must not contain PNGs.
             num_classes: of the model.
             colors: RGB of the classes to store with the ids; None stores grey values.
-            durable: see :func:`the_mask.data.files.atomic_write`.
+            flush: as in the class.
 
         Raises:
             ValueError: there are PNGs in the folder already, it is a file, or there are more classes than colours.
@@ -74,7 +79,7 @@ class LabelFolder(Sink):
             )
         if colors is not None and num_classes > 256:
             raise ValueError(f"a PNG has at most 256 colours, and there are {num_classes} classes")
-        return cls(folder, range(num_classes), colors, durable)
+        return cls(folder, range(num_classes), colors, flush)
 
     def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
         """Write the label maps [H, W] of some clips.
@@ -86,7 +91,13 @@ class LabelFolder(Sink):
             video = [clip.video_id] if clip.video_id else []
             for frame_id, labels in zip(clip.frame_ids, maps, strict=True):
                 names = [*video, f"{frame_id}.png"]
-                save_label_map(self.folder, names, as_label_array(labels), self.raw_values, self.colors, self.durable)
+                array, durable = as_label_array(labels), self.flush == "each"
+                save_label_map(self.folder, names, array, self.raw_values, self.colors, durable)
+
+    def close(self) -> None:
+        """Flush the files that were not flushed one by one."""
+        if self.flush == "close":
+            os.sync()
 
 
 class ClassShares(Sink):

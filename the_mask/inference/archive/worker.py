@@ -186,7 +186,7 @@ def segment_one(
         elif kind == LABELS:
             colors = palette.colors if options.palette else None
             # publish() flushes the whole folder once.
-            sinks.append(LabelFolder.of_video(path, len(palette.names), colors, durable=False))
+            sinks.append(LabelFolder.of_video(path, len(palette.names), colors, flush="never"))
     with open_source(task.video, options.fps, on_problem=problems.append) as source:
         if source.live:
             raise ValueError(f"{task.video} is live: an archive is made of videos that can be read again")

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from the_mask.config.compose import flat_keys
 from the_mask.data.clips import Clip
 from the_mask.data.files import atomic_write, inside, write_inside
 from the_mask.data.pickle_names import UnreadableError, UnsafePickleError
@@ -119,6 +120,8 @@ def cache_from_config(cfg: CfgNode) -> ScoreCache | None:
         raise ValueError(f"MODEL.KEYFRAME.CACHE_DIR needs frames without augmentation: set {', '.join(moving)}")
     box = (given.RESIZE.LONG_EDGE, given.RESIZE.SHORT_EDGE)
     # Switches of the segmentor that do not show in its weights.
-    segmentor = {key: value for key, value in cfg.MODEL.items() if key not in ("KEYFRAME", "WEIGHTS", "DEVICE")}
+    kept = {key: value for key, value in cfg.MODEL.items() if key not in ("KEYFRAME", "WEIGHTS", "DEVICE")}
+    # Sorted, because the order in which keys are declared means nothing.
+    segmentor = sorted(flat_keys(kept), key=lambda item: item[0])
     settings = (box, options.STRIDE, options.KEY_SCALE, options.RELEASED, segmentor)
     return ScoreCache(options.CACHE_DIR, geometry=repr(settings))
