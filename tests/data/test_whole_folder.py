@@ -1,4 +1,4 @@
-"""Folders that appear whole, and what killed processes leave of them."""
+"""Folders that appear complete, and what killed processes leave behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ with whole_folder(Path(sys.argv[1])) as partial:
 
 @pytest.fixture(autouse=True)
 def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No flush of all disks."""
+    """Skip os.sync."""
     monkeypatch.setattr(os, "sync", lambda: None)
 
 
@@ -84,7 +84,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert os.listdir(tmp_path) == ["made"]
     assert os.listdir(folder) == ["sub"]
     assert (folder / "sub" / "a").read_text() == "two"
-    # What is written is on the disk before the folder has its name.
+    # Files reach the disk before the folder gets its name.
     calls = []
     rename = Path.rename
     monkeypatch.setattr(os, "sync", lambda: calls.append("sync"))
@@ -109,7 +109,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path: Path) -> None
 def test_a_folder_that_was_being_replaced_comes_back(
     tmp_path: Path, gone: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The process is killed between the two renames; the next one fails, and the older folder is there again."""
+    """The process is killed between the two renames; after the next one failed, the older folder exists again."""
     folder = tmp_path / "made"
     make(folder, "first")
     killed(folder, "made")

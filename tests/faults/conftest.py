@@ -1,4 +1,4 @@
-"""A folder in memory where there is one: these tests flush files to the disk some thousand times."""
+"""Faster fault tests: files in memory where possible, without flushing all disks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ SUMMARY = "faults injected: "
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """As pytest's, but in memory and gone afterwards."""
+    """As pytest's, but in memory, and deleted afterwards."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None, prefix="the_mask_faults_") as folder:
         yield Path(folder)
 
 
+@pytest.fixture(autouse=True)
+def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip os.sync, which these tests would call some thousand times."""
+    monkeypatch.setattr(os, "sync", lambda: None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test marked ``alone`` in a process of its own."""
+    """Run a test marked ``alone`` in another process."""
     if pyfuncitem.get_closest_marker("alone") is None or ALONE in os.environ:
         return None
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-m", "", "-p", "no:xdist", "-p", "no:cacheprovider"]
@@ -45,7 +51,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many faults there were."""
+    """Print the number of faults."""
     if INJECTED:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(INJECTED.items()))
         terminalreporter.write_line(f"{SUMMARY}{counts}")

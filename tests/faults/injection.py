@@ -1,7 +1,7 @@
-"""Faults in whatever writes files: the n-th call that touches the disk fails, or kills the process, for every n.
+"""Fault injection for writers of files: the n-th call that changes the disk fails or kills the process, for every n.
 
-As SQLite tests itself: an action is repeated with a fault at its first step, then at its second, until it ends
-without reaching the fault. A step is a call of ``open`` for writing, ``write``, ``flush``, or one of :data:`CALLS`.
+As in SQLite's tests, an action is repeated with a fault at its first step, then at its second, and so on until it ends
+without one. A step is a call of ``open`` for writing, ``write``, ``flush``, or one of :data:`CALLS`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import pytest
 
 # Steps that are functions of the module os.
 CALLS = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "sendfile", "truncate")
-# How many faults of each kind this process has injected.
+# Number of faults of each kind that this process has injected.
 INJECTED: Counter[str] = Counter()
 
 
 class Faults:
-    """Counts the steps of an action and lets one of them go wrong.
+    """Count the steps of an action and make one of them fail.
 
     Attributes:
         at: number of the step, from 1.
@@ -73,7 +73,7 @@ class Faults:
 
 
 class _File:
-    """An open file that counts its writes. It takes part of the content before one fails, as a full disk does."""
+    """An open file that counts its writes. A failing write stores part of the content, as on a full disk."""
 
     def __init__(self, faults: Faults, stream: Any) -> None:
         self._faults = faults
@@ -105,7 +105,7 @@ class _File:
 
 @contextmanager
 def injected(faults: Faults) -> Iterator[None]:
-    """Everything of the process that writes goes through ``faults`` inside the block."""
+    """Inside the block, all writes of this process go through ``faults``."""
     with pytest.MonkeyPatch.context() as patch:
         opened = faults.opened(builtins.open)
         patch.setattr(builtins, "open", opened)
@@ -130,7 +130,7 @@ def fail_everywhere(
         check: gets the folder, and whether the action ended without an error.
         prepare: fills the folder before the action.
         root: where the folders are made.
-        every: 1 takes all steps, more each so many-th, for a test in a hurry.
+        every: 1 tries all steps, n every n-th, to save time.
 
     Returns:
         number of steps.
@@ -149,7 +149,7 @@ def fail_everywhere(
         assert done or faults.reached, "an error that nobody injected"
         INJECTED["errors"] += faults.reached
         check(folder, done)
-        # Once more, undisturbed: whatever the failure has left is no obstacle.
+        # Once more without a fault: nothing that the failure left may get in the way.
         action(folder)
         check(folder, True)
         if not faults.reached:
@@ -164,7 +164,7 @@ def kill_everywhere(
     root: Path,
     every: int = 1,
 ) -> int:
-    """As :func:`fail_everywhere`, but the process is killed at the step (SIGKILL, in a fork).
+    """As :func:`fail_everywhere`, but SIGKILL ends the process (a fork) at the step.
 
     A fork inherits the locks of threads that it does not have. Actions that run models or encode videos need a process
     without threads: the mark ``alone``.
@@ -206,7 +206,7 @@ def fill_everywhere(
     expected: type[BaseException] | tuple[type[BaseException], ...] = OSError,
     most_pages: int = 64,
 ) -> int:
-    """As :func:`fail_everywhere`, but on a disk of its own that is full after some pages, and then made larger.
+    """As :func:`fail_everywhere`, on a small disk that fills up after some pages and is then made larger.
 
     Returns:
         number of pages that the action needs.
@@ -220,7 +220,7 @@ def fill_everywhere(
             pytest.skip(problem)
         try:
             prepare(folder)
-            (folder / "ballast").write_bytes(bytes(8 * page))  # no size at all would mean no limit
+            (folder / "ballast").write_bytes(bytes(8 * page))  # a size of 0 would mean no limit
             used = (os.statvfs(folder).f_blocks - os.statvfs(folder).f_bfree) * os.statvfs(folder).f_bsize
             assert mount(folder, used + page * pages, "remount") is None
             failure = None
@@ -243,7 +243,7 @@ def fill_everywhere(
 
 
 def mount(folder: Path, size: int, *options: str) -> str | None:
-    """Put a disk in memory of so many bytes in a folder's place; why not, if it fails."""
+    """Mount a disk in memory of ``size`` bytes at a folder; returns what went wrong, or None."""
     command = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={size}"]), "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)

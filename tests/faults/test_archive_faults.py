@@ -1,4 +1,4 @@
-"""A run over an archive under a fault at each of its steps: what has its name is whole, and what is noted is true."""
+"""An archive run with a fault at each step: files with their final names are complete, and the records are true."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def segment(manifest: Path, folder: Path) -> None:
     tasks, results = opened(folder / "out", manifest)
     workers = InlineWorkers(setup_for(folder / "out"))
     summary = segment_archive(tasks, results, workers, retries=0, progress=False)
-    if summary.failed:  # the fault struck the worker, which is noted and goes on
+    if summary.failed:  # the fault hit the worker, which records it and goes on
         raise OSError(str(summary.errors))
 
 

@@ -1,10 +1,9 @@
-"""Data sets from other tools, and predictions for them, under a fault at each step: the whole folder, or none."""
+"""Imported data sets and exported annotations with a fault at each step: the complete folder, or none."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +20,6 @@ from the_mask.data.importers.video import Sampling
 
 SLOW = pytest.param(1, marks=pytest.mark.slow)
 H, W = 6, 8
-
-
-@pytest.fixture(autouse=True)
-def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No flush of all disks, some thousand times."""
-    monkeypatch.setattr(os, "sync", lambda: None)
 
 
 def picture(path: Path, seed: int) -> None:
@@ -109,12 +102,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def once(write: Callable[[Path], None]) -> Callable[[Path], None]:
-    """What a user does: again, unless the folder is there."""
+    """Run the command unless its folder exists, as a user does after an error."""
     return lambda folder: None if (folder / "out").exists() else write(folder)
 
 
 def checker(whole: dict[str, str]) -> Callable[[Path, bool], None]:
-    """The folder is that of an undisturbed run or absent, and a whole run leaves nothing beside it."""
+    """The folder equals that of a run without faults or is absent; a complete run leaves nothing next to it."""
 
     def check(folder: Path, done: bool) -> None:
         if done or (folder / "out").exists():

@@ -1,4 +1,4 @@
-"""Files made to exhaust, mislead or escape: each ends within bounds of time and memory, in an error that names it."""
+"""Malicious files: each is refused within limits of time and memory, by an error that names it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from the_mask.weights.reading import read_weights
 
 @contextmanager
 def bounded(seconds: float = 5.0, mebibytes: int = 300) -> Iterator[None]:
-    """Processor time and peak memory of the block stay below these."""
+    """Check that the block takes less processor time, and less additional memory at its peak."""
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert time.process_time() - start < seconds
@@ -112,7 +112,7 @@ def test_json_beyond_all_depth_and_length(tmp_path: Path, reader: str, text: str
 
 @pytest.mark.parametrize("text", [DEEP, LONG_NUMBER])
 def test_json_that_is_made_anew(tmp_path: Path, text: str) -> None:
-    """Where a damaged file is no loss it is left out."""
+    """Damaged files that can be made anew are ignored."""
     (tmp_path / "runtimes").mkdir()
     (tmp_path / "runtimes/x.json").write_text(text)
     assert RuntimeCache(tmp_path).choice("x") is None
@@ -130,7 +130,7 @@ def test_yaml_of_a_million_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with bounded(), pytest.raises(ValueError, match=r"a\.yaml: \d+ bytes, more than"):
         load_config(path)
     path.write_text("{" + ",".join(f"{i}" for i in range(500_000)) + "}")
-    # A hundred thousand take five seconds.
+    # 100,000 take five seconds.
     monkeypatch.setattr(strict_yaml, "MOST_NODES", 2000)
     with bounded(3), pytest.raises(ValueError, match=r"a\.yaml: not valid YAML: line 1: more than 2000 values"):
         load_config(path)
@@ -186,7 +186,7 @@ def test_safetensors_that_claim_other_places(tmp_path: Path) -> None:
 
 
 def crowded_zip(path: Path, members: int) -> Path:
-    """An archive of empty members; its directory is written by hand, since zipfile takes a minute for a million."""
+    """An archive of empty members. Its directory is written by hand, because zipfile takes a minute for a million."""
     entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"x"
     local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, 0, 0, 0, 1, 0) + b"x"
     directory = entry * members
@@ -200,7 +200,7 @@ def crowded_zip(path: Path, members: int) -> Path:
 def test_an_archive_of_a_million_members(tmp_path: Path) -> None:
     few = crowded_zip(tmp_path / "few.zip", 1000)
     with zipfile.ZipFile(few) as archive:
-        assert len(archive.infolist()) == 1000  # the hand-made directory is right
+        assert len(archive.infolist()) == 1000  # the directory written by hand is valid
     path = crowded_zip(tmp_path / "many.zip", 1_100_000)
     with bounded(), pytest.raises(ValueError, match=r"many\.zip: an archive with room for \d+ members"):
         unpack(path, tmp_path / "x")
@@ -214,7 +214,7 @@ def test_an_archive_of_a_million_members(tmp_path: Path) -> None:
 
 
 def jpeg(*segments: bytes) -> bytes:
-    """A JPEG with further segments behind its start."""
+    """A JPEG with additional segments after its start."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(buffer, "JPEG")
     return buffer.getvalue()[:2] + b"".join(segments) + buffer.getvalue()[2:]
@@ -231,7 +231,7 @@ def exif(entries: bytes, count: int, next_ifd: int = 0) -> bytes:
 
 
 def test_jpegs_with_endless_metadata(tmp_path: Path) -> None:
-    """The picture is read; what is beside it costs no more than its size."""
+    """The picture is read, and its metadata take no more memory than their size."""
     path = tmp_path / "a.jpg"
     orientation = struct.pack("<HHLHH", 0x0112, 3, 1, 1, 0)
     cases = {
@@ -294,7 +294,7 @@ def test_tables_of_classes_that_are_no_numbers(tmp_path: Path) -> None:
 
 
 def test_links_that_take_a_folders_place_meanwhile(tmp_path: Path) -> None:
-    """Another process swaps a folder of the output for a link to elsewhere, again and again."""
+    """Another process keeps replacing an output folder by a link to another place."""
     out, elsewhere, real = tmp_path / "out", tmp_path / "elsewhere", tmp_path / "real"
     for folder in (out, elsewhere, real):
         folder.mkdir()

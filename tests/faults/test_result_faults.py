@@ -1,4 +1,4 @@
-"""Predictions, exported packages and published models under a fault at each step: whole, refused by name, or absent."""
+"""Predictions, exports and published models with a fault at each step: complete, refused by name, or absent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class Brightness(Segmentor):
-    """Classes by the brightness of 2 x 2 pixels."""
+    """A segmentor that classifies by the brightness of 2 x 2 pixels."""
 
     score_stride = 2
 
@@ -55,14 +55,14 @@ class Brightness(Segmentor):
 
 
 def model() -> Brightness:
-    """The same one each time."""
+    """A segmentor with the same weights each time."""
     torch.manual_seed(0)
     return Brightness().eval()
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """Two registered videos; numbers of their frames."""
+    """Two registered videos: number of frames by name."""
     root, dice = tmp_path_factory.mktemp("frames"), np.random.default_rng(0)
     lengths = {"v": 2, "w": 1}
     for video, length in lengths.items():
@@ -75,7 +75,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def predict(folder: Path) -> int:
-    """Predictions and scores, what is there already left as it is."""
+    """Write predictions and scores; keep those that exist."""
     cfg = load_config(
         CONFIGS / "debug" / "the_mask_debug_1f.yaml",
         [
@@ -89,19 +89,19 @@ def predict(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def whole(frames: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """What an undisturbed prediction writes, by file."""
+    """What a prediction without faults writes, by file."""
     folder = tmp_path_factory.mktemp("whole")
     assert predict(folder) == sum(frames.values())
     return pictures(folder)
 
 
 def pictures(folder: Path) -> dict[str, np.ndarray]:
-    """Label maps of a folder of predictions, by file."""
+    """Label maps in a folder of predictions, by file."""
     return {str(p.relative_to(folder)): np.array(Image.open(p)) for p in sorted((folder / "out").rglob("*.png"))}
 
 
 def check_predictions(folder: Path, done: bool, whole: dict[str, np.ndarray], frames: dict[str, int]) -> None:
-    """Every file is that of the undisturbed run; after a whole run all are there, and every score can be read."""
+    """Every file equals that of a run without faults; after a complete run all exist, and every score can be read."""
     there = pictures(folder)
     assert all((labels == whole[name]).all() for name, labels in there.items())
     if done:
@@ -117,7 +117,7 @@ def test_predictions(tmp_path: Path, frames: dict[str, int], whole: dict[str, np
     def check(folder: Path, done: bool) -> None:
         check_predictions(folder, done, whole, frames)
 
-    # Collective calls turn an error of the disk into a ValueError.
+    # Collective calls turn disk errors into ValueErrors.
     assert fail_everywhere(predict, check, lambda folder: None, tmp_path, every, (OSError, ValueError)) > 60
     assert kill_everywhere(predict, check, lambda folder: None, tmp_path, every) > 60
 
@@ -134,7 +134,7 @@ def test_predictions_on_a_full_disk(tmp_path: Path, frames: dict[str, int], whol
 def test_predictions_killed_a_hundred_times(
     tmp_path: Path, frames: dict[str, int], whole: dict[str, np.ndarray]
 ) -> None:
-    """SIGKILL at random moments; each run goes on where the one before was killed."""
+    """SIGKILL at random moments; each run continues the one that was killed."""
     dice, killed, folder = random.Random(0), 0, tmp_path / "run"
     begin = time.monotonic()
     predict(tmp_path / "timed")
@@ -154,7 +154,7 @@ def test_predictions_killed_a_hundred_times(
         assert code in (0, -signal.SIGKILL)
         killed += code != 0
         check_predictions(folder, False, whole, frames)
-        if code == 0:  # from the start again
+        if code == 0:  # starts again
             check_predictions(folder, True, whole, frames)
             folder = tmp_path / f"run{killed}"
     INJECTED["kills at random moments"] += killed
@@ -265,7 +265,7 @@ def test_weights_of_an_earlier_export_go(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Configs of one model with two different weights."""
+    """Two configs that differ in their weights."""
     folder, found = tmp_path_factory.mktemp("weights"), []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -278,7 +278,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 @pytest.mark.parametrize("every", [SLOW, 31])
 def test_published_models(tmp_path: Path, weights: list[Any], every: int) -> None:
-    """A folder is the old model, the new one, or refused: new weights with an old card are never taken for either."""
+    """A folder holds the old model, the new one, or is refused; a mixture of both is never loaded."""
     first, second = (read_weights(cfg.MODEL.WEIGHTS).state for cfg in weights)
     name = next(name for name, value in first.items() if value.is_floating_point() and (value != second[name]).any())
 

@@ -1,4 +1,4 @@
-"""Whole trainings with faults: an error of the disk ends them in one line, and no kill loses or changes anything."""
+"""Trainings with faults: a disk error ends them with one line, and a kill loses and changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP", 2, "TEST.EVA
 
 
 def run(folder: Path, *options: Any) -> None:
-    """Train, or go on."""
+    """Train, or resume."""
     trainer = variant(**NOISY)(fake_cfg(folder, *OPTIONS, *options))
     trainer.resume_or_load(resume_training=True)
     trainer.train()
@@ -87,7 +87,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_kills_at_random_moments(tmp_path: Path) -> None:
-    """SIGKILL, resume, SIGKILL, ...: weights, best checkpoint and curves are those of a run that nobody killed."""
+    """Kill and resume at random moments: weights, best checkpoint and curves equal those of an uninterrupted run."""
     length = ["SOLVER.MAX_ITER", 400]
     run(tmp_path / "whole", *length)
     dice, killed, folder = random.Random(0), 0, tmp_path / "run"
@@ -107,7 +107,7 @@ def test_a_hundred_kills_at_random_moments(tmp_path: Path) -> None:
         assert code in (0, -signal.SIGKILL)
         killed += code == -signal.SIGKILL
         if code == 0 and killed < 100:
-            break  # the training is shorter than the kills are far apart
+            break  # the training ended before the next kill
     run(folder, *length)
     assert killed > 10
     assert_same(final(folder), final(tmp_path / "whole"))

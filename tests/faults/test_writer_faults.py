@@ -1,4 +1,4 @@
-"""Every writer of the library under a fault at each of its steps: the old content or the new, whole; and it goes on."""
+"""Every writer with a fault at each step: files hold the old or the new content, complete, and writing can go on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from the_mask.weights.checkpoint import (
 from the_mask.weights.converters.files import save_state
 from the_mask.weights.reading import read_weights
 
-# Some writers turn an error of the disk into one of a config key.
+# Some writers turn disk errors into errors of a config key.
 USER_ERRORS = (OSError, ValueError)
 
 
@@ -52,7 +52,7 @@ def value_in(path: Path) -> float:
 
 
 def started(keep: int) -> Callable[[Path], CheckpointFolder]:
-    """A run with checkpoints 1 and 2, about to write 3."""
+    """A run that has checkpoints 1 and 2 and is about to write 3."""
 
     def start(folder: Path) -> CheckpointFolder:
         run = CheckpointFolder(folder / "run", keep)
@@ -64,7 +64,7 @@ def started(keep: int) -> Callable[[Path], CheckpointFolder]:
 
 
 def go_on(keep: int) -> Callable[[Path], None]:
-    """Resume as the trainer does, and write checkpoint 3, the best and the final one."""
+    """Resume as the trainer does; write checkpoint 3, the best one and the final one."""
 
     def write(folder: Path) -> None:
         run = CheckpointFolder(folder / "run", keep)
@@ -83,7 +83,7 @@ def check_run(folder: Path, done: bool) -> None:
     assert last is not None
     assert value_in(last) == 4 if done else value_in(last) in (2, 3, 4)
     for path in (folder / "run").glob("model_*.pth"):
-        value_in(path)  # none is damaged
+        value_in(path)  # none may be damaged
     remove_leftovers(folder / "run")
     assert not list((folder / "run").glob(f".*{TEMPORARY}"))
 
@@ -94,7 +94,7 @@ ALL = pytest.param(1, marks=pytest.mark.slow)
 @pytest.mark.parametrize("every", [ALL, 13])
 @pytest.mark.parametrize("keep", [0, 1])
 def test_checkpoints_with_errors_of_the_disk(tmp_path: Path, keep: int, every: int) -> None:
-    """What is raised says what to do, whichever step has failed."""
+    """The error says what to do, whichever step failed."""
     assert fail_everywhere(go_on(keep), check_run, started(keep), tmp_path, every, CheckpointWriteError) > 60
 
 
@@ -196,7 +196,7 @@ def _check_cached_scores(folder: Path, done: bool) -> None:
 
 
 def _label_folder(folder: Path) -> None:
-    shutil.rmtree(folder / "labels", ignore_errors=True)  # it never mixes its files with others
+    shutil.rmtree(folder / "labels", ignore_errors=True)  # it refuses a folder with files
     sink = LabelFolder.of_video(folder / "labels", 3)
     for number in range(2):
         sink.process([Clip(frame_ids=[f"{number:08d}"])], [[np.full((3, 4), 2)]])
@@ -244,7 +244,7 @@ def _shapes(folder: Path) -> None:
 
 
 def _check_shapes(folder: Path, done: bool) -> None:
-    """The folder is there when everything in it is."""
+    """The folder exists only when it is complete."""
     if done or (folder / "shapes").exists():
         assert len(list((folder / "shapes").rglob("*.jpg"))) == 4
         for path in (folder / "shapes").rglob("*.png"):

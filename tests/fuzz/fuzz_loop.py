@@ -1,8 +1,8 @@
-"""Feeds a reader with damaged files and reports what is neither a result nor an error that names the file.
+"""Run a reader on damaged files. A finding is whatever is neither a result nor an error that names the file.
 
     python tests/fuzz/fuzz_loop.py coco --inputs 5000      # or --seconds 60; --engine atheris where it is installed
 
-Findings are written as files; put them into ``corpus/<reader>/``, mend the kind, and run again until nothing is found.
+Findings are written as files. Put them into ``corpus/<reader>/``, fix the cause, and repeat until there are none.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ import the_mask  # noqa: F401  (makes detectron2 importable)
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 CORPUS = Path(__file__).resolve().parent / "corpus"
-# Seconds and bytes that one small file may take.
+# Limits of time (s) and memory (bytes) for one small file.
 LONGEST, MOST_MEMORY = 10, 3 << 30
 MEMORY = Path("/dev/shm")
 
 
 class TooSlowError(Exception):
-    """A reader has not come to an end."""
+    """A reader took too long."""
 
 
 @contextmanager
 def limited(seconds: int = LONGEST) -> Iterator[None]:
-    """Raise :class:`TooSlowError` in code of Python; end the process where code of C hangs."""
+    """Raise :class:`TooSlowError` when Python code takes too long; end the process when C code hangs."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise TooSlowError(f"not done after {seconds} s")
 
     before = signal.signal(signal.SIGPROF, stop)
-    # Seconds of the processor: others may need it, too.
+    # Processor time, so that a busy machine does not matter.
     signal.setitimer(signal.ITIMER_PROF, seconds)
     faulthandler.dump_traceback_later(60 * seconds, exit=True)
     try:
@@ -59,7 +59,7 @@ def limited(seconds: int = LONGEST) -> Iterator[None]:
 
 
 def quiet() -> None:
-    """No log, no warnings, no output of FFmpeg; memory is limited."""
+    """Suppress logs, warnings and FFmpeg's output; limit memory."""
     import av.logging
 
     logging.disable(logging.CRITICAL)
@@ -73,14 +73,14 @@ def quiet() -> None:
 
 
 def problem(case: object, data: bytes) -> str | None:
-    """What is wrong with how a reader takes a file; None if nothing is."""
+    """What a reader did wrong with a file, or None."""
     case.path.write_bytes(data)
     try:
         with limited():
             case.read()
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         text = str(error)
-        # What a file names may be at fault, and is named then.
+        # The error may name another file that this one refers to.
         named = any(name in text for name in (case.path.name, str(case.path.parent))) or text.startswith("/")
         if isinstance(error, UnicodeError) or not named:
             return f"an error that does not name the file: {_where(error)}"
@@ -99,7 +99,7 @@ def _where(error: BaseException) -> str:
 
 
 def key_of(text: str) -> str:
-    """Findings with the same key are one."""
+    """Key of a finding; findings of equal keys have the same cause."""
     return text.partition("'")[0] + text.rpartition(" at ")[2].split(" < ")[0]
 
 
@@ -109,10 +109,10 @@ def corpus_of(name: str) -> list[bytes]:
 
 
 def run(name: str, inputs: int, seconds: float, seed: int, keep: Path | None = None) -> tuple[int, dict[str, str]]:
-    """Try damaged files until there were so many, or so many seconds are over.
+    """Try a number of damaged files, or as many as fit a time.
 
     Returns:
-        number of files, and what was found, by key.
+        number of files tried, and the findings by key.
     """
     from fuzz_readers import READERS
 
@@ -124,7 +124,7 @@ def run(name: str, inputs: int, seconds: float, seed: int, keep: Path | None = N
         pool = [*case.seeds, *corpus_of(name)]
         for data in case.seeds:
             case.path.write_bytes(data)
-            case.read()  # good files are good
+            case.read()  # undamaged files must be read
         start, count = time.monotonic(), 0
         while count < inputs and time.monotonic() - start < seconds:
             data = reader.mutate(dice, dice.choice(pool))
@@ -132,7 +132,7 @@ def run(name: str, inputs: int, seconds: float, seed: int, keep: Path | None = N
                 data = reader.mutate(dice, data)
             count += 1
             if keep is not None:
-                (keep / "current").write_bytes(data)  # what a crash or a hang leaves behind
+                (keep / "current").write_bytes(data)  # kept if the process crashes or hangs
             text = problem(case, data)
             if text is None:
                 continue
@@ -145,7 +145,7 @@ def run(name: str, inputs: int, seconds: float, seed: int, keep: Path | None = N
 
 
 def guided(name: str, seconds: float, keep: Path | None) -> None:
-    """The same, but libFuzzer chooses the files by the lines and branches that they reach; ends the process."""
+    """As :func:`run`, with files chosen by coverage (libFuzzer through Atheris); ends the process."""
     import atheris
 
     with atheris.instrument_imports(
@@ -183,7 +183,7 @@ def guided(name: str, seconds: float, keep: Path | None) -> None:
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         dice = Random(seed)
-        # Its own mutations know nothing of checksums, ours nothing of what was reached.
+        # libFuzzer's mutations break checksums; ours ignore coverage. So both are used.
         return reader.mutate(dice, data)[:most] if dice.randrange(2) else atheris.Mutate(data, most)
 
     options = [sys.argv[0], str(corpus), "-max_len=200000", "-rss_limit_mb=0", "-timeout=60", "-verbosity=0"]

@@ -1,6 +1,6 @@
-"""How an input is damaged: bytes, values of nested structures, members of archives, chunks of PNGs.
+"""Mutations of files: bytes, values of nested structures, members of archives, chunks of PNGs.
 
-Whatever would be refused by a checksum alone gets a right one again, so that what lies behind it is reached.
+Checksums are recomputed, so that the code behind them is reached.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 Mutation = Callable[[Random, bytes], bytes]
 
 NUMBERS = (0, 1, -1, 2, 7, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64, 10**30)
-# Values that stand where others are expected.
+# Values of unexpected types and sizes.
 ODD: tuple[Any, ...] = (
     *NUMBERS,
     *(-5, 0.5, -0.0, 1e308, float("inf"), float("-inf"), float("nan"), 10**400),
@@ -29,7 +29,7 @@ ODD_CONTAINERS: tuple[Any, ...] = ([], {}, [[]], [None], {"": None}, [0] * 2000,
 
 
 def mutate_bytes(dice: Random, data: bytes, tokens: tuple[bytes, ...] = ()) -> bytes:
-    """One to six changes of bytes, ranges, numbers and known words."""
+    """Change one to six bytes, ranges, numbers or known words."""
     text = bytearray(data)
     for _ in range(dice.choice((1, 1, 1, 2, 3, 6))):
         place = dice.randrange(len(text) + 1)
@@ -62,7 +62,7 @@ def mutate_bytes(dice: Random, data: bytes, tokens: tuple[bytes, ...] = ()) -> b
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Container and key of everything below a value."""
+    """Container and key of every value in a nested structure."""
     items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         items = [(value, key) for key in value]
@@ -74,7 +74,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutate_structure(dice: Random, value: Any, odd: tuple[Any, ...] = ODD) -> Any:
-    """A copy of nested lists and dictionaries with one to three values replaced, removed, doubled or swapped."""
+    """Copy nested lists and dictionaries, with one to three values replaced, removed, duplicated or swapped."""
     root = [copy.deepcopy(value)]
     for _ in range(dice.choice((1, 1, 2, 3))):
         spots = list(places(root))
@@ -102,7 +102,7 @@ JSON_ODD = tuple(value for value in ODD if not isinstance(value, bytes))
 
 
 def mutate_json(dice: Random, data: bytes) -> bytes:
-    """Mostly another value somewhere; sometimes other bytes."""
+    """Change values mostly, bytes sometimes."""
     if dice.randrange(8) == 0:
         return mutate_bytes(dice, data, (b"[" * 2000, b'{"a":' * 2000, b"NaN", b"1e999", b"9" * 5000, b"null"))
     try:
@@ -113,7 +113,7 @@ def mutate_json(dice: Random, data: bytes) -> bytes:
 
 
 def mutate_zip(dice: Random, data: bytes, inner: Mutation = mutate_bytes) -> bytes:
-    """Change a member, its name or the archive itself; checksums of members are right."""
+    """Change a member, its name or the archive; checksums of members are recomputed."""
     if dice.randrange(4) == 0:
         return mutate_bytes(dice, data, (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06"))
     try:
@@ -142,7 +142,7 @@ def mutate_zip(dice: Random, data: bytes, inner: Mutation = mutate_bytes) -> byt
 
 
 def mutate_png(dice: Random, data: bytes) -> bytes:
-    """Change chunks of a PNG, or its pixels before they were compressed; checksums are right."""
+    """Change chunks of a PNG, or its pixels before compression; checksums are recomputed."""
     if not data.startswith(b"\x89PNG") or dice.randrange(6) == 0:
         return mutate_bytes(dice, data, (b"IHDR", b"IDAT", b"PLTE", b"acTL", b"fcTL", b"eXIf", b"tRNS"))
     chunks, place = [], 8

@@ -1,7 +1,7 @@
-"""Every reader of the library that is given files by strangers, with good files to begin with.
+"""Every reader of untrusted files, each with valid files to mutate.
 
-A reader gets a file, whatever is in it. It gives a result or raises a ``ValueError`` or ``FileNotFoundError`` that
-names the file, in seconds and without taking the machine's memory. Everything else is a finding.
+Whatever a file contains, its reader returns a result or raises a ``ValueError`` or ``FileNotFoundError`` that names the
+file, within seconds and in little memory. Everything else is a finding.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Read = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """A reader at work: the file it reads, good contents of it, and the call."""
+    """One reader: the file it reads, valid contents of the file, and the call."""
 
     path: Path
     seeds: Sequence[bytes]
@@ -73,7 +73,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Reader:
-    """How a reader is set up in a folder, and how its files are damaged."""
+    """How a reader is set up in a folder, and how its files are mutated."""
 
     prepare: Callable[[Path], Case]
     mutate: Mutation = damage.mutate_bytes
@@ -83,14 +83,14 @@ class Reader:
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as a file."""
+    """An encoded picture."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def pixels(seed: int = 0) -> Image.Image:
-    """A picture."""
+    """A picture [H, W, 3] of random pixels."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (H, W, 3), dtype=np.uint8))
 
 
@@ -138,7 +138,7 @@ def _picture(folder: Path) -> Case:
         for call in (read_image, read_label_raw, exif_orientation, count_pictures, read_palette, _play):
             try:
                 call(path)
-            except ValueError as error:  # a colour picture is no mask
+            except ValueError as error:  # a colour picture is not a mask
                 if path.name not in str(error):
                     raise
 
@@ -151,7 +151,7 @@ def _play(path: Path) -> None:
 
 
 def mutate_picture(dice: Random, data: bytes) -> bytes:
-    """PNGs by their chunks, others by their bytes."""
+    """Mutate PNGs by their chunks, other files by their bytes."""
     return damage.mutate_png(dice, data) if data.startswith(b"\x89PNG") else damage.mutate_bytes(dice, data)
 
 
@@ -211,7 +211,7 @@ YAML_TOKENS = (
 
 
 def mutate_yaml(dice: Random, data: bytes) -> bytes:
-    """Values of the tree, or bytes and words of YAML."""
+    """Mutate values of the tree, or bytes and words of the YAML."""
     if dice.randrange(2):
         return damage.mutate_bytes(dice, data, YAML_TOKENS)
     try:
@@ -268,7 +268,7 @@ def _pretrained(folder: Path) -> Case:
 
 
 def torch_file(content: Any, old: bool = False) -> bytes:
-    """What ``torch.save`` writes."""
+    """A file of ``torch.save``."""
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=not old)
     return buffer.getvalue()
@@ -278,7 +278,7 @@ ODD_TENSORS = (torch.zeros(0), torch.ones(3), torch.tensor(5), torch.full((8,), 
 
 
 def mutate_torch(dice: Random, data: bytes) -> bytes:
-    """The content of a file of torch's, its pickle, or bytes."""
+    """Mutate the content of a torch file, its pickle, or its bytes."""
     kind = dice.randrange(4)
     if kind == 0 or not data.startswith(b"PK"):
         return damage.mutate_bytes(dice, data, PICKLE_TOKENS)
@@ -369,7 +369,7 @@ def _pointer(folder: Path) -> Case:
 
 
 def _resume(folder: Path) -> Case:
-    """A training goes on from it to its end."""
+    """Resume a training from the checkpoint, to its end."""
     from engine_fakes import fake_cfg, variant
 
     def cfg() -> Any:
@@ -427,7 +427,7 @@ def _score_cache(folder: Path) -> Case:
     return Case(path, [path.read_bytes()], read)
 
 
-# Predictions and what runs leave behind.
+# Predictions and other files of runs.
 
 
 def _prediction(folder: Path) -> Case:
@@ -551,7 +551,7 @@ def _drain(form: str, source: Path, **options: Any) -> Read:
         for frame in islice(labels.frames, 50):
             assert isinstance(frame.video, str)
             if frame.labels is not None:
-                assert frame.labels.ndim == 2  # compared with the picture when it is written
+                assert frame.labels.ndim == 2  # compared with the picture's size when it is written
                 assert frame.labels.max() < len(labels.names)
 
     return read

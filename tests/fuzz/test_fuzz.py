@@ -1,4 +1,4 @@
-"""Readers against damaged files: earlier findings, some fresh ones at every run, a minute each in the slow suite."""
+"""Readers on damaged files: earlier findings, some new files, and a minute for each reader in the slow suite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_good_files_and_earlier_findings(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in READERS if name not in COSTLY])
 def test_some_damaged_files(name: str) -> None:
-    """Hypothesis throws the dice of the damage, so that it can shrink what has found something, and remembers it."""
+    """Hypothesis draws the mutations, so that it can shrink and remember what it finds."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         case = READERS[name].prepare(Path(folder))
 
@@ -46,7 +46,7 @@ def test_some_damaged_files(name: str) -> None:
 
 
 def fuzz(name: str, *options: str) -> str:
-    """Run the loop in a process of its own, which a crash in code of C cannot take along."""
+    """Run the loop in another process, so that a crash of C code does not end the tests."""
     with tempfile.TemporaryDirectory() as keep:
         command = [sys.executable, str(LOOP), name, "--keep", keep, *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -75,3 +75,13 @@ class CountingStream(Stream):
 def decoder_threads():
     """Names of threads that belong to streams."""
     return [t.name for t in threading.enumerate() if t.name.startswith(("decode ", "keyframes"))]
+
+
+def rotate_in_place(path, matrix):
+    """Write a display matrix into the track header of an mp4 file."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    for number, value in enumerate(matrix):
+        if number % 3 != 2:
+            data[start + 4 * number : start + 4 * number + 4] = (value * 65536).to_bytes(4, "big", signed=True)
+    path.write_bytes(data)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from av.stream import Disposition
 from PIL import Image
-from stream_cases import CountingStream, encode, number_of, picture, write_video
+from stream_cases import CountingStream, encode, number_of, picture, rotate_in_place, write_video
 
 from the_mask.engine.signals import interrupted_by_signals
 from the_mask.inference.demo import DemoStyle, check_outputs, run_demo
@@ -211,12 +211,7 @@ class TestPictures:
         small = np.arange(12, dtype=np.uint8).reshape(3, 4)
         np.testing.assert_array_equal(turned(small, np.array(matrix)), shown_by(matrix, small))
         path = write(tmp_path / "v.mp4", [quarters()])
-        data = bytearray(path.read_bytes())
-        start = data.index(b"tkhd") + 4 + 40
-        for number, value in enumerate(matrix):
-            if number % 3 != 2:
-                data[start + 4 * number : start + 4 * number + 4] = (value * 65536).to_bytes(4, "big", signed=True)
-        path.write_bytes(data)
+        rotate_in_place(path, matrix)
         with open_source(path) as source:
             close_to(next(iter(source)), shown_by(matrix, quarters()))
 

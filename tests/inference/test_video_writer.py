@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from stream_cases import rotate_in_place
 
 from the_mask.inference.live import sources
 from the_mask.inference.rendering import video_writer
@@ -30,16 +31,6 @@ def make_video(path, count=7, size=(48, 64), fps=Fraction(30000, 1001), encoder=
         for index in range(count):
             writer.write(gradient(*size, shift=index))
     return path
-
-
-def rotate_in_place(path, matrix):
-    """Write a display matrix into the track header of an mp4 file."""
-    data = bytearray(path.read_bytes())
-    start = data.index(b"tkhd") + 4 + 40
-    for number, value in enumerate(matrix):
-        if number % 3 != 2:
-            data[start + 4 * number : start + 4 * number + 4] = (value * 65536).to_bytes(4, "big", signed=True)
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])

@@ -1,4 +1,4 @@
-"""Folders that appear when everything in them is there, whatever happens to the process that makes them."""
+"""Folders that appear only when they are complete, whatever happens to the process that makes them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def require_new(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that is made elsewhere and appears when everything in it is there; an older one is replaced.
+    """Make a folder under a temporary name; it gets its name, and replaces an older one, when it is complete.
 
     What killed processes have left of earlier attempts is removed first. If one was killed while it replaced an older
     folder, that gets its name back.
