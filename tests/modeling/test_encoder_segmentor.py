@@ -18,6 +18,7 @@ from encoder_cases import (
 )
 from tolerances import assert_close
 
+from the_mask.modeling.backbones import plain_vit
 from the_mask.modeling.mask import encoder_head
 from the_mask.modeling.mask.encoder_head import EncoderHead
 
@@ -295,6 +296,17 @@ def test_bad_input():
     image = torch.zeros(1, 1, 3, 64, 64).expand(1, 10**9, 3, 64, 64)
     with pytest.raises(ValueError, match="1000000000 frames of 64x64"):
         video._whole_video_scores(image)
+
+
+def test_timm_that_is_too_old(monkeypatch):
+    for version in ("1.0.22", "1.0.23.dev0", "1.1.0", "2.0"):
+        plain_vit.check_timm(version)
+    for version in ("1.0.21", "1.0.9", "0.9.16"):
+        with pytest.raises(ValueError, match=rf"timm {version} is too old.*timm>=1\.0\.22"):
+            plain_vit.check_timm(version)
+    monkeypatch.setattr(plain_vit, "LEAST_TIMM", (99, 0, 0))
+    with pytest.raises(ValueError, match="too old"):
+        tiny_segmentor()
 
 
 def test_scores_merged_at_the_input_equal_the_released_order():

@@ -113,6 +113,25 @@ def test_training_gives_finite_losses_and_gradients(name):
     assert without == []
 
 
+@pytest.mark.parametrize("name", [VIDEO, ONE])
+def test_the_matcher_of_first_frames_is_a_key_of_the_mask(name):
+    """A target of the second frame only is matched after those of the first; one frame has one order."""
+    clip = make_clip(2 if name == VIDEO else 1, seed=3)
+    losses = {}
+    for matching in ("clip", "first-frame"):
+        torch.manual_seed(0)
+        model = build(name, **{"MODEL.MASK_FORMER.MATCHING": matching, "MODEL.THE_MASK.TRAINABLE": []})
+        assert model.criterion.options.matching == matching
+        losses[matching] = model([clip])
+    one, other = losses.values()
+    assert set(one) == set(other)
+    assert any(key.endswith("_secondary") for key in one)
+    assert all(torch.isfinite(value) for value in other.values())
+    sum(other.values()).backward()
+    same = [key for key in one if torch.equal(one[key], other[key])]
+    assert len(same) == len(one) if name == ONE else len(same) < len(one)
+
+
 def test_losses_depend_on_the_seed_of_the_clip_only():
     model = build()
     clips = [make_clip(seed=s) for s in range(2)]

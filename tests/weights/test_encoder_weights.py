@@ -1,6 +1,7 @@
 """Weights of encoder-only models: released layouts, transformers both ways, DINOv3 changes, position tables."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -204,6 +205,18 @@ def test_encoder_weights_with_another_patch(tmp_path):
     model = tiny_segmentor("dinov2", "MODEL.VIT.WEIGHTS", str(tmp_path / "dinov2.pth"))
     assert model.backbone.model.patch_embed.proj.weight.shape[-2:] == (16, 16)
     assert model.backbone.model.pos_embed.shape == (1, 16, 48)
+
+
+@pytest.mark.parametrize("shape", [(1, 14, 48), (1, 64, 32), (1, 69, 48), (64, 48)])
+def test_encoder_weights_whose_table_does_not_fit(tmp_path, shape):
+    source = timm.create_model(
+        "vit_small_patch14_reg4_dinov2", embed_dim=48, depth=4, num_heads=4, img_size=112, num_classes=0
+    )
+    torch.save({**source.state_dict(), "pos_embed": torch.zeros(shape)}, tmp_path / "odd.pth")
+    expected = rf"odd\.pth: a position table of shape {re.escape(str(list(shape)))}"
+    with pytest.raises(ValueError, match=expected) as error:
+        tiny_segmentor("dinov2", "MODEL.VIT.WEIGHTS", str(tmp_path / "odd.pth"))
+    assert "MODEL.VIT.NAME" in str(error.value)
 
 
 def test_class_rows_are_copied_by_name(tmp_path):

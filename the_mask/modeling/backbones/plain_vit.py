@@ -6,6 +6,7 @@ tokens (class token and registers, in front of the patches), S = P + h*w tokens,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -100,7 +101,9 @@ class PlainViT(Backbone):
             own={"embed_dim": width, "depth": depth, "num_heads": heads},
         )
         if weights:
-            state = convert_weights(self.model, read_weights(weights), weights)
+            state = read_weights(weights)
+            _check_table(state.get("pos_embed"), self.model, weights)
+            state = convert_weights(self.model, state, weights)
             load_exactly(self.model, state, ["head.", "fc_norm.", "head_dist.", "attn_pool.", "mask_token"], weights)
         if any(not 0 <= level < self.depth for level in levels) or sorted(set(levels)) != list(levels):
             raise ValueError(
@@ -282,6 +285,25 @@ def _create(name: str, image_size: int, patch_size: int, own: dict[str, int], **
     model.fc_norm = nn.Identity()
     fuse_gelu(model.blocks)
     return model
+
+
+def _check_table(table: Tensor | None, model: Any, path: str) -> None:
+    """Raise a ValueError if a file's position table [1, rows, D] is not one that timm can resize for the model."""
+    if table is None or model.pos_embed is None:
+        return
+    # DINOv2's own files have a row for the class token, which timm's models with registers drop.
+    extras = (0, 1) if model.no_embed_class else (model.num_prefix_tokens,)
+    squares = [rows for rows in (table.numel() // model.embed_dim - extra for extra in extras) if _is_square(rows)]
+    if table.ndim != 3 or table.shape[-1] != model.embed_dim or not squares:
+        raise ValueError(
+            f"MODEL.VIT.WEIGHTS {path}: a position table of shape {list(table.shape)} does not fit "
+            f"{type(model).__name__}: expected [1, rows, {model.embed_dim}], a square of patches with "
+            f"{' or '.join(map(str, extras))} rows in front; is it a file of MODEL.VIT.NAME?"
+        )
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
 
 
 def resize_table(table: Tensor, wanted: Sequence[int], prefix: int, name: str = "pos_embed") -> Tensor:
