@@ -126,4 +126,17 @@ struct LabelSizes {
   }
 };
 
+// The pointers of a problem that takes the labels of a score map, on any device.
+template <class Problem>
+void set_tensors(Problem* problem, const Tensor& scores, const Tensor& row_start, const Tensor& row_weights,
+                 const Tensor& column_start, const Tensor& column_weights, const Tensor& labels) {
+  problem->scores = scores.const_data_ptr<float>();
+  problem->row_start = row_start.const_data_ptr<int32_t>();
+  problem->row_weights = row_weights.const_data_ptr<float>();
+  problem->column_start = column_start.const_data_ptr<int32_t>();
+  problem->column_weights = column_weights.const_data_ptr<float>();
+  problem->labels = labels.mutable_data_ptr();
+  problem->bytes = labels.element_size() == 1;
+}
+
 }  // namespace the_mask

@@ -28,12 +28,7 @@ DcnScratch<A> dcn_layout(const DcnProblem& problem, char* memory) {
   DcnScratch<A> s;
   s.points = problem.G * problem.P;
   s.padded = (s.points + s.lanes - 1) / s.lanes * s.lanes;
-  char* next = memory;
-  auto take = [&](auto*& pointer, int64_t count) {
-    typedef typename RemovePointer<decltype(pointer)>::type Element;
-    pointer = reinterpret_cast<Element*>(next);
-    next += (count * int64_t(sizeof(Element)) + 63) / 64 * 64;
-  };
+  Taker take{memory};
   take(s.tap_x, s.padded);
   take(s.tap_y, s.padded);
   take(s.channel, s.padded);
@@ -48,7 +43,7 @@ DcnScratch<A> dcn_layout(const DcnProblem& problem, char* memory) {
   take(s.dots, s.padded * 4 + s.lanes);
   take(s.offset, s.padded * 2);
   take(s.mask, s.padded);
-  s.bytes = next - memory;
+  s.bytes = take.next - memory;
   return s;
 }
 

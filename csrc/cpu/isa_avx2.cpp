@@ -22,10 +22,7 @@ namespace the_mask {
 namespace avx2 {
 #include "kernels.inc"
 }  // namespace avx2
-const Kernels& kernels_avx2() {
-  static const Kernels kernels = avx2::table("AVX2");
-  return kernels;
-}
+const Kernels& kernels_avx2() { return avx2::table("AVX2"); }
 }  // namespace the_mask
 
 #if defined(__clang__)

@@ -22,10 +22,7 @@ namespace the_mask {
 namespace avx512 {
 #include "kernels.inc"
 }  // namespace avx512
-const Kernels& kernels_avx512() {
-  static const Kernels kernels = avx512::table("AVX-512");
-  return kernels;
-}
+const Kernels& kernels_avx512() { return avx512::table("AVX-512"); }
 }  // namespace the_mask
 
 #if defined(__clang__)

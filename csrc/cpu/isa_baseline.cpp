@@ -8,8 +8,5 @@ namespace the_mask {
 namespace baseline {
 #include "kernels.inc"
 }  // namespace baseline
-const Kernels& kernels_baseline() {
-  static const Kernels kernels = baseline::table("baseline");
-  return kernels;
-}
+const Kernels& kernels_baseline() { return baseline::table("baseline"); }
 }  // namespace the_mask

@@ -27,12 +27,7 @@ LabelScratch label_layout(const LabelProblem& problem, char* memory) {
   LabelScratch s;
   s.blocks = (problem.W + V - 1) / V;
   s.pitch = (problem.w + 2 * V - 1) / V * V;
-  char* next = memory;
-  auto take = [&](auto*& pointer, int64_t count) {
-    typedef typename RemovePointer<decltype(pointer)>::type Element;
-    pointer = reinterpret_cast<Element*>(next);
-    next += (count * int64_t(sizeof(Element)) + 63) / 64 * 64;
-  };
+  Taker take{memory};
   take(s.base, s.blocks);
   take(s.wide, s.blocks);
   take(s.cell, problem.taps * s.blocks * V);
@@ -40,7 +35,7 @@ LabelScratch label_layout(const LabelProblem& problem, char* memory) {
   take(s.best, s.blocks * V);
   take(s.label, s.blocks * V);
   take(s.rows, label_classes * s.pitch);
-  s.bytes = next - memory;
+  s.bytes = take.next - memory;
   return s;
 }
 

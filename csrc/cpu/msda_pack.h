@@ -48,12 +48,7 @@ MsdaScratch<A> msda_layout(const MsdaProblem& problem, bool backward, char* memo
   s.padded = (s.points + s.lanes - 1) / s.lanes * s.lanes;
   s.channels = (problem.D + lanes - 1) / lanes * lanes;
   s.stride = s.channels * (backward ? 2 : 1);
-  char* next = memory;
-  auto take = [&](auto*& pointer, int64_t count) {
-    typedef typename RemovePointer<decltype(pointer)>::type Element;
-    pointer = reinterpret_cast<Element*>(next);
-    next += (count * int64_t(sizeof(Element)) + 63) / 64 * 64;
-  };
+  Taker take{memory};
   take(s.levels, problem.L);
   take(s.width, s.padded);
   take(s.height, s.padded);
@@ -76,7 +71,7 @@ MsdaScratch<A> msda_layout(const MsdaProblem& problem, bool backward, char* memo
     s.positions += (height + 2) * (width + 1) + 1;
   }
   take(s.packed, s.positions * s.stride);
-  s.bytes = next - memory;
+  s.bytes = take.next - memory;
   return s;
 }
 

@@ -289,13 +289,7 @@ Tensor upsample_argmax_cpu(const Tensor& scores, const Tensor& row_start, const 
   Tensor labels = at::empty({sizes.H, sizes.W}, scores.options().dtype(sizes.bytes ? at::kByte : at::kInt));
   if (labels.numel() == 0) return labels;
   LabelProblem problem{sizes.K, sizes.h, sizes.w, sizes.H, sizes.W, sizes.taps};
-  problem.scores = scores.const_data_ptr<float>();
-  problem.row_start = row_start.const_data_ptr<int32_t>();
-  problem.row_weights = row_weights.const_data_ptr<float>();
-  problem.column_start = column_start.const_data_ptr<int32_t>();
-  problem.column_weights = column_weights.const_data_ptr<float>();
-  problem.labels = labels.mutable_data_ptr();
-  problem.bytes = sizes.bytes;
+  set_tensors(&problem, scores, row_start, row_weights, column_start, column_weights, labels);
   const Kernels& run = kernels();
   const int64_t bytes = run.labels_scratch(problem);
   at::parallel_for(0, sizes.H, 8, [&](int64_t begin, int64_t end) {

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../work_type.h"
+
 namespace the_mask {
 
 enum class Storage { f32, f64, bf16, f16 };

@@ -1,4 +1,4 @@
-// Storage types and their conversion to and from vectors of the working type (float, or double for double).
+// Storage types and their conversion to and from vectors of the working type.
 // Included after vec.h, inside a namespace per instruction set.
 
 struct Bf16 {
@@ -7,17 +7,6 @@ struct Bf16 {
 struct Fp16 {
   uint16_t bits;
 };
-
-template <class T>
-struct WorkOf {
-  typedef float type;
-};
-template <>
-struct WorkOf<double> {
-  typedef double type;
-};
-template <class T>
-using Work = typename WorkOf<T>::type;
 
 // Fp16 <-> float for one number, on integers alone: for machines without a conversion instruction.
 TM_INLINE float half_to_float(uint16_t half) {

@@ -49,11 +49,16 @@ template <class S, int V>
 TM_INLINE void store(S* to, Vec<S, V> v) {
   *reinterpret_cast<typename VecOf<S, V>::loose*>(to) = v;
 }
-template <class Pointer>
-struct RemovePointer;
-template <class S>
-struct RemovePointer<S*&> {
-  typedef S type;
+
+// Gives out parts of a call's scratch, 64-byte aligned. With a null start it only counts.
+struct Taker {
+  char* next;
+
+  template <class S>
+  void operator()(S*& pointer, int64_t count) {
+    pointer = reinterpret_cast<S*>(next);
+    next += (count * int64_t(sizeof(S)) + 63) / 64 * 64;
+  }
 };
 
 // Shuffles by compile-time lane numbers: lane i of the result is lane Pattern::at(i) of the concatenation (a, b).

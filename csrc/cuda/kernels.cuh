@@ -48,6 +48,32 @@ __device__ __forceinline__ Item split(int64_t item, int64_t rows, int heads) {
   return Item{image, row, int(head)};
 }
 
+// What a block shares: the levels, and every thread's point of the round, as corners and their weights.
+template <class A, int threads>
+struct Shared {
+  Level table[kMaxLevels];
+  Four<int> where[threads];
+  Four<A> weight[threads];
+
+  __device__ __forceinline__ void put(int thread, const Corners<A>& corners, A factor) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      where[thread].at[r] = corners.index[r];
+      weight[thread].at[r] = factor * corners.weight[r];
+    }
+  }
+};
+
+// A thread's number in its block and in its sub-warp, the sub-warp's first thread, and the block's number of sub-warps.
+struct Lane {
+  int thread, lane, first, together;
+};
+
+__device__ __forceinline__ Lane find_lane(int lanes, int threads) {
+  const int thread = threadIdx.x, lane = thread & (lanes - 1);
+  return Lane{thread, lane, thread - lane, threads / lanes};
+}
+
 template <class T, class Geometry>
 __device__ __forceinline__ Corners<Work<T>> read_point(const Arguments<T>& a, const Geometry& geometry,
                                                        const Level* table, int64_t item, int64_t row, int point,
@@ -62,14 +88,11 @@ template <class T, int V, class Geometry>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const __grid_constant__ Arguments<T> a, const __grid_constant__ Geometry geometry) {
   typedef Work<T> A;
-  __shared__ Level table[kMaxLevels];
-  __shared__ Four<int> where[kThreads];
-  __shared__ Four<A> weight[kThreads];
-  prepare(geometry, table);
+  __shared__ Shared<A, kThreads> shared;
+  prepare(geometry, shared.table);
   __syncthreads();
 
-  const int thread = threadIdx.x, lane = thread & (a.lanes - 1), first = thread - lane;
-  const int together = kThreads / a.lanes;
+  const auto [thread, lane, first, together] = find_lane(a.lanes, kThreads);
   const int pixel = a.heads * a.channels;
   for (int64_t base = int64_t(blockIdx.x) * together; base < a.items; base += int64_t(gridDim.x) * together) {
     const int64_t item = base + thread / a.lanes;
@@ -84,21 +107,17 @@ __global__ void __launch_bounds__(kThreads)
         const int point = round + lane;
         if (active && point < a.points) {
           Place<A> here;
-          const Corners<A> corners = read_point(a, geometry, table, item, at.row, point, &here);
+          const Corners<A> corners = read_point(a, geometry, shared.table, item, at.row, point, &here);
           const A factor = a.weights[item * a.points + point];
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            where[thread].at[r] = corners.index[r];
-            weight[thread].at[r] = factor * corners.weight[r];
-          }
+          shared.put(thread, corners, factor);
         }
         __syncwarp();
         if (mine) {
           const int count = min(a.lanes, a.points - round);
 #pragma unroll 2
           for (int i = 0; i < count; ++i) {
-            const Four<int> index = where[first + i];
-            const Four<A> factor = weight[first + i];
+            const Four<int> index = shared.where[first + i];
+            const Four<A> factor = shared.weight[first + i];
             A corner[4][V];
             // A corner outside is not read: a zero weight times infinity would not be zero.
 #pragma unroll
@@ -156,15 +175,12 @@ template <class T, int V, class Geometry>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const __grid_constant__ Arguments<T> a, const __grid_constant__ Geometry geometry) {
   typedef Work<T> A;
-  __shared__ Level table[kMaxLevels];
-  __shared__ Four<int> where[kThreads];
-  __shared__ Four<A> weight[kThreads];
+  __shared__ Shared<A, kThreads> shared;
   __shared__ Four<A> dots[kThreads];
-  prepare(geometry, table);
+  prepare(geometry, shared.table);
   __syncthreads();
 
-  const int thread = threadIdx.x, lane = thread & (a.lanes - 1), first = thread - lane;
-  const int together = kThreads / a.lanes;
+  const auto [thread, lane, first, together] = find_lane(a.lanes, kThreads);
   const int pixel = a.heads * a.channels;
   for (int64_t base = int64_t(blockIdx.x) * together; base < a.items; base += int64_t(gridDim.x) * together) {
     const int64_t item = base + thread / a.lanes;
@@ -183,15 +199,11 @@ __global__ void __launch_bounds__(kThreads)
       Corners<A> corners = {{-1, -1, -1, -1}, {0, 0, 0, 0}, 0, 0};
       A factor = 0;
       if (owner) {
-        corners = read_point(a, geometry, table, item, at.row, point, &here);
+        corners = read_point(a, geometry, shared.table, item, at.row, point, &here);
         factor = a.weights[item * a.points + point];
       }
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        where[thread].at[r] = corners.index[r];
-        weight[thread].at[r] = factor * (1 - share) * corners.weight[r];
-        dots[thread].at[r] = 0;
-      }
+      shared.put(thread, corners, factor * (1 - share));
+      dots[thread] = Four<A>{};
       __syncwarp();
       for (int begin = 0; begin < a.channels; begin += a.lanes * V) {
         const int c = begin + lane * V;
@@ -201,8 +213,8 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < count; ++i) {
           A product[4] = {0, 0, 0, 0};
           if (mine) {
-            const Four<int> index = where[first + i];
-            const Four<A> folded = weight[first + i];
+            const Four<int> index = shared.where[first + i];
+            const Four<A> folded = shared.weight[first + i];
             A corner[4][V];
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
@@ -268,14 +280,11 @@ template <class T, class Geometry>
 __global__ void __launch_bounds__(kOrderedThreads)
     ordered_kernel(const __grid_constant__ Arguments<T> a, const __grid_constant__ Geometry geometry) {
   typedef Work<T> A;
-  __shared__ Level table[kMaxLevels];
-  __shared__ Four<int> where[kOrderedThreads];
-  __shared__ Four<A> weight[kOrderedThreads];
-  prepare(geometry, table);
+  __shared__ Shared<A, kOrderedThreads> shared;
+  prepare(geometry, shared.table);
   __syncthreads();
 
-  const int thread = threadIdx.x, lane = thread & (a.lanes - 1), first = thread - lane;
-  const int together = kOrderedThreads / a.lanes;
+  const auto [thread, lane, first, together] = find_lane(a.lanes, kOrderedThreads);
   const int pixel = a.heads * a.channels;
   const int parts = (a.channels + a.lanes - 1) / a.lanes;
   const int64_t units = a.images * a.heads * parts;
@@ -294,13 +303,9 @@ __global__ void __launch_bounds__(kOrderedThreads)
         const int point = round + lane;
         if (active && point < a.points) {
           Place<A> here;
-          const Corners<A> corners = read_point(a, geometry, table, item, row, point, &here);
+          const Corners<A> corners = read_point(a, geometry, shared.table, item, row, point, &here);
           const A factor = a.weights[item * a.points + point] * (1 - share);
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            where[thread].at[r] = corners.index[r];
-            weight[thread].at[r] = factor * corners.weight[r];
-          }
+          shared.put(thread, corners, factor);
         }
         __syncwarp();
         if (mine) {
@@ -308,8 +313,8 @@ __global__ void __launch_bounds__(kOrderedThreads)
           for (int i = 0; i < count; ++i) {
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
-              const int index = where[first + i].at[r];
-              if (index >= 0) to[int64_t(index) * pixel] += weight[first + i].at[r] * g;
+              const int index = shared.where[first + i].at[r];
+              if (index >= 0) to[int64_t(index) * pixel] += shared.weight[first + i].at[r] * g;
             }
           }
         }

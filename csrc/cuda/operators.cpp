@@ -211,13 +211,7 @@ Tensor upsample_argmax_cuda(const Tensor& scores, const Tensor& row_start, const
   cuda::LabelProblem problem{};
   problem.K = cuda::to_int(size.K, "classes"), problem.taps = int(size.taps);
   problem.h = int(size.h), problem.w = int(size.w), problem.H = int(size.H), problem.W = int(size.W);
-  problem.scores = scores.const_data_ptr<float>();
-  problem.row_start = row_start.const_data_ptr<int32_t>();
-  problem.row_weights = row_weights.const_data_ptr<float>();
-  problem.column_start = column_start.const_data_ptr<int32_t>();
-  problem.column_weights = column_weights.const_data_ptr<float>();
-  problem.labels = labels.mutable_data_ptr();
-  problem.bytes = size.bytes;
+  set_tensors(&problem, scores, row_start, row_weights, column_start, column_weights, labels);
   cuda::labels(problem, cuda::stream_of(scores));
   return labels;
 }

@@ -2,19 +2,10 @@
 #pragma once
 #include <cstdint>
 
+#include "../work_type.h"
+
 namespace the_mask {
 namespace cuda {
-
-template <class T>
-struct WorkOf {
-  typedef float type;
-};
-template <>
-struct WorkOf<double> {
-  typedef double type;
-};
-template <class T>
-using Work = typename WorkOf<T>::type;
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
