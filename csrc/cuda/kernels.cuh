@@ -48,10 +48,9 @@ __device__ __forceinline__ Item split(int64_t item, int64_t rows, int heads) {
   return Item{image, row, int(head)};
 }
 
-// What a block shares: the levels, and every thread's point of the round, as corners and their weights.
+// What a block shares: every thread's point of the round, as corners and their weights.
 template <class A, int threads>
 struct Shared {
-  Level table[kMaxLevels];
   Four<int> where[threads];
   Four<A> weight[threads];
 
@@ -88,8 +87,9 @@ template <class T, int V, class Geometry>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const __grid_constant__ Arguments<T> a, const __grid_constant__ Geometry geometry) {
   typedef Work<T> A;
+  __shared__ Level table[kMaxLevels];
   __shared__ Shared<A, kThreads> shared;
-  prepare(geometry, shared.table);
+  prepare(geometry, table);
   __syncthreads();
 
   const auto [thread, lane, first, together] = find_lane(a.lanes, kThreads);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
         const int point = round + lane;
         if (active && point < a.points) {
           Place<A> here;
-          const Corners<A> corners = read_point(a, geometry, shared.table, item, at.row, point, &here);
+          const Corners<A> corners = read_point(a, geometry, table, item, at.row, point, &here);
           const A factor = a.weights[item * a.points + point];
           shared.put(thread, corners, factor);
         }
@@ -175,9 +175,10 @@ template <class T, int V, class Geometry>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const __grid_constant__ Arguments<T> a, const __grid_constant__ Geometry geometry) {
   typedef Work<T> A;
+  __shared__ Level table[kMaxLevels];
   __shared__ Shared<A, kThreads> shared;
   __shared__ Four<A> dots[kThreads];
-  prepare(geometry, shared.table);
+  prepare(geometry, table);
   __syncthreads();
 
   const auto [thread, lane, first, together] = find_lane(a.lanes, kThreads);
@@ -199,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
       Corners<A> corners = {{-1, -1, -1, -1}, {0, 0, 0, 0}, 0, 0};
       A factor = 0;
       if (owner) {
-        corners = read_point(a, geometry, shared.table, item, at.row, point, &here);
+        corners = read_point(a, geometry, table, item, at.row, point, &here);
         factor = a.weights[item * a.points + point];
       }
       shared.put(thread, corners, factor * (1 - share));
@@ -280,8 +281,9 @@ template <class T, class Geometry>
 __global__ void __launch_bounds__(kOrderedThreads)
     ordered_kernel(const __grid_constant__ Arguments<T> a, const __grid_constant__ Geometry geometry) {
   typedef Work<T> A;
+  __shared__ Level table[kMaxLevels];
   __shared__ Shared<A, kOrderedThreads> shared;
-  prepare(geometry, shared.table);
+  prepare(geometry, table);
   __syncthreads();
 
   const auto [thread, lane, first, together] = find_lane(a.lanes, kOrderedThreads);
@@ -303,7 +305,7 @@ __global__ void __launch_bounds__(kOrderedThreads)
         const int point = round + lane;
         if (active && point < a.points) {
           Place<A> here;
-          const Corners<A> corners = read_point(a, geometry, shared.table, item, row, point, &here);
+          const Corners<A> corners = read_point(a, geometry, table, item, row, point, &here);
           const A factor = a.weights[item * a.points + point] * (1 - share);
           shared.put(thread, corners, factor);
         }
