@@ -7,6 +7,7 @@ can be resumed with any number of processes, or without sharding.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from the_mask.config.keys.model import MODES
 from the_mask.modeling.backbones.internimage import InternImageBlock
@@ -63,6 +61,10 @@ def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
 
     The weights of the first process are used, as in DistributedDataParallel.
     """
+    # FSDP and sharded tensors take half a second to import, and every model is loaded through this module.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     for value in (*model.parameters(), *model.buffers()):
         dist.broadcast(value.data, 0)
     mesh = init_device_mesh(device.type, (comm.get_world_size(),))
@@ -80,12 +82,13 @@ def _timm_unit(module: nn.Module) -> bool:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether :func:`shard_model` has been applied."""
-    return isinstance(model, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 def whole(value: Tensor) -> Tensor:
     """Gather a tensor that may be sharded; all processes must gather the same tensors in the same order."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_sharded_tensor(value) else value  # type: ignore[operator]
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -95,10 +98,19 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 def like(value: Tensor, target: Tensor) -> Tensor:
     """Shard a whole tensor like ``target`` (if that is sharded), without communication."""
-    if not isinstance(target, DTensor) or isinstance(value, DTensor):
+    if not _is_sharded_tensor(target) or _is_sharded_tensor(value):
         return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(target, DTensor)
     source = value.to(target.device)
     return distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def _is_sharded_tensor(value: Any) -> bool:
+    # Without the module there can be no such tensor.
+    sharded = sys.modules.get("torch.distributed.tensor")
+    return sharded is not None and isinstance(value, sharded.DTensor)
 
 
 def load_whole(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
@@ -120,8 +132,8 @@ def own_parts(state: Any) -> tuple[Any, dict[str, Tensor]]:
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
             return {key: walk(child, f"{path}/{key}") for key, child in value.items()}
-        if isinstance(value, DTensor):
-            if tuple(value.placements) != (Shard(0),):
+        if _is_sharded_tensor(value):
+            if not (len(value.placements) == 1 and value.placements[0].is_shard(0)):
                 raise ValueError(f"{path} is divided as {value.placements}, not along its first axis")
             parts[path] = value.to_local().detach().cpu().clone()
             return torch.empty(0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,23 +54,35 @@ class _Depthwise(nn.Conv2d):
         return _MixedGradient.apply(x.bfloat16(), self.weight, [*self.stride], [*self.padding])
 
 
-class _DepthwiseSame(Conv2dSame):
+class SameConv2d(nn.Conv2d):
+    """Convolution padded like TensorFlow's "SAME": an output for every stride, the odd row and column at the end."""
+
     def forward(self, x: Tensor) -> Tensor:
-        if not _wants_mixed(x):
-            return super().forward(x)
-        x = pad_same(x.bfloat16(), [*self.kernel_size], [*self.stride])
-        return _MixedGradient.apply(x, self.weight, [*self.stride], [0, 0])
+        rows, columns = (self._padding(x.shape[-2 + i], i) for i in (0, 1))
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return super().forward(x)
+
+    def _padding(self, size: int, i: int) -> int:
+        reach = (self.kernel_size[i] - 1) * self.dilation[i]
+        return max(reach - (size - 1) % self.stride[i], 0)
 
 
-FAST: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: _Depthwise, Conv2dSame: _DepthwiseSame}
+class _DepthwiseSame(SameConv2d, _Depthwise):
+    pass
 
 
-def speed_up_depthwise(model: nn.Module) -> None:
-    """Replace, in place, the depthwise layers of a model whose weight gradient would be slow."""
+def speed_up_depthwise(model: nn.Module, same: type[nn.Conv2d] = SameConv2d) -> None:
+    """Replace, in place, the depthwise layers of a model whose weight gradient would be slow.
+
+    Args:
+        model: any model.
+        same: the class of its convolutions with TensorFlow's padding; timm has its own.
+    """
+    fast: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: _Depthwise, same: _DepthwiseSame}
     for module in model.modules():
-        if type(module) not in FAST or not isinstance(module, nn.Conv2d):
+        if type(module) not in fast or not isinstance(module, nn.Conv2d):
             continue
         depthwise = module.groups == module.in_channels == module.out_channels > 1
         plain = module.bias is None and module.dilation == (1, 1) and module.padding_mode == "zeros"
         if depthwise and plain and not isinstance(module.padding, str) and max(module.kernel_size) > 3:
-            module.__class__ = FAST[type(module)]
+            module.__class__ = fast[type(module)]

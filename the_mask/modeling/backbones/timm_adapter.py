@@ -258,7 +258,7 @@ class TimmBackbone(PyramidBackbone):
             raise ValueError(f"MODEL.TIMM.NAME={name!r}: timm gives no access to the features of this model")
         self.levels = prune_and_load(model, levels, weights)
         adapt_to_any_size(model)
-        speed_up_depthwise(model)
+        speed_up_depthwise(model, timm.layers.Conv2dSame)
         self.model = convert_batch_norms(model, norm)
         if recompute:
             self.model.set_grad_checkpointing(True)

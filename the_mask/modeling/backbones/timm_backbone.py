@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 
 from the_mask.modeling.backbones.common import PyramidBackbone
+from the_mask.modeling.backbones.efficientnet_lite import EfficientNetLite, is_lite
 
 if TYPE_CHECKING:
     from the_mask.modeling.backbones.plain_vit import PlainViT
@@ -28,10 +29,13 @@ def _shared(options: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone:
     """timm model from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-    # timm imports torchvision; together they add more than a second to every start.
+    options = cfg.MODEL.TIMM
+    plain = not (options.PRETRAINED or options.WEIGHTS or options.OUT_INDICES or options.OUT_NORM or options.NORM)
+    if is_lite(options.NAME) and plain and not (options.DROP_PATH or options.CHECKPOINT or cfg.MODEL.BACKBONE.FREEZE_AT):
+        return EfficientNetLite(options.NAME, input_shape.channels or 3)
+    # timm imports torchvision, and that torch.compile; together they add more than a second to every start.
     from the_mask.modeling.backbones.timm_adapter import TimmBackbone
 
-    options = cfg.MODEL.TIMM
     return TimmBackbone(
         options.NAME,
         **_shared(options, input_shape),

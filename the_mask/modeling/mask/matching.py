@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 # One round: (query_idx, target_idx), int64 CPU tensors of one length, sorted by target.
@@ -50,6 +49,9 @@ def assign(
         ValueError: ``rounds < 1``, a cost that is not a matrix, two costs of different shape, or an ``order`` of
             another length.
     """
+    # Only training matches; scipy.optimize adds a fifth of a second to the start of every program that predicts.
+    from scipy.optimize import linear_sum_assignment
+
     if rounds < 1:
         raise ValueError(f"rounds of matching must be >= 1, got {rounds}")
     first = _finite(cost)

@@ -9,7 +9,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import Bottleneck
 
 from the_mask.modeling.refiners.registry import REFINERS
 
@@ -34,6 +33,9 @@ class DilatedResNet(nn.Module):
         self.layer4 = self._layer(8 * width, blocks[3], 1, 4)
 
     def _layer(self, planes: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
+        # torchvision takes a second to import, and few models have a refiner.
+        from torchvision.models.resnet import Bottleneck
+
         wide = planes * Bottleneck.expansion
         shortcut = nn.Sequential(nn.Conv2d(self.channels, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide))
         first = Bottleneck(self.channels, planes, stride, shortcut)

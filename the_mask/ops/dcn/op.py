@@ -14,6 +14,7 @@ from torch import Tensor
 from the_mask.ops.checks import check_rank, check_size, check_together
 from the_mask.ops.dcn.geometry import Geometry, make_geometry
 from the_mask.ops.dcn.reference import dcnv3_portable, dcnv3_python_backward, dcnv3_reference
+from the_mask.ops.registration import operator
 from the_mask.ops.selection import choose
 
 
@@ -125,7 +126,7 @@ _ARGUMENTS = (
 )
 
 
-@torch.library.custom_op("the_mask::dcnv3", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+@operator("dcnv3", f"({_ARGUMENTS}) -> Tensor", differentiable=True)
 def _operator(x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any) -> Tensor:
     geometry = make_geometry(*arguments)
     _check(x, offset, mask, geometry, scale)
@@ -135,18 +136,14 @@ def _operator(x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *ar
     return torch.ops.the_mask_kernels.dcnv3_forward(*_kernel_arguments(x, offset, mask, scale, geometry))
 
 
-@_operator.register_fake
+@torch.library.register_fake("the_mask::dcnv3")
 def _(x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any) -> Tensor:
     geometry = make_geometry(*arguments)
     _check(x, offset, mask, geometry, scale)
     return x.new_empty(x.shape[0], *geometry.output_size(x.shape[1], x.shape[2]), x.shape[3])
 
 
-@torch.library.custom_op(
-    "the_mask::dcnv3_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+@operator("dcnv3_backward", f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)")
 def _backward_operator(
     grad_output: Tensor, x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -169,7 +166,7 @@ def _backward_operator(
     return grads[0], grads[1], grads[2], grads[3] if len(grads) == 4 else x.new_empty(0)
 
 
-@_backward_operator.register_fake
+@torch.library.register_fake("the_mask::dcnv3_backward")
 def _(
     grad_output: Tensor, x: Tensor, offset: Tensor, mask: Tensor, scale: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,4 +186,4 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grads[0], grads[1], grads[2], grad_scale, *([None] * len(ctx.geometry))
 
 
-_operator.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("the_mask::dcnv3", _backward, setup_context=_setup_context)

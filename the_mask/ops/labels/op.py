@@ -16,6 +16,7 @@ from torch import Tensor
 from the_mask.ops.checks import check_rank
 from the_mask.ops.labels.reference import label_dtype, upsample_argmax_portable, upsample_argmax_reference
 from the_mask.ops.labels.taps import axis_taps
+from the_mask.ops.registration import operator
 from the_mask.ops.selection import choose
 
 
@@ -68,7 +69,7 @@ def _padded(weights: NDArray[np.float32], taps: int) -> NDArray[np.float32]:
     return weights if weights.shape[1] == taps else np.pad(weights, ((0, 0), (0, taps - weights.shape[1])))
 
 
-@torch.library.custom_op("the_mask::upsample_argmax", mutates_args=())
+@operator("upsample_argmax", "(Tensor scores, SymInt[] network_size, SymInt[] output_size, SymInt stride) -> Tensor")
 def _operator(scores: Tensor, network_size: Sequence[int], output_size: Sequence[int], stride: int) -> Tensor:
     path = choose(scores.device, "upsample_argmax").path
     taps = _taps(scores, network_size, output_size, stride)
@@ -78,6 +79,6 @@ def _operator(scores: Tensor, network_size: Sequence[int], output_size: Sequence
     return function(scores, taps[0], taps[1], taps[2], taps[3])
 
 
-@_operator.register_fake
+@torch.library.register_fake("the_mask::upsample_argmax")
 def _(scores: Tensor, network_size: Sequence[int], output_size: Sequence[int], stride: int) -> Tensor:
     return scores.new_empty(output_size[0], output_size[1], dtype=label_dtype(scores.shape[0]))

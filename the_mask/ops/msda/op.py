@@ -18,6 +18,7 @@ from the_mask.ops.msda.reference import (
     ms_deform_attn_python_backward,
     ms_deform_attn_reference,
 )
+from the_mask.ops.registration import operator
 from the_mask.ops.selection import choose
 
 _Levels = list[tuple[int, int]]
@@ -151,7 +152,7 @@ _ARGUMENTS = (
 )
 
 
-@torch.library.custom_op("the_mask::ms_deform_attn", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+@operator("ms_deform_attn", f"({_ARGUMENTS}) -> Tensor", differentiable=True)
 def _operator(
     value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> Tensor:
@@ -183,18 +184,14 @@ def _kernel_arguments(
     )
 
 
-@_operator.register_fake
+@torch.library.register_fake("the_mask::ms_deform_attn")
 def _(value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None) -> Tensor:
     levels = to_levels(list(zip(sizes[::2], sizes[1::2]))) if device_shapes is None else None
     _check(value, levels, device_shapes, locations, weights)
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.custom_op(
-    "the_mask::ms_deform_attn_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-)
+@operator("ms_deform_attn_backward", f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 def _backward_operator(
     grad: Tensor, value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,7 +216,7 @@ def _backward_operator(
     return grad_value, grad_locations, grad_weights
 
 
-@_backward_operator.register_fake
+@torch.library.register_fake("the_mask::ms_deform_attn_backward")
 def _(
     grad: Tensor, value: Tensor, sizes: _Sizes, locations: Tensor, weights: Tensor, device_shapes: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,4 +236,4 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grads[0], None, grads[1], grads[2], None
 
 
-_operator.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("the_mask::ms_deform_attn", _backward, setup_context=_setup_context)
