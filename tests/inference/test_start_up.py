@@ -1,4 +1,4 @@
-"""What a program that only predicts has to import: the first label map must not wait for packages that it does not use."""
+"""The first label map must not wait for packages that prediction does not use."""
 
 import subprocess
 import sys

@@ -73,4 +73,5 @@ def test_other_options_are_timms(overrides):
 
 def test_names():
     assert all(is_lite(name) for name in NAMES)
-    assert not any(map(is_lite, ("lite0", "efficientnet_b0", "efficientnet_lite5", "efficientnet_lite0.in1k", "resnet18")))
+    others = ("lite0", "efficientnet_b0", "efficientnet_lite5", "efficientnet_lite0.in1k", "resnet18")
+    assert not any(map(is_lite, others))

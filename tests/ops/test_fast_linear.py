@@ -25,6 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "debug"
 def take_small_ones(monkeypatch):
     monkeypatch.setattr(module, "LEAST_PRODUCT", 1)
     monkeypatch.setattr(module, "LEAST_CONVOLUTION", 1)
+    monkeypatch.setattr(module, "LEAST_TRAINED", 1)
 
 
 @pytest.fixture
@@ -61,15 +62,65 @@ def test_where_the_usual_layer_runs(onednn, monkeypatch):
     called = []
     real = torch.nn.functional.linear
     monkeypatch.setattr(module.F, "linear", lambda *a: called.append(1) or real(*a))
-    layer(x).sum().backward()  # gradients
-    assert layer.weight.grad is not None
-    with torch.no_grad():
-        layer.double()(x.double())
-        with torch.autocast("cpu", torch.bfloat16):
-            layer.float()(x)
-        assert len(called) == 3
-        layer(x)
-        assert len(called) == 3, "the fast path was not taken"
+    for grad in (True, False):
+        called.clear()
+        with torch.set_grad_enabled(grad):
+            layer.double()(x.double())
+            with torch.autocast("cpu", torch.bfloat16):
+                layer.float()(x)
+            assert len(called) == 2
+            layer(x)
+            assert len(called) == 2, "the fast path was not taken"
+    monkeypatch.setattr(module, "LEAST_TRAINED", 4 * 8 * 6 + 1)
+    layer(x)
+    assert len(called) == 3, "with gradients, small products take the usual layer"
+
+
+def test_subclasses_of_tensor_take_the_usual_layer(onednn):
+    class Marked(torch.Tensor):
+        pass
+
+    layer = FastLinear(8, 6)
+    assert "_Linear" in type(layer(torch.randn(4, 8)).grad_fn).__name__
+    assert "_Linear" not in type(layer(torch.randn(4, 8).as_subclass(Marked)).grad_fn).__name__
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 7, 8), (1, 8)])
+@pytest.mark.parametrize("learns", ["all", "x", "weight", "bias"])
+def test_gradients(onednn, shape, learns):
+    """First and second derivatives against float64, of the arguments that learn."""
+    generator = torch.Generator().manual_seed(0)
+    values = {"x": torch.randn(shape, generator=generator), "weight": torch.randn(6, 8, generator=generator)}
+    values["bias"] = torch.randn(6, generator=generator)
+    upstream = torch.randn(*shape[:-1], 6, generator=generator)
+
+    def derivatives(dtype):
+        x, weight, bias = (v.to(dtype).requires_grad_(learns in ("all", n)) for n, v in values.items())
+        leaves = [v for v in (x, weight, bias) if v.requires_grad]
+        out = fast_linear(x, weight, bias)
+        first = torch.autograd.grad(out.tanh(), leaves, upstream.to(dtype), create_graph=True)
+        return [out, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
+
+    with torch.profiler.profile() as profile:
+        found = derivatives(torch.float32)
+    assert [event.key for event in profile.key_averages() if "_linear_pointwise" in event.key]
+    for one, other in zip(found, derivatives(torch.float64), strict=True):
+        assert_close(one, other, "network")
+
+
+def test_product_gradients(onednn):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((2, 1, 3, 8), (2, 4, 8, 5)))
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x, y = (v.to(dtype).requires_grad_() for v in (a, b))
+        out = fast_product(x, y)
+        assert ("StackBackward" in str(out.grad_fn.next_functions)) == (dtype == torch.float32), (
+            "the fast path was not taken"
+        )
+        results.append([out, *torch.autograd.grad(out.square().sum(), (x, y))])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, "network")
 
 
 def test_export_sees_the_usual_layer(onednn):

@@ -1,4 +1,4 @@
-"""Layers of a segmentor that run faster in inference on a CPU."""
+"""Layers of a segmentor that run faster on a CPU."""
 
 from __future__ import annotations
 

@@ -168,8 +168,7 @@ class Segmentor(nn.Module, Stream):
     def train(self, mode: bool = True) -> Self:
         """Switch the mode; frozen parts stay in eval mode (``MODEL.THE_MASK.FROZEN_EVAL``)."""
         super().train(mode)
-        if not mode:
-            speed_up_layers(self)
+        speed_up_layers(self)
         if mode and self.frozen_eval:
             for child in self.children():
                 eval_frozen(child)

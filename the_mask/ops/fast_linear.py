@@ -1,10 +1,10 @@
-"""Linear layers and 1x1 convolutions for CPU inference that use oneDNN where the BLAS is slow.
+"""Linear layers and 1x1 convolutions for CPUs that use oneDNN where the BLAS is slow.
 
 PyTorch computes float32 products with its BLAS, in the usual builds MKL, which runs at about half the speed of oneDNN
 on AMD processors (measured: docs/experiments.md). oneDNN is in the same builds, through an operator that torch.compile
 uses. Results differ from the BLAS's by rounding. ``THE_MASK_LINEAR=auto|onednn|blas`` chooses; ``auto`` takes oneDNN on
-AMD only. With gradients, on other devices, in other precisions, in traced programs, with standard operators
-(:func:`the_mask.ops.decomposed`) and for small products, the usual layer runs.
+AMD only. On other devices, in other precisions, in traced programs, with standard operators
+(:func:`the_mask.ops.decomposed`) and for small products, the usual layer runs; with gradients, all but linear layers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from the_mask.ops.inference import is_plain_inference
+from the_mask.ops.inference import is_plain, is_plain_inference
 
 CHOICES = ("auto", "onednn", "blas")
-# Multiply-adds from which oneDNN is the faster one. A call costs 10 us more than the BLAS's, a convolution 30.
+# Multiply-adds from which oneDNN is the faster one. A call costs 10 us more than the BLAS's, a convolution 30, and so
+# does a layer of Python in the graph of gradients.
 LEAST_PRODUCT = 1 << 20
-LEAST_CONVOLUTION = 1 << 22
+LEAST_CONVOLUTION = LEAST_TRAINED = 1 << 22
 
 
 @cache
@@ -49,16 +51,49 @@ def is_amd() -> bool:
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """``F.linear``, then ``F.gelu`` if asked for: x [..., K], weight [N, K], bias [N] -> [..., N]."""
-    if not _fast(x, weight) or x.numel() * weight.shape[0] < LEAST_PRODUCT:
-        x = F.linear(x, weight, bias)
-        return F.gelu(x) if gelu else x
-    # The GELU is in the same pass over the result.
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    size = x.numel() * weight.shape[0]
+    if size >= LEAST_PRODUCT and _fast(x, weight):
+        # The GELU is in the same pass over the result.
+        return _by_onednn(x, weight, bias, "gelu" if gelu else "none")
+    trained = size >= LEAST_TRAINED and _wants_gradients(x, weight, bias)
+    x = _Linear.apply(x, weight, bias) if trained else F.linear(x, weight, bias)
+    return F.gelu(x) if gelu else x
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
+
+
+class _Linear(torch.autograd.Function):
+    """:func:`fast_linear` with gradients, which are linear layers too. x [..., K], weight [N, K], bias [N]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _by_onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = fast_linear(grad, weight.t()) if for_x else None
+        grad_weight = fast_linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_weight else None
+        return grad_x, grad_weight, rows.sum(0) if for_bias else None
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    given = [x for x in tensors if x is not None]
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in given)):
+        return False
+    # Sharded tensors and other subclasses have their own products.
+    return all(type(x) in (Tensor, nn.Parameter) for x in given) and is_plain(*given) and uses_onednn()
 
 
 def fast_product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``: a [..., M, K], b [..., K, N] -> [..., M, N], leading axes broadcast."""
-    if not _fast(a, b) or a.shape[-2] * b.shape[-2] * b.shape[-1] < LEAST_PRODUCT:
+    size = a.shape[-2] * b.shape[-2] * b.shape[-1]
+    if not (size >= LEAST_TRAINED and _wants_gradients(a, b)) and not (size >= LEAST_PRODUCT and _fast(a, b)):
         return a @ b
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     many = [x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b)]

@@ -10,9 +10,13 @@ from the_mask.ops.selection import wants_standard
 
 def is_plain_inference(*tensors: Tensor) -> bool:
     """Whether float32 tensors on a CPU are used without gradients, autocast, tracing or compiling."""
+    return not torch.is_grad_enabled() and is_plain(*tensors)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether float32 tensors on a CPU are used without autocast, tracing or compiling."""
     return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or wants_standard()
         or torch.is_autocast_enabled("cpu")

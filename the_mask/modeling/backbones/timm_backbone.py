@@ -30,8 +30,8 @@ def _shared(options: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidBackbone:
     """timm model from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``."""
     options = cfg.MODEL.TIMM
-    plain = not (options.PRETRAINED or options.WEIGHTS or options.OUT_INDICES or options.OUT_NORM or options.NORM)
-    if is_lite(options.NAME) and plain and not (options.DROP_PATH or options.CHECKPOINT or cfg.MODEL.BACKBONE.FREEZE_AT):
+    others = any(value for key, value in options.items() if key != "NAME") or cfg.MODEL.BACKBONE.FREEZE_AT
+    if is_lite(options.NAME) and not others:
         return EfficientNetLite(options.NAME, input_shape.channels or 3)
     # timm imports torchvision, and that torch.compile; together they add more than a second to every start.
     from the_mask.modeling.backbones.timm_adapter import TimmBackbone
