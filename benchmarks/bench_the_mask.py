@@ -38,6 +38,7 @@ from torch import nn
 from the_mask.config import load_config
 from the_mask.config.keys.mask_former import HierarchyOptions
 from the_mask.data.clips import Clip
+from the_mask.engine.optimizer import build_optimizer
 from the_mask.modeling import MaskClassifier
 from the_mask.modeling.mask.targets import build_targets
 from the_mask.modeling.stream import Ring
@@ -106,7 +107,7 @@ def one_step(
 def bench_step(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     """Training steps with one and two rounds and the peer's, in turn."""
     model = build(ONE_FRAME, args.classes).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimiser = build_optimizer(load_config(ONE_FRAME), model)
     clips = clips_of(args.size)
     peer = hugging_face_step(args, clips) if args.peer else None
     times: dict[int, Times] = {1: defaultdict(list), 2: defaultdict(list)}

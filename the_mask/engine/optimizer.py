@@ -181,7 +181,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         group["lr"] = base_lr * group["lr_multiplier"]
     kind = cfg.SOLVER.OPTIMIZER
     if kind == "ADAMW":
-        return torch.optim.AdamW(groups, lr=base_lr)
+        # On a CPU PyTorch would update tensor by tensor with ten passes over each: four times as long.
+        on_cpu = all(type(p) is nn.Parameter and p.device.type == "cpu" for group in groups for p in group["params"])
+        return torch.optim.AdamW(groups, lr=base_lr, fused=True if on_cpu else None)
     if kind == "SGD":
         return torch.optim.SGD(groups, lr=base_lr, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV)
     raise ValueError(f"SOLVER.OPTIMIZER {kind!r}: expected one of {', '.join(OPTIMIZERS)}")

@@ -88,7 +88,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole(value: Tensor) -> Tensor:
     """Gather a tensor that may be sharded; all processes must gather the same tensors in the same order."""
-    return value.full_tensor() if _is_sharded_tensor(value) else value  # type: ignore[operator]
+    return value.full_tensor() if _is_sharded_tensor(value) else value  # type: ignore[attr-defined]
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
