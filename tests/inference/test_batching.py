@@ -183,7 +183,7 @@ def test_a_keyframe_that_is_too_late_is_waited_for():
         (done,) = batcher.step([Job("a", frame, state)])
         state = done.state
         keys.append(done.keyframe)
-        assert all(len(pending.smalls) <= 3 for pending in batcher.pending.values())
+        assert all(pending.frames < 3 for pending in batcher.pending.values())
     assert keys == [True, False, False, False, False, False, True, False]
     batcher.close()
 

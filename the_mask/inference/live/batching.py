@@ -5,9 +5,9 @@ A stream's result does not depend on the rest of the batch. Its state is a plain
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -65,10 +65,17 @@ class Batcher:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A keyframe that is being computed, and the small frames since."""
+    """A keyframe that is being computed.
 
-    future: Future[StreamState]
-    smalls: tuple[Tensor, ...] = ()
+    Attributes:
+        key: the state after it.
+        latest: the same, propagated through the frames that came since.
+        frames: their number.
+    """
+
+    key: Future[StreamState]
+    latest: Future[StreamState]
+    frames: int = 0
 
 
 @dataclass
@@ -96,9 +103,9 @@ class BackgroundKeyframes(Batcher):
     """Computes the keyframes of ``PropagatedSegmentor`` streams in a background thread (with its own CUDA stream).
 
     Meanwhile a stream continues from the old keyframe. When the new one is done, it is propagated through the frames
-    that came since, and replaces the old one. Latency is then even, but a keyframe's result comes some frames late. The
-    first keyframe of a stream or after a reset is always waited for, and so is one that is ``MAX_BEHIND`` frames (or
-    the policy's largest gap) late.
+    that came since, in the background too, and replaces the old one. Latency is then even, but a keyframe's result
+    comes some frames late. The first keyframe of a stream or after a reset is always waited for, and so is one that is
+    ``MAX_BEHIND`` frames (or the policy's largest gap) late.
 
     Raises:
         ValueError: a model without keyframes, or several views.
@@ -144,7 +151,8 @@ class BackgroundKeyframes(Batcher):
     def forget(self, name: str) -> None:
         pending = self.pending.pop(name, None)
         if pending is not None:
-            pending.future.cancel()
+            pending.key.cancel()
+            pending.latest.cancel()
 
     def close(self) -> None:
         self.pending.clear()
@@ -159,7 +167,8 @@ class BackgroundKeyframes(Batcher):
             turn.keyframe = state["keyframe"]
             if not turn.keyframe and (state["requested"] or turn.hints.keyframe):
                 before = {**turn.state, "policy": state["policy"]}
-                turn.pending = _Pending(self.executor.submit(self._key, turn.pixels, before))
+                key = self.executor.submit(self._key, turn.pixels, before)
+                turn.pending = _Pending(key, key)
                 state = {**state, "requested": False}
             turn.scores, turn.state = output, state
 
@@ -169,15 +178,14 @@ class BackgroundKeyframes(Batcher):
         for turn in turns:
             pending = turn.pending
             assert pending is not None
-            pending = replace(pending, smalls=(*pending.smalls, *self.model.small_frames([turn.pixels])))
-            if pending.future.done() or len(pending.smalls) >= self.limit:
-                turn.state = pending.future.result()
-                for small in pending.smalls:
-                    (turn.state,) = self.model.propagate([small], [turn.state])
+            (small,) = self.model.small_frames([turn.pixels])
+            if pending.key.done() or pending.frames + 1 >= self.limit:
+                (turn.state,) = self.model.propagate([small], [pending.latest.result()])
                 turn.pending, turn.keyframe = None, True
             else:
-                turn.pending = pending
-                late.append((turn, pending.smalls[-1]))
+                latest = self.executor.submit(self._follow, small, pending.latest)
+                turn.pending = _Pending(pending.key, latest, pending.frames + 1)
+                late.append((turn, small))
         states = self.model.propagate([small for _, small in late], [turn.state for turn, _ in late])
         for (turn, _), state in zip(late, states, strict=True):
             turn.state = state
@@ -186,10 +194,17 @@ class BackgroundKeyframes(Batcher):
 
     def _key(self, pixels: Tensor, state: StreamState) -> StreamState:
         """Compute a keyframe, in the background thread."""
+        return self._aside(lambda: self.model.key_step([pixels], [state])[0])
+
+    def _follow(self, small: Tensor, before: Future[StreamState]) -> StreamState:
+        """Propagate a keyframe to the next frame, in the background thread, which has computed it by then."""
+        return self._aside(lambda: self.model.propagate([small], [before.result()])[0])
+
+    def _aside(self, work: Callable[[], StreamState]) -> StreamState:
         if self.side is None:
-            return self.model.key_step([pixels], [state])[0]
+            return work()
         self.side.wait_stream(torch.cuda.default_stream())
         with torch.cuda.stream(self.side):
-            result = self.model.key_step([pixels], [state])[0]
+            result = work()
         self.side.synchronize()
         return result

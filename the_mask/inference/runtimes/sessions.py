@@ -43,7 +43,8 @@ class EagerSession:
         self, module: nn.Module, example: Arguments, channels_last: bool = False, dtype: torch.dtype | None = None
     ) -> None:
         self.module = fuse_norms(copy.deepcopy(module).eval(), example)
-        self.layout = torch.channels_last if channels_last else torch.preserve_format
+        # Tensor.contiguous refuses preserve_format for views such as a transposed map.
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
         self.dtype = dtype
