@@ -180,7 +180,7 @@ def serve(candidate: Candidate, args: argparse.Namespace) -> None:
     if candidate.mode == "channels_last":
         network, frame = network.to(memory_format=torch.channels_last), frame.to(memory_format=torch.channels_last)
     run: Any = torch.compile(network) if candidate.mode == "compile" else network
-    chosen = ""
+    chosen: object = ""
     if candidate.mode == "auto":
         from the_mask.inference.runtimes import use_runtime
 
