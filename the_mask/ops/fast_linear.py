@@ -55,8 +55,11 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: boo
     if size >= LEAST_PRODUCT and _fast(x, weight):
         # The GELU is in the same pass over the result.
         return _by_onednn(x, weight, bias, "gelu" if gelu else "none")
-    trained = size >= LEAST_TRAINED and _wants_gradients(x, weight, bias)
-    x = _Linear.apply(x, weight, bias) if trained else F.linear(x, weight, bias)
+    if size >= LEAST_TRAINED and _wants_gradients(x, weight, bias):
+        # Only a matrix is no view inside, which autograd would not let change in place (``relu_``).
+        x = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+    else:
+        x = F.linear(x, weight, bias)
     return F.gelu(x) if gelu else x
 
 
@@ -65,7 +68,7 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none
 
 
 class _Linear(torch.autograd.Function):
-    """:func:`fast_linear` with gradients, which are linear layers too. x [..., K], weight [N, K], bias [N]."""
+    """:func:`fast_linear` with gradients, which are linear layers too. x [M, K], weight [N, K], bias [N]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -76,10 +79,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])
         grad_x = fast_linear(grad, weight.t()) if for_x else None
-        grad_weight = fast_linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_weight else None
-        return grad_x, grad_weight, rows.sum(0) if for_bias else None
+        grad_weight = fast_linear(grad.t(), x.t()) if for_weight else None
+        return grad_x, grad_weight, grad.sum(0) if for_bias else None
 
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:
