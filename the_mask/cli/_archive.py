@@ -66,6 +66,7 @@ def run(args: argparse.Namespace, cfg: Any, palette: Any, model: str) -> int:
         read_manifest,
         segment_archive,
     )
+    from the_mask.weights.reading import locate_weights
 
     folder = check(args)
     options = VideoOptions(
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace, cfg: Any, palette: Any, model: str) -> int:
     weights = cfg.MODEL.WEIGHTS
     identity = {
         "model": model,
-        "weights_sha256": file_digest(Path(weights)) if Path(weights).is_file() else "",
+        "weights_sha256": file_digest(locate_weights(weights)) if weights else "",
         "config_sha256": config_digest(cfg),
         "backend": args.backend,
         "precision": args.precision,

@@ -11,15 +11,41 @@ BACKENDS = ("auto", "eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
 CONFIG_HELP = "a YAML file, or the name of a config that comes with the library (see `the-mask models --configs`)"
 
+MODEL_HELP = "a trained model: of `the-mask models`, a folder, or owner/name of the Hugging Face hub"
+
 
 def config_option(parser: argparse._ActionsContainer, required: bool = True, help: str = CONFIG_HELP) -> None:
     """``--config NAME``, or ``--config-file`` as in Detectron2."""
     parser.add_argument("--config-file", "--config", required=required, metavar="YAML", help=help)
 
 
+def model_or_config(parser: argparse.ArgumentParser) -> None:
+    """``--config NAME``, or ``--model NAME`` in its place."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    config_option(group, required=False)
+    model_option(group)
+
+
+def model_option(parser: argparse._ActionsContainer) -> None:
+    """``--model NAME``: a trained model, config and weights."""
+    parser.add_argument("--model", default="", metavar="NAME", help=MODEL_HELP)
+
+
+def data_option(parser: argparse._ActionsContainer) -> None:
+    """``--data DIR``: an imported data set."""
+    parser.add_argument(
+        "--data",
+        default="",
+        metavar="DIR",
+        help="folder that `the-mask import` has written, in place of the config's data sets",
+    )
+
+
 def weights_option(parser: argparse._ActionsContainer) -> None:
     """``--weights FILE``: short for MODEL.WEIGHTS."""
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint, or a model's name; default: MODEL.WEIGHTS of the config"
+    )
 
 
 def trust_option(parser: argparse._ActionsContainer) -> None:

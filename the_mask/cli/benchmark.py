@@ -13,12 +13,13 @@ from pathlib import Path
 
 from the_mask.cli import _options
 
+EXPECTED = ("ModuleNotFoundError",)
 OUTPUT_STRIDES = (1, 4, 8)  # copied from the_mask.inference.views, which imports torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    _options.config_option(parser)
+    _options.model_or_config(parser)
     _options.weights_option(parser)
     parser.add_argument(
         "--random-weights", action="store_true", help="needs no checkpoint; speed hardly depends on the weights"
@@ -42,12 +43,12 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import the_mask.modeling  # noqa: F401  fills the registries
-    from the_mask.config import load_config
     from the_mask.data.files import write_json
     from the_mask.engine.logs import setup_logging
     from the_mask.inference import StreamingSegmentor
     from the_mask.inference.benchmark import benchmark, table
     from the_mask.inference.stream import build_random
+    from the_mask.weights.start import start_config
 
     setup_logging(None)
     size = _options.frame_size(args.size)
@@ -55,12 +56,12 @@ def run(args: argparse.Namespace) -> None:
         if args.threads < 1:
             raise ValueError(f"--threads {args.threads}: expected at least 1")
         torch.set_num_threads(args.threads)
-    cfg = load_config(args.config_file, _options.with_weights(args))
+    cfg = start_config(args.config_file or "", _options.with_weights(args), model=args.model)
     model = build_random(cfg) if args.random_weights else None
     segmentor = StreamingSegmentor(cfg, model, trust_pickle=args.trust_pickle, output_stride=args.output_stride)
     runtimes = _options.use_backend(args, segmentor)
     protocol = {
-        "config": args.config_file,
+        "config": args.config_file or args.model,
         "overrides": args.opts,
         "weights": "random" if args.random_weights else cfg.MODEL.WEIGHTS,
         "backend": args.backend,

@@ -1,6 +1,7 @@
 """Score a model, or a folder of predicted label PNGs of any program.
 
   the-mask evaluate --config camvid/mask2former_r18_cpu MODEL.WEIGHTS output/camvid/model_final.pth
+  the-mask evaluate --model street-mask
   the-mask evaluate --pred predictions --dataset camvid_val
 
 Predictions are DIR/<video>/<frame>.png, one per frame, one channel, original frame size. Nothing is skipped: missing or
@@ -14,14 +15,18 @@ from pathlib import Path
 
 from the_mask.cli import _options
 
+EXPECTED = ("ModuleNotFoundError",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     what = parser.add_mutually_exclusive_group(required=True)
     _options.config_option(what, required=False, help="a model: its config, by path or name; scored on DATASETS.TEST")
+    _options.model_option(what)
     what.add_argument("--pred", type=Path, metavar="DIR", help="folder of predictions")
     what.add_argument("--constant", action="store_true", help="the best constant prediction, as a baseline")
     model = parser.add_argument_group("of a model")
+    _options.data_option(model)
     _options.weights_option(model)
     _options.process_options(model)
     _options.runtime_options(model)
@@ -43,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score; figures go to the log and to ``--json``."""
-    if args.config_file:
+    if args.config_file or args.model:
         model(args)
         return
+    if args.data:
+        raise ValueError(f"--data {args.data} goes with --config or --model; of a folder give --dataset and --import")
     if args.opts:
-        raise ValueError(f"{' '.join(args.opts)}: config overrides go with --config")
+        raise ValueError(f"{' '.join(args.opts)}: config overrides go with --config or --model")
     if not args.dataset:
         raise ValueError("--dataset NAME is missing: which data set are these predictions of?")
     folder(args)
@@ -63,7 +70,15 @@ def model(args: argparse.Namespace) -> None:
     if args.report:
         overrides += ["TEST.SAVE_REPORT", str(args.report)]
     runtime = {"backend": args.backend, "precision": args.precision, "calibrate": args.calibrate}
-    options = RunOptions(args.config_file, overrides, eval_only=True, trust_pickle=args.trust_pickle, runtime=runtime)
+    options = RunOptions(
+        args.config_file or "",
+        overrides,
+        eval_only=True,
+        trust_pickle=args.trust_pickle,
+        runtime=runtime,
+        model=args.model,
+        data=args.data,
+    )
     run_processes(options, num_gpus=args.num_gpus, num_processes=args.num_processes)
 
 

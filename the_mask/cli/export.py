@@ -2,6 +2,7 @@
 
 Programs of two kinds: one image, and one step of a stream with explicit state. See docs/export.md.
 
+  the-mask export --model street-live --size 720x1280 --output exported/
   the-mask export --config camvid/the_mask_r18_video_cpu --weights model_best.pth --size 360x480 --output exported/
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from the_mask.cli import _options
+from the_mask.cli import _model, _options
 
 EXPECTED = ("ModuleNotFoundError", "RuntimeError")
 # Copied from the_mask.export.package, which imports torch.
@@ -19,7 +20,7 @@ KINDS, FORMATS = ("image", "stream"), ("torch", "onnx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    _options.config_option(parser)
+    _options.model_or_config(parser)
     _options.weights_option(parser)
     parser.add_argument("--size", required=True, metavar="HxW", help="source frames, e.g. 480x853")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
@@ -35,15 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export, compare with PyTorch, and print the files."""
     import the_mask.modeling  # noqa: F401  fills the registries
-    from the_mask.config import load_config
     from the_mask.engine.logs import setup_logging
     from the_mask.export import export_package
     from the_mask.inference import StreamingSegmentor
-    from the_mask.inference.demo import palette_from_config
 
     setup_logging(None)
     frame = _options.frame_size(args.size)
-    cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *_options.with_weights(args)])
+    args.opts = ["MODEL.DEVICE", "cpu", *args.opts]
+    cfg, palette = _model.model_and_palette(args)
     segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
     size = segmentor.network_size(*frame)
     manifest = export_package(
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         formats=args.formats,
         output="labels" if args.labels else "scores",
         dynamic=args.dynamic,
-        classes=list(palette_from_config(cfg).names),
+        classes=list(palette.names),
         tolerance=args.tolerance,
     )
     print(f"frames of {args.size} are resized to {size[0]}x{size[1]}")

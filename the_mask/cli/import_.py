@@ -6,8 +6,7 @@ NAME_train and NAME_val. See docs/import.md for the formats.
   the-mask import task.zip --format cvat-masks --output mine
   the-mask import annotations.xml --format cvat-video --video drive.mp4 --every 5 --output mine
   the-mask check mine_train --import mine/dataset.py
-  the-mask train --config camvid/street_mask DATASETS.IMPORT "['mine/dataset.py']" \\
-      DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)" MODEL.SEM_SEG_HEAD.NUM_CLASSES 7
+  the-mask train --model street-mask --data mine OUTPUT_DIR output/mine
 """
 
 from __future__ import annotations
@@ -93,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(names)} classes: {', '.join(names)}")
     name = args.name or args.output.resolve().name
     print(f"next: the-mask check {name}_train --import {args.output / 'dataset.py'}")
+    print(f"then: the-mask train --model street-mask --data {args.output} OUTPUT_DIR output/{name}")
 
 
 def open_video(path: Path, square_pixels: bool = False) -> Iterator[tuple[np.ndarray, float]]:

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from the_mask.cli import _options
 
+EXPECTED = ("ModuleNotFoundError",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    _options.config_option(parser)
+    _options.model_or_config(parser)
+    _options.data_option(parser)
     _options.weights_option(parser)
     parser.add_argument("--dataset", required=True, metavar="NAME", help="e.g. vspw_test")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the PNGs")
@@ -40,7 +43,9 @@ def run(args: argparse.Namespace) -> None:
     from the_mask.engine.predict import run_prediction
 
     overrides = [*_options.with_weights(args), *(["TEST.SAVE_SCORES", args.save_scores] if args.save_scores else [])]
-    options = RunOptions(args.config_file, overrides, trust_pickle=args.trust_pickle)
+    options = RunOptions(
+        args.config_file or "", overrides, trust_pickle=args.trust_pickle, model=args.model, data=args.data
+    )
     launch(
         run_prediction,
         (options, args.dataset, args.output, args.values),

@@ -18,14 +18,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from the_mask.cli import _archive, _options, annotations_
+from the_mask.cli import _archive, _model, _options, annotations_
 
 if TYPE_CHECKING:
     from the_mask.data.exporters import Exporter
     from the_mask.inference.sinks import Sink
 
 INPUT_HELP = "video, animation or picture, folder of frames, URL, or camera index (0, 1, ...)"
-DEFAULT_MODEL = "street-live"
 # ModuleNotFoundError: of a hub model, or Ray.
 EXPECTED = ("FileExistsError", "ModuleNotFoundError")
 
@@ -33,9 +32,7 @@ EXPECTED = ("FileExistsError", "ModuleNotFoundError")
 def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> None:
     """The command line; ``as_tool``: that of ``tools/demo.py``, with ``--input`` and a single output."""
     model = parser.add_mutually_exclusive_group(required=as_tool)
-    model.add_argument(
-        "--model", metavar="NAME", help="of `the-mask models`, a folder, or owner/name of the Hugging Face hub"
-    )
+    _options.model_option(model)
     _options.config_option(model, required=False)
     _options.weights_option(parser)
     if as_tool:
@@ -102,9 +99,9 @@ def run(args: argparse.Namespace) -> int:
             args.opts, args.source = [args.source, *args.opts], None
     if not many and args.source is None:
         raise ValueError("INPUT is missing: a video, folder, URL or camera index, or --manifest for many videos")
-    cfg, palette = model_and_palette(args)
+    cfg, palette = _model.model_and_palette(args)
     if many:
-        return _archive.run(args, cfg, palette, args.model or args.config_file or default_model())
+        return _archive.run(args, cfg, palette, args.model or args.config_file or _model.default_model())
     # Check the outputs before building the model.
     video, sinks = sort_outputs(args, palette)
     exporters = annotation_exporters(args, palette)
@@ -143,47 +140,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def model_and_palette(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The config of a trained model, and the names and colours of its classes.
-
-    Raises:
-        ValueError, FileNotFoundError, ModuleNotFoundError: see :func:`the_mask.inference.load.find_model`.
-    """
-    from the_mask.config import load_config
-    from the_mask.inference.demo import palette_from_config
-    from the_mask.inference.load import find_model
-    from the_mask.inference.rendering.render import Palette
-
-    overrides = _options.with_weights(args)
-    if args.config_file:
-        cfg, card = load_config(args.config_file, overrides), None
-    else:
-        cfg, card = find_model(args.model or default_model(), overrides, getattr(args, "refresh", False))
-    if args.dataset:
-        palette = palette_from_config(cfg, args.dataset)
-        cfg.DATASETS.TEST = (args.dataset,)  # the weights are checked against its classes
-        return cfg, palette
-    facts = card.facts if card is not None else {}
-    names, colors = facts.get("classes"), facts.get("colors")
-    if names and colors and len(names) == len(colors) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-        return cfg, Palette(names, colors, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
-    return cfg, palette_from_config(cfg)
-
-
-def default_model() -> str:
-    """The default model.
-
-    Raises:
-        ValueError: this installation has no model.
-    """
-    from the_mask.models import model_names
-
-    names = model_names()
-    if not names:
-        raise ValueError("no model comes with this installation: give --model or --config with --weights")
-    return DEFAULT_MODEL if DEFAULT_MODEL in names else names[0]
-
-
 def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, list[Sink]]:
     """The annotated video, and the other outputs on the command line.
 
@@ -199,7 +155,7 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
         if args.as_tool:
             videos.append(path)
         elif path.suffix.lower() == ".json":
-            facts = {"model": args.model or args.config_file or default_model(), "input": args.source}
+            facts = {"model": args.model or args.config_file or _model.default_model(), "input": args.source}
             sinks.append(ClassShares(path, list(palette.names), facts))
         elif given.endswith(("/", "\\")) or path.is_dir() or (not path.suffix and not path.is_file()):
             sinks.append(LabelFolder.of_video(path, len(palette.names), palette.colors if args.palette else None))
@@ -229,5 +185,5 @@ def annotation_exporters(args: argparse.Namespace, palette: Any) -> list[Exporte
         ignore = palette.ignore_label if palette.ignore_label >= count else 65535
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette.colors)
         classes = ClassList(tuple(palette.names), colors, tuple(range(count)), ignore)
-        result.append(FORMATS[form](folder, classes, model=args.model or args.config_file or default_model()))
+        result.append(FORMATS[form](folder, classes, model=args.model or args.config_file or _model.default_model()))
     return result

@@ -1,5 +1,6 @@
 """Train a model; with --eval-only, evaluate it.
 
+the-mask train --model street-mask --data mine OUTPUT_DIR output/mine
 the-mask train --config camvid/mask2former_r18_cpu OUTPUT_DIR output/camvid
 torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/vspw/the_mask_r50_1f.yaml
 """
@@ -11,9 +12,15 @@ import argparse
 from the_mask.cli import _options
 
 
+# ModuleNotFoundError: of a hub model.
+EXPECTED = ("ModuleNotFoundError",)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line; processes are counted as in Detectron2."""
-    _options.config_option(parser)
+    _options.model_or_config(parser)
+    _options.data_option(parser)
+    _options.weights_option(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of OUTPUT_DIR")
     parser.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
@@ -33,8 +40,10 @@ def run(args: argparse.Namespace) -> None:
     from the_mask.engine import RunOptions, run_processes
 
     options = RunOptions(
-        config_file=args.config_file,
-        overrides=args.opts,
+        config_file=args.config_file or "",
+        model=args.model,
+        data=args.data,
+        overrides=_options.with_weights(args),
         resume=args.resume,
         eval_only=args.eval_only,
         trust_pickle=args.trust_pickle,

@@ -14,7 +14,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from the_mask.config import load_config
 from the_mask.data.class_names import classes_dataset
 from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
 from the_mask.engine.output_lock import claimed
@@ -25,6 +24,7 @@ from the_mask.engine.validate import validate
 from the_mask.inference.runtimes import prepare_stream
 from the_mask.inference.stream import StreamingSegmentor
 from the_mask.weights.checkpoint import CheckpointFolder
+from the_mask.weights.start import start_config
 from the_mask.weights.trained import trained
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class RunOptions:
     """Options of a run.
 
     Attributes:
-        config_file: YAML file.
+        config_file: YAML file; or "" with ``model``.
         overrides: flat list ``[KEY, VALUE, ...]``.
         resume: continue from the last checkpoint of ``OUTPUT_DIR``.
         eval_only: evaluate ``MODEL.WEIGHTS`` (with ``resume``: the last checkpoint) on ``DATASETS.TEST``.
@@ -44,9 +44,10 @@ class RunOptions:
         allow_remote_config: let the config and its ``_BASE_`` be URLs.
         runtime: what runs the networks of an evaluation: ``backend``, ``precision`` and ``calibrate`` of
             :func:`the_mask.inference.runtimes.prepare_stream`.
+        model, data: see :func:`the_mask.weights.start.start_config`.
     """
 
-    config_file: str | Path
+    config_file: str | Path = ""
     overrides: list[str] = field(default_factory=list)
     resume: bool = False
     eval_only: bool = False
@@ -54,10 +55,19 @@ class RunOptions:
     allow_unsafe_yaml: bool = False
     allow_remote_config: bool = False
     runtime: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    data: str = ""
 
     def load(self) -> CfgNode:
         """The frozen config."""
-        cfg = load_config(self.config_file, self.overrides, self.allow_unsafe_yaml, self.allow_remote_config)
+        cfg = start_config(
+            self.config_file,
+            self.overrides,
+            model=self.model,
+            data=self.data,
+            allow_unsafe=self.allow_unsafe_yaml,
+            allow_remote=self.allow_remote_config,
+        )
         cfg.freeze()
         return cfg
 
@@ -147,12 +157,12 @@ def evaluate_only(
     return results
 
 
-def _weights_to_evaluate(cfg: CfgNode, resume: bool) -> Path:
+def _weights_to_evaluate(cfg: CfgNode, resume: bool) -> str | Path:
     last = CheckpointFolder(cfg.OUTPUT_DIR).last() if resume else None
     if last is None and not cfg.MODEL.WEIGHTS:
         where = f", and {cfg.OUTPUT_DIR} has no checkpoint" if resume else ""
         raise ValueError(f"an evaluation needs weights: MODEL.WEIGHTS is empty{where}")
-    return last or Path(cfg.MODEL.WEIGHTS)
+    return last or str(cfg.MODEL.WEIGHTS)
 
 
 def exit_code(command: Callable[[], object], also: tuple[type[Exception], ...] = ()) -> int:

@@ -75,7 +75,8 @@ class SlurmOptions:
 def parse_training(arguments: Sequence[str]) -> RunOptions:
     """Parse the arguments of ``the-mask train`` that are supported in a job."""
     parser = argparse.ArgumentParser(prog="launch_slurm.py ... --", add_help=False)
-    parser.add_argument("--config-file", required=True)
+    for name in ("--config-file", "--model", "--data"):
+        parser.add_argument(name, default="")
     for name in ("--resume", "--eval-only", "--trust-pickle", "--allow-unsafe-yaml", "--allow-remote-config"):
         parser.add_argument(name, action="store_true")
     parser.add_argument("overrides", nargs=argparse.REMAINDER)

@@ -89,10 +89,22 @@ def model_config(name: str, overrides: list[str] | None = None) -> CfgNode:
         ValueError: unknown name, or weights that do not match the card.
         FileNotFoundError: the file is missing.
     """
-    card = read_card(name)
-    weights = FOLDER / f"{name}.safetensors"
-    check_digest(weights, str(card.facts["sha256"]))
-    return load_config(FOLDER / f"{name}.yaml", ["MODEL.WEIGHTS", str(weights), *(overrides or [])])
+    return load_config(FOLDER / f"{name}.yaml", ["MODEL.WEIGHTS", str(model_weights(name)), *(overrides or [])])
+
+
+def model_weights(name: str) -> Path:
+    """The weights file of a model, after checking it.
+
+    Args:
+        name: one of :func:`model_names`.
+
+    Raises:
+        ValueError: unknown name, or weights that do not match the card.
+        FileNotFoundError: the file is missing.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    check_digest(path, str(read_card(name).facts["sha256"]))
+    return path
 
 
 def check_digest(path: Path, expected: str, remedy: str = "install the package again") -> None:

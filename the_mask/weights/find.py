@@ -9,7 +9,8 @@ from detectron2.config import CfgNode
 
 from the_mask.config import load_config
 from the_mask.models import Card, model_config, model_names, read_card
-from the_mask.weights.pretrained import fetch_pretrained, hub_id, read_pretrained
+from the_mask.weights.hub import fetch_pretrained, hub_id
+from the_mask.weights.pretrained import read_pretrained
 
 
 def find_model(

@@ -76,6 +76,26 @@ class LoadReport:
         shapes = [name for name, _, _ in self.mismatched + self.dropped]
         return self.lacking + [name for name in shapes if not DETERMINED.search(name)]
 
+    @property
+    def fits(self) -> bool:
+        """Whether file and model differ in their classes at most."""
+        return not (self.lacking or self.unexpected or self.mismatched)
+
+    def summary(self) -> str:
+        """One line if :attr:`fits`, else the whole table."""
+        if not self.fits:
+            return str(self)
+        anew = [name for name, _, _ in self.dropped if not DETERMINED.search(name)]
+        found, total = len(self.loaded), len(self.loaded) + len(anew) + len(self.by_name)
+        parts = [f"all {found} tensors loaded" if found == total else f"{found} of {total} tensors loaded"]
+        for what, names in (
+            ("class layers, started anew", anew),
+            ("class layers, rows copied by name", self.by_name),
+        ):
+            parts += [f"{what}: {_names(names)}"] if names else []
+        parts += [f"{len(self.ignored)} of the file ignored"] if self.ignored else []
+        return f"{self.path}: " + "; ".join([*parts, *self.notes])
+
     def __str__(self) -> str:
         rows = [
             ("loaded", len(self.loaded), ""),
@@ -117,7 +137,7 @@ def load_weights(
     use_ema: bool = True,
     classes: ClassSets | None = None,
 ) -> LoadReport:
-    """Fill a model from a file, and log a table of what was loaded.
+    """Fill a model from a file, and log what was loaded: one line if all of it fits, else a table.
 
     Args:
         model: changed in place, and only if no error is raised.
@@ -158,7 +178,7 @@ def load_weights(
         raise ValueError(f"{path} does not fill the whole model, so an evaluation would mean nothing\n{report}")
     load_whole(model, {name: state[name] for name in report.loaded + report.by_name}, strict=False)
     incomplete = report.lacking or report.unexpected or report.mismatched or report.dropped or report.by_name
-    logger.log(logging.WARNING if incomplete else logging.INFO, "%s", report)
+    logger.log(logging.WARNING if incomplete else logging.INFO, "%s", report.summary())
     return report
 
 
@@ -237,6 +257,7 @@ RENAMINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("'backbone.model.' put before each (timm)", lambda name: f"backbone.model.{name}"),
     ("'model.' removed", lambda name: name.removeprefix("model.")),
     ("'backbone.bottom_up.' to 'backbone.'", lambda name: name.replace("backbone.bottom_up.", "backbone.", 1)),
+    ("'segmentor.' removed (keyframes)", lambda name: name.removeprefix("segmentor.")),
     ("'segmentor.' put before each (keyframes)", lambda name: f"segmentor.{name}"),
     ("'propagator.' put before each (keyframes)", lambda name: f"propagator.{name}"),
     ("'backbone.context_path.' put before each", lambda name: f"backbone.context_path.{name}"),

@@ -20,8 +20,13 @@ from the_mask.models import FOLDER, parse_card
 from the_mask.weights.converters.files import save_state
 from the_mask.weights.trained import trained
 
-# Keys that belong to a training or a machine, not to a model.
-LEFT_OUT = ("OUTPUT_DIR", "DATALOADER", "SOLVER", "SEED", "CUDNN_BENCHMARK")
+# Keys that belong to a machine, not to a model: where it writes, what it logs to. The optimiser and its schedule stay:
+# they are a start for training on from the model.
+LEFT_OUT = (
+    *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SEED", "CUDNN_BENCHMARK", "SOLVER.TRACKERS"),
+    *("TEST.SAVE_PREDICTIONS", "TEST.SAVE_SCORES", "TEST.SAVE_REPORT", "TEST.VOTING.SAVE_MASKS"),
+    *("MODEL.DEVICE", "MODEL.KEYFRAME.CACHE_DIR", "MODEL.FROZEN_FEATURES.CACHE"),
+)
 TEMPLATE = "\nWhat it is for, what it was trained on, what it fails at: to be written.\n"
 
 
@@ -96,7 +101,7 @@ def write_model(
     own.defrost()
     # The file has the complete model, so no other weights are to be read.
     own.MODEL.TIMM.WEIGHTS = own.MODEL.BEIT.WEIGHTS = ""
-    own.MODEL.TIMM.PRETRAINED = own.MODEL.BEIT.PRETRAINED = False
+    own.MODEL.TIMM.PRETRAINED = own.MODEL.BEIT.PRETRAINED = own.MODEL.THE_MASK.INIT_FROM_STAGE1 = False
     own.MODEL.DEVICE = "cpu"
     model = trained(own, trust_pickle=trust_pickle)
     classes = config_classes(own, own.DATASETS.TRAIN)
@@ -104,7 +109,7 @@ def write_model(
     state = {k: half(v) if halve else v for k, v in model.state_dict().items() if not k.startswith("criterion.")}
     save_state(files.weights, state, f"the_mask model {name}", classes)
     # User modules are not included; names and colours of the classes go into the card.
-    own.MODEL.DEVICE, own.MODEL.WEIGHTS, own.DATASETS.IMPORT = "auto", "", []
+    own.MODEL.WEIGHTS, own.DATASETS.IMPORT = "", []
     content = yaml.safe_dump({"VERSION": own.VERSION, **changed_keys(own, load_config())}, sort_keys=True)
     header = f"# The whole config of {name}, written by the_mask {the_mask.__version__}.\n"
     atomic_write(files.config, (header + content).encode())
@@ -126,20 +131,20 @@ def half(value: Tensor) -> Tensor:
 
 
 def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
-    """Keys of a model's config whose values are not the defaults, nested as in YAML."""
-    return _changed({key: value for key, value in cfg.items() if key not in LEFT_OUT}, defaults)
+    """Keys of a model's config whose values are not the defaults, nested as in YAML; without :data:`LEFT_OUT`."""
+    return _changed(cfg, defaults, "")
 
 
-def _changed(node: dict[str, Any], defaults: CfgNode) -> dict[str, Any]:
+def _changed(node: dict[str, Any], defaults: CfgNode, prefix: str) -> dict[str, Any]:
     found = {}
     for key, value in node.items():
         if key not in defaults:
             found[key] = _plain(value)
         elif isinstance(value, CfgNode) and isinstance(defaults[key], CfgNode):
-            inner = _changed(value, defaults[key])
+            inner = _changed(value, defaults[key], f"{prefix}{key}.")
             if inner:
                 found[key] = inner
-        elif key != "DEVICE" and value != defaults[key]:
+        elif f"{prefix}{key}" not in LEFT_OUT and value != defaults[key]:
             found[key] = _plain(value)
     return found
 

@@ -9,27 +9,20 @@ are configured in the client (``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``, ``HF_H
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from the_mask.config import ConfigFile, load_config, read_config
-from the_mask.config.compose import BASE
+from the_mask.config.compose import BASE, flat_keys
 from the_mask.config.strict_yaml import parse_yaml
 from the_mask.data.files import remove_leftovers
 from the_mask.models import Card, check_digest, parse_card
-from the_mask.weights.packing import ModelFiles, write_model
+from the_mask.weights.hub import CARD, CONFIG, WEIGHTS, hub_client
+from the_mask.weights.packing import LEFT_OUT, ModelFiles, write_model
 
-logger = logging.getLogger(__name__)
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
-HUB_PREFIX = "hf://"
-# owner/name, optionally followed by "@" and a branch, tag or commit.
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@\s]+))?")
 # Facts that the hub displays and searches by.
 HUB_FACTS: dict[str, Any] = {
     "library_name": "the_mask",
@@ -102,66 +95,10 @@ def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
         raise ValueError(
             f"{path}: DATASETS.IMPORT runs code, which a model's config must not; delete it if you trust it"
         )
-    return load_config(path.resolve(), ["MODEL.WEIGHTS", str(folder / WEIGHTS), *overrides]), card
-
-
-def hub_id(name: str) -> tuple[str, str | None] | None:
-    """Repository and revision of a hub model's name: ``owner/name``, ``owner/name@revision``, ``hf://...``; else None.
-
-    A name whose first part is an existing folder is a path, not a hub model.
-    """
-    explicit = name.startswith(HUB_PREFIX)
-    match = _HUB_ID.fullmatch(name.removeprefix(HUB_PREFIX))
-    if match is None or (not explicit and Path(name.split("/")[0]).exists()):
-        return None
-    return match["id"], match["revision"]
-
-
-def fetch_pretrained(
-    repo_id: str, revision: str | None = None, *, refresh: bool = False, token: str | None = None, endpoint: str = ""
-) -> Path:
-    """Download a hub model and return its folder. Cached files are used without network access.
-
-    Args:
-        repo_id: ``owner/name``.
-        revision: branch, tag or commit; None is the main branch, as it was when first downloaded.
-        refresh: look for a newer version of the revision.
-        token: access token for a private model; None takes that of ``hf auth login`` or ``HF_TOKEN``.
-        endpoint: address of the hub; "" takes the client's default.
-
-    Raises:
-        ModuleNotFoundError: huggingface_hub is not installed.
-        FileNotFoundError: no such model, revision or file there.
-        OSError: the hub cannot be reached.
-    """
-    hub = _hub()
-    found = []
-    for name in (CARD, CONFIG, WEIGHTS):
-        arguments: dict[str, Any] = {"revision": revision, "token": token, "endpoint": endpoint or None}
-        arguments |= {"library_name": "the_mask"}
-        place = "" if refresh else _cached(hub, repo_id, name, revision)
-        if not place:
-            logger.info("%s: %s comes from %s", repo_id, name, endpoint or hub.constants.ENDPOINT)
-            try:
-                place = hub.hf_hub_download(repo_id, name, **arguments)
-            except hub.errors.RepositoryNotFoundError as error:
-                raise FileNotFoundError(
-                    f"the hub has no model {repo_id}, or it is private and you are not logged in (hf auth login)"
-                ) from error
-            except hub.errors.RevisionNotFoundError as error:
-                raise FileNotFoundError(f"{repo_id} on the hub has no branch, tag or commit {revision!r}") from error
-            except hub.errors.RemoteEntryNotFoundError as error:
-                raise FileNotFoundError(f"{repo_id} on the hub is no model of the_mask: it has no {name}") from error
-        found.append(Path(place).parent)
-    if len(set(found)) != 1:
-        # One file came from a newer commit than another one in the cache.
-        return fetch_pretrained(repo_id, revision, refresh=True, token=token, endpoint=endpoint)
-    return found[0]
-
-
-def _cached(hub: ModuleType, repo_id: str, name: str, revision: str | None) -> str:
-    place = hub.try_to_load_from_cache(repo_id, name, revision=revision)
-    return place if isinstance(place, str) else ""
+    # What belongs to a machine is not taken from a file of others: a training would write there, or send curves.
+    defaults = dict(flat_keys(load_config()))
+    own = [word for key in LEFT_OUT for word in (key, repr(defaults[key]))]
+    return load_config(path.resolve(), [*own, "MODEL.WEIGHTS", str(folder / WEIGHTS), *overrides]), card
 
 
 def push_to_hub(
@@ -185,7 +122,7 @@ def push_to_hub(
         OSError: the hub refuses, or cannot be reached.
     """
     read_pretrained(folder)
-    api = _hub().HfApi(endpoint=endpoint or None, token=token, library_name="the_mask")
+    api = hub_client().HfApi(endpoint=endpoint or None, token=token, library_name="the_mask")
     api.create_repo(repo_id, private=private, exist_ok=True)
     commit = api.upload_folder(
         repo_id=repo_id,
@@ -194,13 +131,3 @@ def push_to_hub(
         commit_message="Model of the_mask",
     )
     return str(commit.commit_url)
-
-
-def _hub() -> ModuleType:
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('models of the hub need huggingface_hub: pip install "the_mask[hub]"') from error
-    return huggingface_hub

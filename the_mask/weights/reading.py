@@ -1,11 +1,12 @@
 """Reads weights files of any kind: tensors, notes on how they were found, and class names.
 
-The input is a file, a folder as written by Hugging Face, or the index of weights split into several files. See
-:mod:`the_mask.data.tensor_files` for formats and safety.
+The input is a file, a folder as written by Hugging Face, the index of weights split into several files, or the name of
+a model. See :mod:`the_mask.data.tensor_files` for formats and safety.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from the_mask.data.files import inside, read_json
 from the_mask.data.tensor_files import read_tensors, state_dict_of
+from the_mask.models import model_names, model_weights
 from the_mask.weights.checkpoint import PARTS, join_parts
 from the_mask.weights.class_sets import stored_classes
+from the_mask.weights.hub import HUB_PREFIX, fetch_pretrained, hub_id
 
 # File names that are looked for in a folder, in this order.
 FOLDER_FILES = (
@@ -44,12 +47,17 @@ class WeightsFile:
 
 
 def locate_weights(path: str | Path) -> Path:
-    """Find the weights file of a path, which may be a folder.
+    """Find the weights file of a path, which may be a folder; of a model that comes with the library, by its name; or
+    of a hub model, ``hf://owner/name`` or ``hf://owner/name@revision``, which is downloaded unless it was before.
 
     Raises:
-        FileNotFoundError: no such file, or a folder without a weights file of a known name.
-        ValueError: an address.
+        FileNotFoundError: no such file, model, or a folder without a weights file of a known name.
+        ValueError: another address, or a damaged file of a model.
+        ModuleNotFoundError, OSError: see :func:`the_mask.weights.hub.fetch_pretrained`.
     """
+    hub = hub_id(str(path)) if str(path).startswith(HUB_PREFIX) else None
+    if hub is not None:
+        return fetch_pretrained(*hub) / FOLDER_FILES[0]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(path)):
         raise ValueError(f"weights {path}: addresses are not read; download the file and give its path")
     path = Path(path)
@@ -60,8 +68,12 @@ def locate_weights(path: str | Path) -> Path:
         there = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
         hint = f"name one of its files: {', '.join(there[:8])}" if there else "it holds no weights file"
         raise FileNotFoundError(f"weights {path} is a folder without {', '.join(FOLDER_FILES[:2])}, ...; {hint}")
+    if not path.is_file() and str(path) in model_names():
+        return model_weights(str(path))
     if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist")
+        names = difflib.get_close_matches(str(path), model_names(), n=3)
+        hint = f"; did you mean the model {' or '.join(names)}?" if names else ""
+        raise FileNotFoundError(f"weights file {path} does not exist{hint}")
     return path
 
 

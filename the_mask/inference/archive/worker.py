@@ -25,6 +25,7 @@ from the_mask.inference.rendering.render import Palette
 from the_mask.inference.runtimes import prepare_stream
 from the_mask.inference.sinks import ClassShares, LabelFolder, Sink, write_classes
 from the_mask.inference.stream import StreamingSegmentor
+from the_mask.weights.reading import locate_weights
 
 logger = logging.getLogger(__name__)
 # Kinds of failures: not worth another attempt, maybe a lack of memory, anything else.
@@ -64,7 +65,7 @@ class WorkerSetup:
         """A config as bytes, for :attr:`cfg` in a process that has imported the_mask."""
         own = cfg.clone()
         own.defrost()
-        own.MODEL.WEIGHTS = str(Path(own.MODEL.WEIGHTS).absolute()) if own.MODEL.WEIGHTS else ""
+        own.MODEL.WEIGHTS = str(locate_weights(own.MODEL.WEIGHTS).absolute()) if own.MODEL.WEIGHTS else ""
         return pickle.dumps(own)
 
     @property
