@@ -221,6 +221,21 @@ def test_label_studio(tmp_path, pictures):
     assert '<Label value="tree &amp; co" background="#6b8e23"/>' in (tmp_path / "out/config.xml").read_text()
 
 
+def test_label_studio_with_several_videos(tmp_path, pictures):
+    """A project's export is one file, in the order of its tasks; frames of two videos have one name."""
+    export("label-studio", tmp_path / "out")
+    tasks = accepted(tmp_path / "out/tasks.json")
+    (tmp_path / "export.json").write_text(json.dumps(tasks[::2] + tasks[1::2]))
+    out = tmp_path / "back"
+    options = {"frames": pictures, "names": NAMES}
+    import_dataset(tmp_path / "export.json", "label-studio", out, val_videos=0, options=options)
+    given = videos()
+    found = imported(out)[0]
+    assert ("cam1/a", "00001") not in found, "nothing was drawn into it"
+    found["cam1/a", "00001"] = given["cam1/a"][1]
+    same(found, given)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (H, W), (70, 640)])
 def test_brush_code(size):
     rng = np.random.default_rng(size[0])

@@ -17,7 +17,12 @@ from av.stream import Disposition
 from PIL import Image
 from stream_cases import CountingStream, encode, number_of, picture, rotate_in_place, write_video
 
+from the_mask.cli.import_ import open_video
+from the_mask.data.classes import make_class_list
+from the_mask.data.exporters.cvat import CvatMasksExporter
+from the_mask.data.importers import import_dataset
 from the_mask.engine.signals import interrupted_by_signals
+from the_mask.inference.annotation_sink import AnnotationSink
 from the_mask.inference.demo import DemoStyle, check_outputs, run_demo
 from the_mask.inference.live.frame_source import FrameSource, TimedFrame, check_fps
 from the_mask.inference.live.many_streams import StreamEngine
@@ -30,6 +35,8 @@ from the_mask.modeling.stream import NO_HINTS, Stream
 PALETTE = Palette(["left", "right"], [[250, 30, 30], [30, 30, 250]])
 PLAIN = DemoStyle(alpha=0, legend=False)
 SIZE = (240, 320)  # not enlarged by the demo
+QUARTERS = [(220, 30, 30), (30, 220, 30), (30, 30, 220), (220, 220, 220)]
+FOUR = make_class_list(["a", "b", "c", "d"], colors=QUARTERS)
 
 
 class Halves(Stream):
@@ -193,11 +200,26 @@ MATRICES += [(0, s, 0, t, 0, 0) for s in (1, -1) for t in (1, -1)]
 def quarters(height=48, width=64):
     """Four quarters of four colours, so that every orientation looks different."""
     image = np.zeros((height, width, 3), np.uint8)
-    image[: height // 2, : width // 2] = (220, 30, 30)
-    image[: height // 2, width // 2 :] = (30, 220, 30)
-    image[height // 2 :, : width // 2] = (30, 30, 220)
-    image[height // 2 :, width // 2 :] = (220, 220, 220)
+    image[: height // 2, : width // 2] = QUARTERS[0]
+    image[: height // 2, width // 2 :] = QUARTERS[1]
+    image[height // 2 :, : width // 2] = QUARTERS[2]
+    image[height // 2 :, width // 2 :] = QUARTERS[3]
     return image
+
+
+class NearestColour(Stream):
+    """The class of a pixel is the colour of :data:`QUARTERS` that is nearest."""
+
+    @staticmethod
+    def label(frame):
+        return ((frame[..., None, :].astype(int) - QUARTERS) ** 2).sum(-1).argmin(-1).astype(np.uint8)
+
+    def init_state(self):
+        return self.new_state(seen=0)
+
+    def step(self, frame, state, hints=NO_HINTS):
+        state = self.continue_state(state, frame.shape[:2])
+        return torch.from_numpy(self.label(frame)), {**state, "seen": state["seen"] + 1}
 
 
 def close_to(frame, expected):
@@ -335,6 +357,30 @@ class TestTracks:
             stream = container.streams.video[0]
             shown = Fraction(stream.width, stream.height) * (stream.sample_aspect_ratio or 1)
         assert shown == Fraction(width, height)
+
+    @pytest.mark.parametrize("matrix", [None, (0, 1, 0, -1, 0, 0)], ids=["upright", "turned"])
+    @pytest.mark.parametrize("ratio", [Fraction(4, 3), Fraction(1, 2), None])
+    def test_annotations_have_the_pixels_that_are_stored(self, tmp_path, ratio, matrix):
+        """Annotation tools show them upright, but not with square pixels; the model sees both."""
+        path = tmp_path / "v.mp4"
+        write(path, [quarters(80, 120)] * 2, **({} if ratio is None else {"sample_aspect_ratio": ratio}))
+        if matrix is not None:
+            rotate_in_place(path, matrix)
+        with av.open(str(path)) as container:
+            stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        upright = stored if matrix is None else shown_by(matrix, stored)
+        with open_source(path) as source:
+            assert source.stored_size == upright.shape[:2]
+            assert (source.size == source.stored_size) == (ratio is None)
+            sink = AnnotationSink(CvatMasksExporter(tmp_path / "out", FOUR), source)
+            run_demo(NearestColour(), source, Palette(list(FOUR.names), QUARTERS), None, sinks=[sink], style=PLAIN)
+        # The importer compares the sizes of masks and of the video's stored frames.
+        tree = tmp_path / "tree"
+        import_dataset(tmp_path / "out/v.zip", "cvat-masks", tree, val_videos=0, video=path, open_video=open_video)
+        for number in range(2):
+            labels = np.asarray(Image.open(tree / f"data/v/mask/{number:08d}.png"))
+            assert labels.shape == upright.shape[:2]
+            assert (labels == NearestColour.label(upright)).mean() > 0.97
 
     @pytest.mark.parametrize(("kind", "codec"), [("mp4", "aac"), ("mkv", "aac"), ("mov", "pcm_s16le"), ("avi", "aac")])
     def test_sound_is_copied(self, tmp_path, kind, codec):

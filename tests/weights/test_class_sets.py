@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from the_mask.weights.class_sets import ClassSets, matching_rows, transfer_rows
+from the_mask.config import load_config
+from the_mask.modeling.build import build_segmentor
+from the_mask.weights.class_sets import CLASS_LAYERS, ClassSets, matching_rows, transfer_rows
 from the_mask.weights.loading import load_weights
 
 OURS = ("Person", "traffic_light", "sea", "new one")
@@ -127,3 +129,16 @@ def test_layers_of_another_width_or_kind_are_left() -> None:
     start = {"class_embed.weight": torch.zeros(3, 4), "conv_seg.weight": torch.zeros(2, 4)}
     state = {"class_embed.weight": torch.ones(3, 5), "conv_seg.weight": torch.ones(3, 4)}
     assert transfer_rows(state, start, ["a", "b"], ["a", "b"]) == {}
+
+
+@pytest.mark.parametrize("config", ["swiftnet_debug", "gsvnet_debug", "mask2former_debug", "decoderA_debug"])
+def test_class_layers_are_those_whose_shape_depends_on_the_classes(config: str) -> None:
+    """Also of the same number: otherwise rows of other classes would look trained."""
+    shapes = []
+    for count in (13, 17):
+        words = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(count), "MODEL.KEYFRAME.VARIANT", "paper"]
+        cfg = load_config(f"configs/debug/{config}.yaml", words)
+        shapes.append({name: value.shape for name, value in build_segmentor(cfg).state_dict().items()})
+    differing = {name for name, shape in shapes[0].items() if shape != shapes[1][name]}
+    assert differing
+    assert {name for name in shapes[0] if CLASS_LAYERS.search(name)} == differing

@@ -20,7 +20,8 @@ from the_mask.config import load_config
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.load import find_model
 from the_mask.modeling.build import build_segmentor
-from the_mask.weights.pretrained import fetch_pretrained, hub_id, push_to_hub, read_pretrained, save_pretrained
+from the_mask.weights.hub import fetch_pretrained, hub_id
+from the_mask.weights.pretrained import push_to_hub, read_pretrained, save_pretrained
 from the_mask.weights.trained import trained
 
 CONFIG = "configs/debug/swiftnet_debug.yaml"

@@ -11,7 +11,6 @@ import argparse
 
 from the_mask.cli import _options
 
-
 # ModuleNotFoundError: of a hub model.
 EXPECTED = ("ModuleNotFoundError",)
 

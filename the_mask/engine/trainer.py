@@ -170,9 +170,9 @@ class Trainer(TrainerBase):
         if lost:
             raise ValueError(
                 f"{path} was trained for other classes, and layers that would start anew are frozen in this training, "
-                f"so they would never learn: {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}. Train the frozen part "
-                f"(of keyframe models, MODEL.META_ARCHITECTURE {self.cfg.MODEL.KEYFRAME.SEGMENTOR}) on these classes "
-                f"first, and start from its checkpoint\n{report}"
+                f"so they would never learn: {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}. Train the frozen "
+                f"part (of keyframe models, MODEL.META_ARCHITECTURE {self.cfg.MODEL.KEYFRAME.SEGMENTOR}) on these "
+                f"classes first, and start from its checkpoint\n{report}"
             )
         if self.ema is not None:
             self.ema = ExponentialMovingAverage(self.model, self.cfg.SOLVER.EMA.DECAY)

@@ -1,6 +1,7 @@
 """Weights for other classes: recognised by the class names; class layers can be filled by name.
 
-A class layer has one row per class, and in mask decoders one more for "no object". See
+A class layer has one row per class, and in mask decoders one more for "no object"; the first layer of GSVNet's guide
+has a column per class. See
 :mod:`the_mask.data.class_names` for the comparison of names.
 """
 
@@ -18,10 +19,13 @@ from the_mask.data import get_class_names
 from the_mask.data.class_names import config_classes, plain_name
 from the_mask.data.files import parse_json
 
-# Layers and class memories whose first axis is the class; only these are not loaded from a file with other classes.
+# Layers and class memories with an axis of classes; only these are not loaded from a file with other classes.
 CLASS_LAYERS = re.compile(
-    r"(^|\.)(\w*(class_embed|class_head|conv_seg)\w*\.(weight|bias)|empty_weight|memory\.(rows|seen))$"
+    r"(^|\.)(\w*(class_embed|class_head|conv_seg)\w*\.(weight|bias)|empty_weight|memory\.(rows|seen)"
+    r"|logits\.conv\.(weight|bias)|intra_net\.6\.(weight|bias)|guide_conv\.0\.weight)$"
 )
+# The class layer whose second axis is the class.
+CLASS_COLUMNS = "guide_conv.0.weight"
 # Key of a checkpoint for its class names.
 STORED = "class_names"
 
@@ -107,7 +111,7 @@ def transfer_rows(
 
     Returns:
         New tensors of the layers that could be filled. The "no object" row is copied if both have one. Class weights of
-        a loss are not filled.
+        a loss and layers with a column per class are not filled.
 
     Raises:
         ValueError: the number of rows in a class layer of the file is neither the number of names nor one more.
@@ -115,7 +119,7 @@ def transfer_rows(
     rows = matching_rows(ours, theirs)
     filled = {}
     for name, value in start.items():
-        if CLASS_LAYERS.search(name) is None or name.endswith("empty_weight") or name not in state:
+        if CLASS_LAYERS.search(name) is None or name.endswith(("empty_weight", CLASS_COLUMNS)) or name not in state:
             continue
         source = state[name]
         if source.shape[1:] != value.shape[1:]:

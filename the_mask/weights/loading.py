@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from the_mask.data.class_names import describe_difference, same_classes
 from the_mask.modeling.mask.mask_decoders import stage1_to_stage2
 from the_mask.modeling.propagation.official import bisenet_name, swiftnet_name
-from the_mask.weights.class_sets import CLASS_LAYERS, ClassSets, matching_rows, transfer_rows
+from the_mask.weights.class_sets import CLASS_COLUMNS, CLASS_LAYERS, ClassSets, matching_rows, transfer_rows
 from the_mask.weights.converters import UnknownLayoutError, convert
 from the_mask.weights.converters.convert import DIFFERENCES
 from the_mask.weights.converters.tables import fit_position_tables
@@ -244,7 +244,9 @@ def compare(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str =
             report.loaded.append(name)
         else:
             theirs, mine = tuple(state[name].shape), tuple(value.shape)
-            classes_differ = CLASS_LAYERS.search(name) is not None and theirs[1:] == mine[1:]
+            axes = [axis for axis in range(len(mine)) if theirs[axis : axis + 1] != mine[axis : axis + 1]]
+            axis = 1 if name.endswith(CLASS_COLUMNS) else 0
+            classes_differ = CLASS_LAYERS.search(name) is not None and axes == [axis] and len(theirs) == len(mine)
             (report.dropped if classes_differ else report.mismatched).append((name, theirs, mine))
     report.unexpected = [name for name in state if name not in ours and not name.endswith("num_batches_tracked")]
     return report

@@ -45,15 +45,23 @@ class ImportReport:
     Attributes:
         frames, labelled, videos: counts.
         noticed: count by description: pixels that a later shape covers, shapes that reach outside the picture, ...
+        splits: of "train" and "val", the number of videos and of labelled frames.
     """
 
     frames: int = 0
     labelled: int = 0
     videos: int = 0
     noticed: Counter[str] = field(default_factory=Counter)
+    splits: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.videos} videos, {self.frames} frames, {self.labelled} of them labelled"]
+        lines += [
+            f"{split}: {videos} videos, {count} labelled frames" for split, (videos, count) in self.splits.items()
+        ]
+        train, val = (self.splits.get(split, (0, 0))[1] for split in ("train", "val"))
+        if val > train:
+            lines.append("the larger part is for validation: move videos from val.txt to train.txt")
         return "\n".join(lines + [f"{what}: {count}" for what, count in sorted(self.noticed.items())])
 
 

@@ -129,6 +129,8 @@ def read_label_studio(source: Path, frames: Path | Pictures | None = None, names
             is looked up, with and without the prefix of the upload.
         names: see :func:`read_labelme`.
 
+    Tasks of ``the-mask annotations`` belong to the video that they name, others to one called as the file.
+
     Raises: see :func:`read_labelme`.
     """
     tasks = parse_json(read_text(source, "Label Studio export"), str(source))
@@ -143,7 +145,10 @@ def read_label_studio(source: Path, frames: Path | Pictures | None = None, names
     classes = check_names(names or sorted(found), source)
 
     def read() -> Iterator[LabelledFrame]:
-        for number, task in enumerate(tasks):
+        ordered = [(_ls_video(task, source), number, task) for number, task in enumerate(tasks)]
+        # Tasks come in the order of their ids; the frames of a video must come together.
+        firsts = {video: number for video, number, _ in reversed(ordered)}
+        for video, number, task in sorted(ordered, key=lambda item: firsts[item[0]]):
             where = f"{source}, task {task.get('id', number)}"
             image = _ls_image(task, frames or source.parent, where)
             items = results[number]
@@ -151,7 +156,7 @@ def read_label_studio(source: Path, frames: Path | Pictures | None = None, names
             canvas = canvas_on(image, None if size == (None, None) else size, where, report)
             for item in items:
                 _ls_draw(canvas, item, classes, where)
-            yield LabelledFrame(source.stem, image.stem, image, canvas.labels if items else None)
+            yield LabelledFrame(video, image.stem, image, canvas.labels if items else None)
 
     return Labels(classes, None, read(), report)
 
@@ -174,6 +179,13 @@ def _newest(task: dict[str, Any], where: str, report: ImportReport) -> list[dict
         elif str(kind).endswith("labels"):
             report.noticed[f"regions of kind {kind}, left out"] += 1
     return kept
+
+
+def _ls_video(task: dict[str, Any], source: Path) -> str:
+    """The video of a task that the-mask annotations has written; else the name of the export."""
+    data = task["data"]
+    ours = isinstance(data.get("video"), str) and isinstance(data.get("frame"), str)
+    return data["video"] if ours and data["video"] else source.stem
 
 
 def _ls_image(task: dict[str, Any], frames: Path | Pictures, where: str) -> Path:

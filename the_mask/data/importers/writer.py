@@ -168,7 +168,7 @@ def import_dataset(
         mixed = sum(len(sizes) > 1 for sizes in written.sizes.values())
         if mixed:
             report.noticed["videos whose labelled frames differ in size"] = mixed
-        _write_lists(written, val_videos)
+        report.splits = _write_lists(written, val_videos)
         colors = labels.colors or distinct_colors(len(labels.names))
         content = {"names": labels.names, "colors": [list(color) for color in colors], "ignore": written.ignore}
         write_json(tree / "classes.json", content)
@@ -232,7 +232,9 @@ class _Written:
             shutil.copyfile(frame.image, origin)
 
 
-def _write_lists(written: _Written, share: float) -> None:
+def _write_lists(written: _Written, share: float) -> dict[str, tuple[int, int]]:
+    """Write the list of each split; returns its videos and labelled frames."""
+    splits: dict[str, tuple[int, int]] = {}
     videos = list(written.videos)
     if share and len(videos) == 1:
         videos += _cut_off_end(written, videos[0], share)
@@ -240,6 +242,8 @@ def _write_lists(written: _Written, share: float) -> None:
     for split, names in {"train": videos[: len(videos) - count], "val": videos[len(videos) - count :]}.items():
         if names:
             atomic_write(written.tree / f"{split}.txt", "".join(f"{video}\n" for video in names).encode())
+            splits[split] = len(names), sum(sum(written.videos[video].values()) for video in names)
+    return splits
 
 
 def _cut_off_end(written: _Written, video: str, share: float) -> list[str]:
@@ -256,6 +260,7 @@ def _cut_off_end(written: _Written, video: str, share: float) -> list[str]:
                 target = written.tree / "data" / end / path.parent.name / path.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.rename(target)
+        written.videos.setdefault(end, {})[name] = written.videos[video].pop(name)
     return [end]
 
 

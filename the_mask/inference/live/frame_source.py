@@ -44,6 +44,8 @@ class FrameSource:
         live: whether it delivers frames at its own pace, so that frames not taken in time are late.
         size: (height, width) of the first frame, if known before it is read.
         path: the file or folder on this machine that it reads, if any.
+        stored_size: (height, width) of the first frame, upright, in the pixels that are stored, which annotation
+            tools show; another one than ``size`` for anamorphic video.
         sound: path or URL of the sound that belongs to the frames' times; None without sound.
     """
 
@@ -58,6 +60,7 @@ class FrameSource:
         seek: Callable[[float], None] | None = None,
         *,
         size: tuple[int, int] | None = None,
+        stored_size: tuple[int, int] | None = None,
         path: Path | None = None,
         sound: str | None = None,
     ) -> None:
@@ -66,7 +69,7 @@ class FrameSource:
         self.fps = fps
         self.num_frames = num_frames
         self.live = live
-        self.size, self.path, self.sound = size, path, sound
+        self.size, self.stored_size, self.path, self.sound = size, stored_size or size, path, sound
         self._frames = iter(frames)
         self._close = close
         self._seek = seek

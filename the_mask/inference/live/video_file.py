@@ -75,6 +75,7 @@ def open_video(
         decoder.live,
         None if decoder.live else decoder.seek,
         size=(first.image.shape[0], first.image.shape[1]),
+        stored_size=decoder.stored_size,
         path=None if decoder.remote else Path(name),
         sound=sound,
     )
@@ -113,6 +114,7 @@ class VideoDecoder:
         live, remote: whether it is a URL that delivers at its own pace; whether it is a URL.
         position: the remaining frames; :meth:`seek` moves it.
         start: time of the first frame, set by the caller that takes it.
+        stored_size: (height, width) of the last frame, upright, before its pixels are made square.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class VideoDecoder:
         self.has_sound = bool(self.container.streams.audio)
         self.rate = fps or _stored_rate(self.stream)
         self.start = 0.0
+        self.stored_size: tuple[int, int] | None = None
         self.count = 0
         self.position = Position(self._frames(self._pictures()))
 
@@ -284,8 +287,11 @@ class VideoDecoder:
             ) from error
         matrix = picture.side_data.get("DISPLAYMATRIX")
         image = rgb.to_ndarray()
+        stored = np.broadcast_to(np.uint8(0), (picture.height, picture.width))
         if matrix is not None:
-            image = turned(image, np.frombuffer(matrix, np.int32).astype(np.float64))
+            numbers = np.frombuffer(matrix, np.int32).astype(np.float64)
+            image, stored = turned(image, numbers), turned(stored, numbers)
+        self.stored_size = stored.shape[0], stored.shape[1]
         return np.ascontiguousarray(image)
 
 
