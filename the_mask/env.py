@@ -91,7 +91,7 @@ def findings() -> list[Finding]:
     from the_mask.ops.extension import LOADED
 
     if LOADED.problem is not None:
-        found.append(Finding(f"the compiled kernels do not run, the portable path does: {LOADED.problem}"))
+        found.append(Finding("the compiled kernels do not run, so the slower portable path does: `ops` above says why"))
     if all(_version(name) for name in ("opencv-python", "opencv-python-headless")):
         found.append(Finding("opencv-python and opencv-python-headless overwrite each other: uninstall one of them"))
     if Path("/dev/nvidia0").exists() and not torch.cuda.is_available():

@@ -61,6 +61,9 @@ def test_more_than_255_classes_move_the_ignore_label():
     assert classes.ignore_label == 65535
     assert classes.label_table[0] == 65535
     assert classes.label_table[300] == 299
+    plain = make_class_list([f"c{i}" for i in range(300)])
+    assert plain.label_table[255] == 255, "a class like any other"
+    assert plain.label_table[65535] == plain.ignore_label == 65535
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_more_than_255_classes_move_the_ignore_label():
         ({"names": ["a", "a"]}, r"repeated: \['a'\]"),
         ({"names": ["a", "b"], "raw_values": [1]}, "2 classes need 2 PNG values"),
         ({"names": ["a", "b"], "raw_values": [1, 1]}, "must be distinct"),
-        ({"names": ["a", "b"], "void_values": (1,)}, "must be distinct"),
+        ({"names": ["a", "b"], "void_values": (1,)}, r"must be distinct.* used twice: \[1\]"),
         ({"names": ["a"], "raw_values": [70000]}, r"0\.\.65535"),
         ({"names": ["a", "b"], "colors": [(0, 0, 0)]}, "need 2 colours"),
     ],

@@ -7,6 +7,7 @@ ignore label, or :data:`ILLEGAL` for a value that must not occur. Values past it
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -88,7 +89,7 @@ def load_class_list(name: str, explain_values: ExplainValues | None = None) -> C
 def make_class_list(
     names: Sequence[str],
     raw_values: Sequence[int] | None = None,
-    void_values: Sequence[int] = (255,),
+    void_values: Sequence[int] | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> ClassList:
     """Build a class list from names and the PNG value of each class.
@@ -96,7 +97,7 @@ def make_class_list(
     Args:
         names: K class names; their order gives the train ids.
         raw_values: PNG value of each class; ``None`` means value = train id.
-        void_values: PNG values that are ignored.
+        void_values: PNG values that are ignored; ``None`` means the ignore label: 255, or 65535 above 255 names.
         colors: K colours; ``None`` draws :func:`distinct_colors`.
 
     Raises:
@@ -106,13 +107,15 @@ def make_class_list(
     num = len(names)
     ignore_label = 255 if num <= 255 else 65535
     raw_values = list(range(num)) if raw_values is None else _as_integers(raw_values, "raw_values")
-    void_values = _as_integers(void_values, "void_values")
+    void_values = [ignore_label] if void_values is None else _as_integers(void_values, "void_values")
     if len(raw_values) != num:
         raise ValueError(f"{num} classes need {num} PNG values, got {len(raw_values)}")
     used = [*raw_values, *void_values]
     if len(set(used)) != len(used) or min(used) < 0 or max(used) > 65535:
+        twice = sorted(value for value, count in Counter(used).items() if count > 1)
         raise ValueError(
-            f"PNG values must be distinct and lie in 0..65535, got classes {raw_values}, void {void_values}"
+            f"PNG values must be distinct and lie in 0..65535, got {num} classes with {str(raw_values)[:200]}, void "
+            f"{str(void_values)[:200]}{f', used twice: {twice[:5]}' if twice else ''}"
         )
     table = [ILLEGAL] * (max(used) + 1)
     for train_id, raw in enumerate(raw_values):

@@ -80,6 +80,13 @@ def choose(device: torch.device, operator: str | None = None) -> Choice:
     Raises:
         RuntimeError: the compiled path is forced, but there is none.
     """
+    choice = _choice(device, operator)
+    if choice.path == "portable" and not wants_standard():
+        _notice(choice.reason)
+    return choice
+
+
+def _choice(device: torch.device, operator: str | None) -> Choice:
     if wants_standard():
         return Choice(_mode, f"{_ENVIRONMENT} or use() asks for it")
     if device.type == "meta":
@@ -89,7 +96,6 @@ def choose(device: torch.device, operator: str | None = None) -> Choice:
         return Choice("compiled", f"the extension has {device.type} kernels")
     if _mode == "compiled":
         raise RuntimeError(f"{_ENVIRONMENT}=compiled, but there is no compiled path for {device.type}: {missing}")
-    _notice(missing)
     return Choice("portable", missing)
 
 
@@ -108,8 +114,10 @@ def explain() -> str:
         found: dict[str, list[str]] = {}
         for operator in OPERATORS:
             try:
-                choice = choose(torch.device(name), operator)
-                found.setdefault(f"{choice.path} ({choice.reason})", []).append(operator)
+                choice = _choice(torch.device(name), operator)
+                # The first line says why the extension is not loaded.
+                reason = "" if choice.reason == extension.LOADED.problem else f" ({choice.reason})"
+                found.setdefault(f"{choice.path}{reason}", []).append(operator)
             except RuntimeError as error:
                 found.setdefault(f"error: {error}", []).append(operator)
         lines += [f"  {', '.join(operators)} on {name}: {text}" for text, operators in found.items()]
