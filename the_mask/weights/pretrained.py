@@ -20,7 +20,7 @@ from the_mask.config.compose import BASE, flat_keys
 from the_mask.config.strict_yaml import parse_yaml
 from the_mask.data.files import remove_leftovers
 from the_mask.models import Card, check_digest, parse_card
-from the_mask.weights.hub import CARD, CONFIG, WEIGHTS, hub_client
+from the_mask.weights.hub import CARD, CONFIG, FILES, WEIGHTS, hub_client
 from the_mask.weights.packing import LEFT_OUT, ModelFiles, write_model
 
 # Facts that the hub displays and searches by.
@@ -122,12 +122,10 @@ def push_to_hub(
         OSError: the hub refuses, or cannot be reached.
     """
     read_pretrained(folder)
-    api = hub_client().HfApi(endpoint=endpoint or None, token=token, library_name="the_mask")
+    hub = hub_client()
+    api = hub.HfApi(endpoint=endpoint or None, token=token, library_name="the_mask")
     api.create_repo(repo_id, private=private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=str(folder),
-        allow_patterns=[WEIGHTS, CONFIG, CARD],
-        commit_message="Model of the_mask",
-    )
+    # Not upload_folder, which may make several commits: between them the card would not fit the weights.
+    files = [hub.CommitOperationAdd(name, str(Path(folder) / name)) for name in FILES]
+    commit = api.create_commit(repo_id, files, commit_message="Model of the_mask")
     return str(commit.commit_url)
