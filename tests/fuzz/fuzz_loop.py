@@ -144,14 +144,54 @@ def run(name: str, inputs: int, seconds: float, seed: int, keep: Path | None = N
     return count, found
 
 
-def guided(name: str, seconds: float, keep: Path | None) -> None:
-    """As :func:`run`, with files chosen by coverage (libFuzzer through Atheris); ends the process."""
+def guided(readers: list[str], seconds: float, keep: Path | None) -> int:
+    """As :func:`run`, with files chosen by coverage (libFuzzer through Atheris).
+
+    It ends its process, so each reader has one; what they read with is imported, and instrumented, once.
+
+    Returns:
+        number of readers with findings.
+    """
     import atheris
 
     with atheris.instrument_imports(
         include=["the_mask", "PIL", "yaml", "zipfile", "pickletools", "json", "safetensors"]
     ):
-        from fuzz_readers import READERS
+        names = names_of(readers)
+
+    bad = 0
+    for name in names:
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                _guided(name, seconds, None if keep is None else folder_of(keep, name))
+            finally:
+                os._exit(3)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code not in (0, 1):
+            print(f"{name}: ended with {code}", flush=True)
+        bad += code != 0
+    return bad
+
+
+def names_of(readers: list[str]) -> list[str]:
+    """Names of readers; "all" means all."""
+    from fuzz_readers import READERS
+
+    return list(READERS) if readers == ["all"] else readers
+
+
+def folder_of(keep: Path, name: str) -> Path:
+    """The folder for what is found in a reader."""
+    folder = keep / name.replace(" ", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _guided(name: str, seconds: float, keep: Path | None) -> None:
+    import atheris
+    from fuzz_readers import READERS
 
     reader, found, count = READERS[name], set(), 0
     folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None, prefix="the_mask_fuzz_"))
@@ -202,14 +242,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for what is found")
     args = parser.parse_args()
     if args.engine == "atheris":
-        guided(args.readers[0], args.seconds, args.keep)
-    from fuzz_readers import READERS
-
+        sys.exit(1 if guided(args.readers, args.seconds, args.keep) else 0)
     total = findings = 0
-    for name in READERS if args.readers == ["all"] else args.readers:
-        keep = None if args.keep is None else args.keep / name.replace(" ", "_")
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
+    for name in names_of(args.readers):
+        keep = None if args.keep is None else folder_of(args.keep, name)
         start = time.monotonic()
         count, found = run(name, args.inputs, args.seconds, args.seed, keep)
         print(f"{name}: {count} inputs in {time.monotonic() - start:.0f} s, {len(found)} findings", flush=True)

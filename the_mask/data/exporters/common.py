@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from the_mask.data.classes import ClassList
-from the_mask.data.files import atomic_write, inside, relative_name
+from the_mask.data.files import atomic_write, errors_named, inside, relative_name
 from the_mask.data.whole_folder import require_new, whole_folder
 
 
@@ -125,7 +125,8 @@ class Exporter(ABC):
         elif self._video is None and self._videos:
             raise ValueError(f"{self.target} is closed, or could not be written: video {video} needs a new exporter")
         last, self._video = self._video, None
-        with self._whole.pop_all() as whole:  # an error here leaves nothing
+        # An error here leaves nothing.
+        with errors_named(self.target), self._whole.pop_all() as whole:
             if video != last:
                 if last is not None:
                     self.end(last)
@@ -145,7 +146,7 @@ class Exporter(ABC):
     def close(self) -> None:
         """Complete the files after the last frame; without frames, or after an error, there is no folder."""
         last, self._video = self._video, None
-        with self._whole.pop_all():
+        with errors_named(self.target), self._whole.pop_all():
             if last is not None:
                 self.end(last)
                 self.finish()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import BinaryIO
 from xml.sax.saxutils import escape, quoteattr
 
@@ -64,12 +65,23 @@ class CvatMasksExporter(Exporter):
 
     def end(self, video: str) -> None:
         self._add("ImageSets/Segmentation/default.txt", "".join(f"{name}\n" for name in self._frames).encode())
-        self._zip.close()
+        with self._given_up_after_errors():
+            self._zip.close()
         atomic_write(self.path(f"{video}.zip"), self._spool.copy_to)
 
     def _add(self, name: str, content: bytes) -> None:
-        # One date for all, so that equal predictions make equal archives.
-        self._zip.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+        with self._given_up_after_errors():
+            # One date for all, so that equal predictions make equal archives.
+            self._zip.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+
+    @contextmanager
+    def _given_up_after_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Otherwise it would be completed when it is collected, and print that this fails.
+            self._zip.fp = None
+            raise
 
 
 class CvatVideoExporter(Exporter):
