@@ -491,9 +491,13 @@ def _stored_masks(folder: Path) -> Case:
 
 def _runtime_choice(folder: Path) -> Case:
     cache = RuntimeCache(folder)
-    cache.keep_choice("x", {"backend": "eager", "milliseconds": {"eager": 1.5}})
+    cache.keep_choice("x", "eager", {"part": "p", "seconds": {"eager": 1.5}})
     path = cache.folder / "x.json"
-    return Case(path, [path.read_bytes()], lambda: cache.choice("x"))
+
+    def read() -> None:
+        assert isinstance(cache.choice("x"), str | None)
+
+    return Case(path, [path.read_bytes()], read)
 
 
 def _metrics(folder: Path) -> Case:

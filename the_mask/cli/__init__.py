@@ -13,6 +13,7 @@ import argparse
 import ast
 import builtins
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,10 @@ def door(name: str, **variant: bool) -> Callable[..., int]:
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None, **variant: bool) -> int:
     """Parse a subcommand's arguments and run it; returns the exit code: 1 with a plain message after a user error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files need not be characters that can be printed here.
+            stream.reconfigure(errors="backslashreplace")
     command = load_command(name)
     args = parse(command, argv, prog, **variant)
     # Imported here, because it imports torch.

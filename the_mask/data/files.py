@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 logger = logging.getLogger(__name__)
 # Suffix of a file that is being written, by which leftovers of a killed process are found.
 TEMPORARY = ".writing"
+# Bytes of a name that others can be made of.
+MOST_NAME = 200
 
 
 def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool = True) -> None:
@@ -109,7 +111,11 @@ def errors_named(path: Path) -> Iterator[None]:
 
 def _write(folder: int, path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool) -> None:
     """Write the file ``path`` into its folder, which is open."""
-    temporary = f".{path.name}.{os.getpid()}{TEMPORARY}"
+    name = path.name
+    if len(os.fsencode(name)) > MOST_NAME:
+        # Together with what is added, it would be longer than names can be.
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    temporary = f".{name}.{os.getpid()}{TEMPORARY}"
 
     def remove() -> None:
         with suppress(FileNotFoundError):
@@ -272,7 +278,8 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
 def _is_possible(path: PurePath) -> bool:
     """Whether a path can exist: its characters, its length and that of its parts (ext4, APFS, NTFS)."""
     try:
-        parts = [os.fsencode(part) for part in path.parts]
+        # Bytes that are not UTF-8 are surrogates in Python, which lists, JSON and HTML cannot hold.
+        parts = [part.encode() for part in path.parts]
     except UnicodeEncodeError:
         return False
     return sum(map(len, parts)) < 3000 and all(len(part) < 250 and b"\0" not in part for part in parts)
@@ -295,7 +302,9 @@ def relative_name(text: str, what: str = "name") -> str:
     if ".." in path.parts:
         raise ValueError(f"{what} {text!r} leads out of its folder by '..'")
     if not path.parts or not _is_possible(path):
-        raise ValueError(f"{what} {text[:300]!r} names no file or folder")
+        raise ValueError(
+            f"{what} {text[:300]!r} names no file or folder; expected UTF-8, at most 250 bytes between two '/'"
+        )
     return path.as_posix()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import re
@@ -16,7 +17,8 @@ from the_mask.data.files import sync_folder
 logger = logging.getLogger(__name__)
 # Kinds of folders next to the target, followed by the id of the process that makes it.
 PARTIAL, OLD = "partial", "old"
-_LEFT = re.compile(rf"\.({PARTIAL}|{OLD})-(\d{{1,18}})")
+_LEFT = re.compile(rf"\.({PARTIAL}|{OLD})-(\d{{1,18}})(-\d+)?")
+_numbers = itertools.count(1)
 
 
 def require_new(folder: Path) -> None:
@@ -47,13 +49,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     # Not with_name: the folder may be ".", or end with "..".
     target = folder.resolve()
-    partial, old = (target.with_name(f"{target.name}.{kind}-{os.getpid()}") for kind in (PARTIAL, OLD))
-    if target.parent.is_dir():
-        _clear(target)
-    partial.mkdir(parents=True)
-    # Locked until the end: a process in another container may have the same id.
-    lock = _lock(partial)
-    try:
+    old = target.with_name(f"{target.name}.{OLD}-{os.getpid()}")
+    with partial_folder(target, f"{os.getpid()}") as partial:
         yield partial
         # Once for all files, which atomic_write need not do for each of them.
         os.sync()
@@ -66,6 +63,26 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 old.rename(target)
         sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def partial_folder(target: Path, owner: str = "") -> Iterator[Path]:
+    """A folder next to a target, for what becomes the target; it is removed afterwards.
+
+    What killed processes have left next to the target is removed first.
+
+    Args:
+        target: a file or folder.
+        owner: end of the name; by default another one for each call of a process.
+    """
+    partial = target.with_name(f"{target.name}.{PARTIAL}-{owner or f'{os.getpid()}-{next(_numbers)}'}")
+    if target.parent.is_dir():
+        _clear(target)
+    partial.mkdir(parents=True)
+    # Locked until the end: a process in another container may have the same id.
+    lock = _lock(partial)
+    try:
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:
@@ -73,7 +90,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _clear(target: Path) -> None:
-    """Remove what :func:`whole_folder` has left next to a folder in processes that are gone.
+    """Remove what was left next to a target by processes that are gone.
 
     Touched are only real folders, not symbolic links, named after the target and a process that neither runs on this
     machine nor holds the folder.

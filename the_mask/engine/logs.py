@@ -68,7 +68,7 @@ def setup_logging(folder: str | Path | None, rank: int = 0) -> None:
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         name = "log.txt" if rank == 0 else f"log.rank{rank}.txt"
-        file = logging.FileHandler(Path(folder) / name, encoding="utf-8")
+        file = logging.FileHandler(Path(folder) / name, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt=_DATE))
         handlers.append(file)
     for name in LOGGERS:

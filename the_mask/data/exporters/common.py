@@ -116,6 +116,8 @@ class Exporter(ABC):
             OSError: the disk. After an error of the disk or of a size there is no folder, and no frame can follow.
         """
         video = relative_name(frame.video, "video")
+        relative_name(frame.name, f"frame of video {video}")
+        relative_name(frame.picture, f"picture of video {video}")
         self._check_labels(frame)
         if video == self._video:
             if frame.name in self._names:

@@ -60,7 +60,8 @@ def write_report(path: str | Path, runs: Sequence[RunReport]) -> Path:
         width=CURVE_WIDTH,
         height=CURVE_HEIGHT,
     )
-    atomic_write(path, text.encode())
+    # Names of files need not be UTF-8.
+    atomic_write(path, text.encode(errors="backslashreplace"))
     return path
 
 

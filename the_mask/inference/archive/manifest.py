@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -176,7 +177,7 @@ def _task(number: int, text: str, folder: Path, defaults: VideoOptions) -> Video
     if strange:
         raise ValueError(f"unknown key {strange[0]!r}: expected {', '.join(KEYS)}")
     video = entry.get("video")
-    if not isinstance(video, str) or not video or "\0" in video:
+    if not isinstance(video, str) or not video or not _is_path(video):
         raise ValueError(f'"video" is {json.dumps(video)}: expected a path or URL')
     given = entry.get("output")
     outputs = [given] if isinstance(given, str) else given
@@ -188,6 +189,13 @@ def _task(number: int, text: str, folder: Path, defaults: VideoOptions) -> Video
     if "://" not in video:
         video = str((folder / video).absolute())
     return VideoTask(number, video, _outputs(outputs), defaults.replaced(options))
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from the_mask.data.files import TEMPORARY, parse_json, read_text, sync_folder
+from the_mask.data.schema import Each, check_schema
 from the_mask.inference.archive.manifest import RESULTS, VideoTask
 
 DONE, FAILED = "done", "failed"
+RECORD = {"task": str, "status": str, "output": Each(list, str)}
 OWN = (RESULTS, ".lock")
 
 
@@ -73,7 +75,9 @@ class Results:
             self._made_by[name] = record["task"] if record["status"] == DONE else ""
 
     def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        # Names of files need not be UTF-8: such bytes, surrogates in Python, become escapes of JSON.
+        data = text.encode(errors="backslashreplace")
         with open(self.path, "ab") as stream:
             stream.write(data)
             stream.flush()
@@ -98,9 +102,8 @@ class Results:
                 if not isinstance(record, dict) or "results" not in record:
                     raise ValueError(f"results {self.path}, line 1: expected what made them, found {text[:60]}")
                 header = record
-            elif not isinstance(record, dict) or not {"task", "status", "output"} <= record.keys():
-                raise ValueError(f"results {self.path}, line {number}: expected an object with task, status and output")
             else:
+                check_schema(record, RECORD, f"results {self.path}, line {number}: no record of a video")
                 self._take(record)
         return header
 

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from torch import nn
 
 import the_mask
 from the_mask.data.files import atomic_write, errors_named, file_digest, move_into_place, read_json, write_json
+from the_mask.data.schema import check_schema
+from the_mask.data.whole_folder import partial_folder
+from the_mask.export.package import WEIGHTS
 from the_mask.modeling.digest import weights_digest
 
 ENVIRONMENT = "THE_MASK_CACHE"
@@ -58,55 +62,92 @@ def text_digest(*parts: Any) -> str:
 class RuntimeCache:
     """A folder of graphs and of the runtimes chosen for them.
 
+    Where it cannot be written (read-only, a full disk), graphs are made in a temporary folder, and nothing is kept.
+
     Args:
         folder: created at the first write; None takes :func:`default_folder`.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = (Path(folder) if folder is not None else default_folder()) / "runtimes"
+        self._own: tempfile.TemporaryDirectory[str] | None = None
 
     def graph(self, digest: str, write: Callable[[Path], object]) -> Path:
-        """The file of a graph; written by ``write(path)`` unless it is in the cache and intact."""
-        path = self.folder / f"{digest}.onnx"
+        """The file of a graph; written by ``write(path)`` unless it is in the cache and intact.
+
+        Raises:
+            OSError: it can be written neither to the cache nor to a temporary folder.
+        """
+        if self._own is None:
+            try:
+                return self._graph(self.folder, digest, write)
+            except OSError as error:
+                _logger.warning("the cache cannot be written, graphs are made anew in each process: %s", error)
+                self._own = tempfile.TemporaryDirectory(prefix="the_mask_")
+        return self._graph(Path(self._own.name), digest, write)
+
+    def _graph(self, folder: Path, digest: str, write: Callable[[Path], object]) -> Path:
+        path = folder / f"{digest}.onnx"
         seal = path.with_suffix(".sha256")
         if path.is_file() and seal.is_file():
-            if seal.read_bytes().strip() == file_digest(path).encode():
-                os.utime(path)
+            if seal.read_bytes().strip() == _digests(path).encode():
+                with suppress(OSError):  # a cache that can only be read
+                    os.utime(path)
                 return path
             _logger.warning("%s does not have the content it was written with: made anew", path)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
-            made = Path(temporary) / path.name
+        with partial_folder(path) as temporary:
+            made = temporary / path.name
             with errors_named(path):
                 write(made)
             # The graph is written last: a digest file without its graph is never read.
-            atomic_write(seal, file_digest(made).encode())
+            atomic_write(seal, _digests(made).encode())
+            if _weights(made).is_file():
+                move_into_place(_weights(made), _weights(path))
+            else:
+                _weights(path).unlink(missing_ok=True)
             move_into_place(made, path)
-        self._trim(path)
+        self._trim(folder, path)
         return path
 
-    def choice(self, digest: str) -> dict[str, Any] | None:
-        """The choice stored by :meth:`keep_choice`, or None if there is none or it cannot be read."""
+    def choice(self, digest: str) -> str | None:
+        """The runtime stored by :meth:`keep_choice`, or None if there is none or it cannot be read."""
         path = self.folder / f"{digest}.json"
         if not path.is_file():
             return None
         try:
-            return read_json(path)
-        except ValueError as error:
+            content = read_json(path)
+            check_schema(content, {"runtime": str}, f"{path} is no choice of a runtime")
+        except (ValueError, OSError) as error:
             _logger.warning("%s: measured again", error)
             return None
+        return str(content["runtime"])
 
-    def keep_choice(self, digest: str, choice: dict[str, Any]) -> None:
+    def keep_choice(self, digest: str, runtime: str, facts: dict[str, Any]) -> None:
         """Store which runtime was the fastest."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / f"{digest}.json", choice)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / f"{digest}.json", {"runtime": runtime, **facts})
+        except OSError as error:
+            _logger.warning("which runtime is the fastest is not kept: %s", error)
 
-    def _trim(self, kept: Path) -> None:
-        graphs = sorted(self.folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in graphs)
+    def _trim(self, folder: Path, kept: Path) -> None:
+        graphs = sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
+        files = {path: [file for file in (path, _weights(path)) if file.is_file()] for path in graphs}
+        total = sum(file.stat().st_size for several in files.values() for file in several)
         for path in graphs:
             if total <= MOST_BYTES or path == kept:
                 break
-            total -= path.stat().st_size
-            path.unlink(missing_ok=True)
+            for file in files[path]:
+                total -= file.stat().st_size
+                file.unlink(missing_ok=True)
             path.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def _weights(path: Path) -> Path:
+    """The weights file of a large graph."""
+    return path.with_name(path.name + WEIGHTS)
+
+
+def _digests(path: Path) -> str:
+    """SHA-256 of a graph's files, a line each."""
+    return "\n".join(file_digest(file) for file in (path, _weights(path)) if file.is_file())

@@ -295,31 +295,38 @@ class _Chooser:
     ) -> Session:
         key = text_digest(digest, self.precision, torch.get_num_threads(), sorted(makers), _processor())
         kept = self.cache.choice(key)
-        if kept is not None and kept.get("runtime") in makers:
-            session = makers[kept["runtime"]]()
-            _check(
-                session, tensors, expected, f"{label} in {kept['runtime']}", _precision(kept["runtime"], self.precision)
-            )
-            self.report.chosen[label] = kept["runtime"]
-            return session
-        seconds: dict[str, float] = {}
         sessions: dict[str, Session] = {}
-        for name, make in makers.items():
-            try:
-                session = make()
-                _check(session, tensors, expected, f"{label} in {name}", _precision(name, self.precision))
-            # An exporter may fail in any way on an unknown network; "auto" then leaves it out and says so.
-            except Exception as error:  # noqa: BLE001
-                text = str(error).strip().splitlines()
-                self.report.left_out[f"{name} for {label}"] = f"{type(error).__name__}: {text[0] if text else ''}"
-                _logger.warning("%s cannot run %s (%s)", name, label, text[0] if text else type(error).__name__)
+        for name in sorted(makers, key=lambda name: name != kept):  # the one that is kept first
+            session = self._tried(label, name, makers[name], tensors, expected)
+            if session is None:
                 continue
-            seconds[name], sessions[name] = _measure(session, tensors), session
+            if name == kept:
+                self.report.chosen[label] = name
+                return session
+            sessions[name] = session
+        if not sessions:
+            raise RuntimeError(f"nothing can run {label}: {self.report}")
+        seconds = {name: _measure(session, tensors) for name, session in sessions.items()}
         best = min(seconds, key=seconds.__getitem__)
         self.report.chosen[label], self.report.seconds[label] = best, seconds
-        self.cache.keep_choice(key, {"runtime": best, "part": label, "seconds": seconds})
+        self.cache.keep_choice(key, best, {"part": label, "seconds": seconds})
         _logger.info("%s", RuntimeReport({label: best}, {label: seconds}))
         return sessions[best]
+
+    def _tried(
+        self, label: str, name: str, make: Callable[[], Session], tensors: list[Tensor], expected: list[Tensor]
+    ) -> Session | None:
+        """A session that gives PyTorch's results, or None, with the reason in the report."""
+        try:
+            session = make()
+            _check(session, tensors, expected, f"{label} in {name}", _precision(name, self.precision))
+        # An exporter may fail in any way on an unknown network; "auto" then leaves it out and says so.
+        except Exception as error:  # noqa: BLE001
+            text = str(error).strip().splitlines()
+            self.report.left_out[f"{name} for {label}"] = f"{type(error).__name__}: {text[0] if text else ''}"
+            _logger.warning("%s cannot run %s (%s)", name, label, text[0] if text else type(error).__name__)
+            return None
+        return session
 
 
 def _write(flat: Flat, tensors: list[Tensor], path: Any) -> None:
