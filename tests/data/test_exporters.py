@@ -365,3 +365,39 @@ def test_bad_frames(tmp_path, form):
     nothing = FORMATS[form](tmp_path / "nothing", CLASSES)
     nothing.close()
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_names_that_files_cannot_hold(tmp_path, form):
+    """A control character makes XML that no tool reads, and one that is no character cannot be encoded."""
+    for name in ("a\0", "a\x0b", "a\n", "a\ufffe", "a\udcff"):
+        with pytest.raises(ValueError, match=r"class .* cannot hold"):
+            FORMATS[form](tmp_path / "out", make_class_list([name, "b", "c"]))
+        for frame in ((name, "0", "v/0.png"), ("v", name, "v/0.png"), ("v", "0", f"v/{name}.png")):
+            with pytest.raises(ValueError, match=r"cannot hold|names no file"):
+                FORMATS[form](tmp_path / "out", CLASSES).write(LabelFrame(frame[0], frame[1], label_map(0), frame[2]))
+    with pytest.raises(ValueError, match="leads out"):
+        FORMATS[form](tmp_path / "out", CLASSES).write(LabelFrame("v", "../0", label_map(0), "v/0.png"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_picture_of_two_frames(tmp_path):
+    """FiftyOne's masks have the names of the pictures: the second one would replace the first."""
+    exporter = FORMATS["fiftyone"](tmp_path / "out", CLASSES)
+    exporter.write(LabelFrame("v", "0", label_map(0), "p.png"))
+    with pytest.raises(ValueError, match=r"picture p\.png is that of another frame"):
+        exporter.write(LabelFrame("w", "0", label_map(0), "p.png"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_after_an_error_nothing_is_written(tmp_path):
+    """Neither what was complete before nor what comes after; without a ``with`` block too."""
+    exporter = FORMATS["ytvis"](tmp_path / "out", CLASSES)
+    exporter.write(LabelFrame("v", "0", label_map(0), "v/0.png"))
+    assert [path.name.partition("-")[0] for path in tmp_path.iterdir()] == ["out.partial"]
+    with pytest.raises(ValueError, match="one size per video"):
+        exporter.write(LabelFrame("v", "1", label_map(0, size=(H + 1, W)), "v/1.png"))
+    with pytest.raises(ValueError, match="needs a new exporter"):
+        exporter.write(LabelFrame("w", "0", label_map(0), "w/0.png"))
+    exporter.close()
+    assert list(tmp_path.iterdir()) == []

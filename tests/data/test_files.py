@@ -119,3 +119,14 @@ def test_lists_do_not_lead_out_of_the_data(make_tree: Callable[..., str], tmp_pa
     (tmp_path / "paths/train.txt").write_text(f"v\n{line}\n")
     with pytest.raises(ValueError, match=r"train.txt: video .*(leads out|absolute)"):
         get_records(name)
+
+
+def test_names_of_any_length_that_can_be(tmp_path: Path) -> None:
+    """What is added to a name while it is written would make it too long."""
+    for name in ("x" * 249, "é" * 120, "x" * 201):
+        atomic_write(tmp_path / relative_name(name), b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+    assert len(os.listdir(tmp_path)) == 3
+    for name in ("x" * 250, "é" * 125, "a\udcff", "a\ud800/b"):
+        with pytest.raises(ValueError, match="names no file or folder"):
+            relative_name(name)

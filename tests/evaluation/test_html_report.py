@@ -130,6 +130,14 @@ def test_bad_input(dataset, capsys):
         write_report(dataset / "r.html", [])
     with pytest.raises(ValueError, match="two runs have one name: one, one"):
         write_report(dataset / "r.html", [run, run])
+    with pytest.raises(ValueError, match="nowhere"):
+        ReportSink("nowhere", "run")
+    # Before the evaluation, not after it.
+    (dataset / "file").touch()
+    for words in (["report", "--output"], ["evaluate", "--report"], ["evaluate", "--json"]):
+        command = [words[0], "--pred", "x", "--dataset", "report_<i>val", words[1], str(dataset / "file" / "r.html")]
+        assert run_command(command[0], command[1:]) == 1
+        assert "cannot be written" in capsys.readouterr().err
     arguments = ["--dataset", "report_<i>val", "--pred", str(dataset / "one"), "--output"]
     assert run_command("report", [*arguments, str(dataset / "r.pdf")]) == 1
     assert "expected the name of an .html file" in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """The manifest of an archive and its results: what is wrong is named by file and line."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
-from archive_cases import MODEL, make_frames, opened, records, write_manifest
+from archive_cases import MODEL, InlineWorkers, make_frames, opened, records, setup_for, write_manifest
 
 from the_mask.cli import _archive
-from the_mask.inference.archive import ENGINES, Results, VideoOptions, read_manifest
+from the_mask.inference.archive import ENGINES, Results, VideoOptions, read_manifest, segment_archive
 from the_mask.inference.archive.manifest import output_kind
 from the_mask.inference.archive.results import DONE, FAILED
 
@@ -144,10 +146,32 @@ def test_what_cannot_be_resumed_is_named(archive):
         Results(folder, {"model": "other", "weights": "1"})
     lines = results.path.read_text().splitlines(keepends=True)
     deep = "[" * 100_000 + "\n"
-    for number, damage in ((1, "{}\n"), (2, "{]\n"), (2, deep), (2, "3\n"), (2, '{"task": "x"}\n')):
+    record = '{"task": "x", "status": "done", "output": %s}\n'
+    kinds = [record % output for output in ("5", "null", '{"a": 1}', "[[1]]", '[["a"]]')]
+    for number, damage in (
+        *((1, "{}\n"), (2, "{]\n"), (2, deep), (2, "3\n"), (2, '{"task": "x"}\n')),
+        *((2, kind) for kind in kinds),
+        (2, '{"task": [1], "status": "done", "output": ["a"]}\n'),
+    ):
         results.path.write_text("".join([*lines[: number - 1], damage, *lines[number:]]))
         with pytest.raises(ValueError, match=rf"results\.jsonl, line {number}: "):
             opened(folder, manifest)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """A file's name may have any bytes: a video of such a name is segmented and known again; no output has one."""
+    make_frames(Path(os.fsdecode(os.fsencode(tmp_path) + b"/v\xff")))
+    manifest = write_manifest(tmp_path / "m.jsonl", [{"video": "v\udcff", "output": "o.json"}])
+    for before in (0, 1):
+        tasks, results = opened(tmp_path / "out", manifest)
+        workers = InlineWorkers(setup_for(tmp_path / "out"))
+        summary = segment_archive(tasks, results, workers, progress=False)
+        assert (summary.done, summary.before) == (1 - before, before)
+    assert results.path.read_bytes().endswith(b"}\n")
+    for video, output in (("v", "a\udcff"), ("v\ud800", "a"), ("v\0", "a")):
+        write_manifest(tmp_path / "m.jsonl", [{"video": video, "output": output}])
+        with pytest.raises(ValueError, match=r"m\.jsonl, line 1: "):
+            read_manifest(tmp_path / "m.jsonl")
 
 
 def test_a_folder_that_is_none(tmp_path):

@@ -87,6 +87,17 @@ def test_a_missing_file_is_named(folder, name):
         the_mask.load(folder)
 
 
+def test_a_card_that_is_not_utf8_is_named(cfg, folder):
+    card = folder / "README.md"
+    content = card.read_bytes()
+    card.write_bytes(b"\xef\xbb\xbf" + content)  # as Windows' Notepad writes it
+    assert read_pretrained(folder)[1].name == "my-model"
+    card.write_bytes(content + b"\xe9")
+    for read in (lambda: read_pretrained(folder), lambda: save_pretrained(cfg, folder)):
+        with pytest.raises(ValueError, match=r"README\.md, line \d+: not UTF-8"):
+            read()
+
+
 def test_configs_of_downloaded_models_run_no_code(folder, tmp_path):
     config = folder / "config.yaml"
     text = config.read_text()

@@ -85,13 +85,16 @@ def model(args: argparse.Namespace) -> None:
 def folder(args: argparse.Namespace) -> None:
     """Score label PNGs, or the best constant prediction."""
     from the_mask.data import import_dataset_modules
-    from the_mask.data.files import write_json
+    from the_mask.data.files import check_writable, write_json
     from the_mask.engine.logs import setup_logging
     from the_mask.evaluation import constant_baseline, evaluate_predictions, raft_flow
     from the_mask.evaluation.html import ReportSink, write_report
     from the_mask.evaluation.report import summary_table
 
     setup_logging(None)
+    for path in (args.report, args.json):
+        if path is not None:
+            check_writable(path)
     import_dataset_modules(args.modules)
     if args.report and args.constant:
         raise ValueError("--report shows predictions: give --pred or --config, not --constant")

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score the folders and write the page."""
     from the_mask.data import import_dataset_modules
+    from the_mask.data.files import check_writable
     from the_mask.engine.logs import setup_logging
     from the_mask.evaluation import evaluate_predictions
     from the_mask.evaluation.html import ReportSink, write_report
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--pictures {args.pictures}: expected 0 or more")
     if args.output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {args.output}: expected the name of an .html file")
+    check_writable(args.output)
     import_dataset_modules(args.modules)
     names = [folder.name for folder in args.pred]
     if len(set(names)) < len(names):

@@ -195,6 +195,32 @@ def remove_leftovers(folder: Path, below: bool = False) -> None:
             path.unlink(missing_ok=True)
 
 
+def check_writable(path: Path, *others: Path) -> None:
+    """Check that a file can be written at a path, without writing it.
+
+    Args:
+        path: the file; missing folders would be created.
+        others: further files that will be written.
+
+    Raises:
+        ValueError: it is a folder, its parent is not a folder, the name is too long, or access is denied.
+    """
+    for name in (path, *others):
+        try:
+            if name.is_dir():
+                raise ValueError(f"output {path} is a folder; name a file in it")
+            os.stat(name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ValueError(f"output {path} cannot be written: {error.strerror}") from error
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"output {path} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"output {path} cannot be written: access to {folder} is denied")
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
     digest = hashlib.sha256()

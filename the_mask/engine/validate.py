@@ -15,6 +15,7 @@ from the_mask.config import allowed_values
 from the_mask.config.options import value_problems
 from the_mask.data import get_records, import_dataset_modules
 from the_mask.data.class_names import config_classes
+from the_mask.data.files import check_writable
 from the_mask.engine.trackers import tracker_problems
 from the_mask.inference.compose import config_problems
 from the_mask.modeling.pixel.distillation import missing_teacher
@@ -114,6 +115,11 @@ def _check_report(cfg: CfgNode, world_size: int) -> Iterable[str]:
     report = cfg.TEST.SAVE_REPORT
     if report and Path(report).suffix.lower() not in (".html", ".htm"):
         yield f"TEST.SAVE_REPORT {report}: expected the name of an .html file"
+    elif report:
+        try:
+            check_writable(Path(report))
+        except ValueError as error:
+            yield f"TEST.SAVE_REPORT: {error}"
     if report and world_size > 1:
         yield (
             f"TEST.SAVE_REPORT {report}: a report is collected by one process, here are {world_size}; use "

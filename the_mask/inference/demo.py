@@ -25,12 +25,12 @@ import the_mask.data  # noqa: F401  registers the data sets
 from the_mask.data.class_names import check_classes, classes_dataset
 from the_mask.data.classes import distinct_colors
 from the_mask.data.clips import Clip
-from the_mask.data.files import atomic_write
+from the_mask.data.files import atomic_write, check_writable
 from the_mask.inference.live.frame_source import TimedFrame
 from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
 from the_mask.inference.rendering.render import Labels, Palette, Picture
-from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, check_writable, fit_into
+from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, fit_into
 from the_mask.inference.sinks import Sink
 from the_mask.modeling.stream import Stream
 

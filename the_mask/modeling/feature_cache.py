@@ -110,6 +110,9 @@ class FeatureCache:
         self.hits += len(images) - len(missing)
         self.misses += len(missing)
         rows: list[dict[str, Tensor]] = [known[path] or {} for path in paths]
+        for path, row in zip(paths, rows, strict=True):
+            if {name: x.shape for name, x in row.items()} != {name: x.shape for name, x in rows[0].items()}:
+                raise ValueError(f"{path} has other features than {paths[0]}; delete both, they will be computed again")
         return {name: torch.stack([row[name] for row in rows]).to(images.device, images.dtype) for name in rows[0]}
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
@@ -120,7 +123,11 @@ class FeatureCache:
         except SafetensorError as error:
             raise ValueError(f"{path} is broken ({error}); delete it, it will be computed again") from error
         # Safetensors sorts names, so the level's number is put in front.
-        return {name.split(" ", 1)[1]: found[name] for name in sorted(found, key=lambda key: int(key.split(" ", 1)[0]))}
+        levels = {number: (name, value) for key, value in found.items() for number, _, name in [key.partition(" ")]}
+        if not found or levels.keys() != {str(number) for number in range(len(found))}:
+            names = ", ".join(found)[:200]
+            raise ValueError(f"{path} is broken (its levels: {names}); delete it, it will be computed again")
+        return dict(levels[str(number)] for number in range(len(found)))
 
     def _write(self, path: Path, features: dict[str, Tensor]) -> None:
         if self._size > self.max_bytes:

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 from the_mask.config import load_config
 from the_mask.config.strict_yaml import parse_yaml
-from the_mask.data.files import file_digest
+from the_mask.data.files import file_digest, read_text
 from the_mask.data.schema import Each, Maybe, Number, check_schema
 
 FOLDER = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ def read_card(name: str) -> Card:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise ValueError(f"no model {name!r} comes with the library; {hint}known: {', '.join(known) or 'none'}")
-    return parse_card(name, (FOLDER / f"{name}.md").read_text(encoding="utf-8"))
+    return parse_card(name, read_text(FOLDER / f"{name}.md", "card"))
 
 
 def parse_card(name: str, content: str) -> Card:

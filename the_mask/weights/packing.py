@@ -15,7 +15,7 @@ from torch import Tensor
 import the_mask
 from the_mask.config import load_config
 from the_mask.data.class_names import classes_dataset, config_classes
-from the_mask.data.files import atomic_write, file_digest
+from the_mask.data.files import atomic_write, file_digest, read_text
 from the_mask.models import FOLDER, parse_card
 from the_mask.weights.converters.files import save_state
 from the_mask.weights.trained import trained
@@ -95,7 +95,7 @@ def write_model(
     known: dict[str, Any] = {}
     text = TEMPLATE
     if files.card.exists():
-        old = parse_card(name, files.card.read_text(encoding="utf-8"))
+        old = parse_card(name, read_text(files.card, "card"))
         known, text = old.facts, "\n" + old.text
     own = cfg.clone()
     own.defrost()

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from the_mask.config import ConfigFile, load_config, read_config
 from the_mask.config.compose import BASE, flat_keys
 from the_mask.config.strict_yaml import parse_yaml
-from the_mask.data.files import remove_leftovers
+from the_mask.data.files import read_text, remove_leftovers
 from the_mask.models import Card, check_digest, parse_card
 from the_mask.weights.hub import CARD, CONFIG, FILES, WEIGHTS, hub_client
 from the_mask.weights.packing import LEFT_OUT, ModelFiles, write_model
@@ -82,7 +82,7 @@ def read_pretrained(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
             raise FileNotFoundError(
                 f"{folder} is not a model: {name} is missing (the-mask publish writes all three files)"
             )
-    card = parse_card(folder.resolve().name, (folder / CARD).read_text(encoding="utf-8"))
+    card = parse_card(folder.resolve().name, read_text(folder / CARD, "card"))
     check_digest(folder / WEIGHTS, str(card.facts["sha256"]), "get it again")
     path = folder / CONFIG
     # The file may be untrusted, so references out of it are refused before they are followed.

@@ -7,6 +7,7 @@ marks pixels without a class.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -106,6 +107,8 @@ class Exporter(ABC):
         self._size = (0, 0)
         self._names: set[str] = set()
         require_new(self.target)
+        for name in classes.names:
+            _require_text(name, "class")
 
     def write(self, frame: LabelFrame) -> None:
         """Write the next frame.
@@ -118,6 +121,8 @@ class Exporter(ABC):
         video = relative_name(frame.video, "video")
         relative_name(frame.name, f"frame of video {video}")
         relative_name(frame.picture, f"picture of video {video}")
+        for name in (video, frame.name, frame.picture):
+            _require_text(name, "name")
         self._check_labels(frame)
         if video == self._video:
             if frame.name in self._names:
@@ -211,6 +216,15 @@ class Exporter(ABC):
                 f"video {frame.video}, frame {frame.name}: values {bad[:5].tolist()} are no train ids; expected "
                 f"0..{len(classes.names) - 1}, or {classes.ignore_label} for no class"
             )
+
+
+# What XML cannot hold, nor a line of a list.
+_NO_TEXT = re.compile("[\0-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
+
+def _require_text(name: str, what: str) -> None:
+    if _NO_TEXT.search(name):
+        raise ValueError(f"{what} {name!r} has characters that files of other tools cannot hold: rename it")
 
 
 class Spool:

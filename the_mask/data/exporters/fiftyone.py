@@ -23,7 +23,12 @@ class FiftyOneExporter(Exporter):
         for region in found:
             values[region.mask] = region.label + 1
         name = PurePosixPath(frame.picture).with_suffix(".png").as_posix()
-        write_picture(inside(self.folder, "labels", name), values, durable=False)
+        path = inside(self.folder, "labels", name)
+        if path.exists():
+            raise ValueError(
+                f"video {frame.video}, frame {frame.name}: the picture {frame.picture} is that of another frame"
+            )
+        write_picture(path, values, durable=False)
 
     def finish(self) -> None:
         targets = {str(i + 1): name for i, name in enumerate(self.classes.names)}

@@ -21,6 +21,7 @@ from the_mask.data.classes import distinct_colors
 from the_mask.data.clips import Clip
 from the_mask.data.io import read_image
 from the_mask.data.label_maps import as_label_array
+from the_mask.data.registry import require_known
 from the_mask.evaluation.metrics import confusion_matrix, iou_from_confusion
 from the_mask.inference.rendering.render import Palette, colorize, overlay, resize_labels
 from the_mask.inference.sinks import Sink
@@ -95,6 +96,7 @@ class ReportSink(Sink):
     """
 
     def __init__(self, dataset: str, name: str, pictures: int = 12) -> None:
+        require_known(dataset)
         metadata = MetadataCatalog.get(dataset)
         names = list(metadata.stuff_classes)
         colors = [tuple(map(int, c)) for c in metadata.get("stuff_colors") or distinct_colors(len(names))]

@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from the_mask.data.files import inside
 from the_mask.data.io import apply_label_table, read_image, read_label_raw
+from the_mask.data.registry import require_known
 from the_mask.inference.demo import LEGEND_SHARE, MIN_HEIGHT, save_picture
 from the_mask.inference.rendering import render
 from the_mask.inference.rendering.render import Labels, Palette, Picture
@@ -85,6 +86,7 @@ def compare_videos(
     Returns:
         Number of frames written.
     """
+    require_known(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     palette = Palette(metadata.stuff_classes, metadata.stuff_colors, metadata.ignore_label)
     table = metadata.label_table

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from av.video.stream import VideoStream
 
-from the_mask.data.files import sync_file, sync_folder
+from the_mask.data.files import check_writable, sync_file, sync_folder
 from the_mask.inference.live.frame_source import DEFAULT_FPS, Frame, FrameSource, TimedFrame, check_fps
 from the_mask.inference.live.sources import open_source
 from the_mask.inference.live.video_file import HD_LINES
@@ -246,32 +245,6 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def check_writable(path: Path, *others: Path) -> None:
-    """Check that a file can be written at a path, without writing it.
-
-    Args:
-        path: the file; missing folders would be created.
-        others: further files that will be written.
-
-    Raises:
-        ValueError: it is a folder, its parent is not a folder, the name is too long, or access is denied.
-    """
-    for name in (path, *others):
-        try:
-            if name.is_dir():
-                raise ValueError(f"output {path} is a folder; name a file in it")
-            os.stat(name)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise ValueError(f"output {path} cannot be written: {error.strerror}") from error
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise ValueError(f"output {path} cannot be written: {folder} is not a folder")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output {path} cannot be written: access to {folder} is denied")
 
 
 def _time_base(fps: Fraction, format_name: str) -> Fraction:
