@@ -10,7 +10,6 @@ import ctypes
 import gc
 import os
 import random
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -76,10 +75,14 @@ def number_of(image: np.ndarray) -> int:
 
 
 def resident() -> int:
-    """Memory of this process in bytes, after what is free was given back."""
+    """Memory of this process in bytes, after what is free was given back.
+
+    Without pages of files: the system takes those of libraries back when other processes need memory.
+    """
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem", "VmSwap"))
 
 
 def native_threads() -> int:
