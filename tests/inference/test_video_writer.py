@@ -259,3 +259,20 @@ def test_the_older_encoder_is_the_fallback(monkeypatch):
     assert best_encoder() in video_writer.ENCODERS
     monkeypatch.setattr(video_writer.av.codec, "Codec", Codec)
     assert best_encoder() == "mpeg4"
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """The second one would write into the same partial file."""
+    path, frame = tmp_path / "a.mp4", np.zeros((16, 16, 3), np.uint8)
+    with VideoWriter(path) as first:
+        first.write(frame)
+        second = VideoWriter(path)
+        with pytest.raises(ValueError, match=r"a\.mp4 is being written by another process"):
+            second.write(frame)
+        second.close()
+        first.write(frame)
+    with VideoWriter(path) as third:
+        third.write(frame)
+    with open_source(path) as source:
+        assert len(list(source.timed())) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]

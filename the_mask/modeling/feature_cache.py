@@ -110,8 +110,8 @@ class FeatureCache:
         self.hits += len(images) - len(missing)
         self.misses += len(missing)
         rows: list[dict[str, Tensor]] = [known[path] or {} for path in paths]
-        for path, row in zip(paths, rows, strict=True):
-            if {name: x.shape for name, x in row.items()} != {name: x.shape for name, x in rows[0].items()}:
+        for path, found in zip(paths, rows, strict=True):
+            if {name: x.shape for name, x in found.items()} != {name: x.shape for name, x in rows[0].items()}:
                 raise ValueError(f"{path} has other features than {paths[0]}; delete both, they will be computed again")
         return {name: torch.stack([row[name] for row in rows]).to(images.device, images.dtype) for name in rows[0]}
 

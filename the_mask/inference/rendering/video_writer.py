@@ -5,8 +5,10 @@ A frame is a uint8 array [H, W, 3], RGB.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +99,8 @@ class VideoWriter:
         check_writable(self.path, self._partial)
         self._time_base = _time_base(self.fps, self._format)
         self._container: Any = None
+        # The open partial file: two processes that wrote it at once would make a file that cannot be played.
+        self._lock: int | None = None
         self._stream: VideoStream | None = None
         self._sound_url = sound
         self._sound: SoundCopy | None = None
@@ -197,6 +201,13 @@ class VideoWriter:
 
     def _open(self, height: int, width: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"output {self.path} is being written by another process: name another file") from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): take care that nothing else writes it", self._partial, error)
         # Without the prefix a name such as 10:00.mp4 would be taken for a protocol.
         self._container = av.open(f"file:{self._partial}", "w", format=self._format)
         stream: Any = self._container.add_stream(self.encoder, rate=self.fps)
@@ -214,8 +225,16 @@ class VideoWriter:
             OSError: it cannot be finished (disk full); the unfinished file is removed, an older file of that name is
                 kept.
         """
-        if self._container is None or self._stream is None:
-            return
+        try:
+            if self._container is not None and self._stream is not None:
+                self._finish()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def _finish(self) -> None:
+        assert self._stream is not None
         try:
             if self._waiting is not None:
                 end = self._waiting[2]
