@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from the_mask.data.files import parse_json, read_json, read_text
+from the_mask.data.files import inside, parse_json, read_json, read_text
 from the_mask.data.importers.common import (
     Canvas,
     ImportReport,
@@ -203,11 +203,18 @@ def _ls_image(task: dict[str, Any], frames: Path | Pictures, where: str) -> Path
         prefix, _, rest = name.partition("-")
         # A picture's folder counts if it is there: frames of two videos may have one name.
         for candidate in (path, *(path.split("/", n)[-1] for n in range(1, path.count("/"))), name):
-            if candidate.strip("/") and (frames / candidate.strip("/")).is_file():
+            if _is_picture(frames, candidate.strip("/")):
                 return find_image(frames, candidate.strip("/"), where)
-        if len(prefix) == 8 and (frames / rest).is_file():
+        if len(prefix) == 8 and _is_picture(frames, rest):
             return find_image(frames, rest, where)
     raise FileNotFoundError(f"{where}: no picture of {values} is in {frames} (give its folder by --frames)")
+
+
+def _is_picture(frames: Path, name: str) -> bool:
+    try:
+        return inside(frames, name).is_file()
+    except ValueError:  # no name that a file can have, or of another folder
+        return False
 
 
 def _ls_name(url: str) -> str:
