@@ -249,7 +249,9 @@ def _check_states(states: Mapping[str, Mapping[str, Any]], parameters: Mapping[s
     for name, own in states.items():
         for key in keys:
             value = own.get(key, ...)
-            fits = value is None or (isinstance(value, (int, float)) and key not in tensors)
+            # SGD without momentum keeps None, for all parameters.
+            plain = isinstance(value, (int, float)) or (value is None and key == "momentum_buffer")
+            fits = plain and key not in tensors
             if isinstance(value, Tensor):
                 fits = value.numel() == 1 or value.shape == parameters[name].shape
             if not fits:
