@@ -346,7 +346,7 @@ def test_a_folder_and_weights_in_several_files(tmp_path: Path) -> None:
 
 
 def test_addresses_and_folders_without_weights(tmp_path: Path) -> None:
-    for address in ("https://example.org/w.pth", "hf://owner/model", "s3://bucket/w.pth"):
+    for address in ("https://example.org/w.pth", "hf://owner", "s3://bucket/w.pth"):
         with pytest.raises(ValueError, match="addresses are not read; download the file"):
             load_weights(Segmentor(), address)
     with pytest.raises(FileNotFoundError, match="it holds no weights file"):

@@ -85,14 +85,11 @@ class LoadReport:
         """One line if :attr:`fits`, else the whole table."""
         if not self.fits:
             return str(self)
-        anew = [name for name, _, _ in self.dropped if not DETERMINED.search(name)]
+        anew = [item for item in self.dropped if not DETERMINED.search(item[0])]
         found, total = len(self.loaded), len(self.loaded) + len(anew) + len(self.by_name)
         parts = [f"all {found} tensors loaded" if found == total else f"{found} of {total} tensors loaded"]
-        for what, names in (
-            ("class layers, started anew", anew),
-            ("class layers, rows copied by name", self.by_name),
-        ):
-            parts += [f"{what}: {_names(names)}"] if names else []
+        parts += [f"class layers, started anew: {_shapes(anew, 2)}"] if anew else []
+        parts += [f"class layers, rows copied by name: {_names(self.by_name)}"] if self.by_name else []
         parts += [f"{len(self.ignored)} of the file ignored"] if self.ignored else []
         return f"{self.path}: " + "; ".join([*parts, *self.notes])
 
