@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from stream_cases import rotate_in_place
 
-from the_mask.inference.live import sources
 from the_mask.inference.rendering import video_writer
 from the_mask.inference.rendering.video_writer import VideoWriter, best_encoder, fit_into, open_source
 
@@ -188,7 +187,7 @@ class FakeCapture:
 
 @pytest.mark.parametrize("index", [0, "0"])
 def test_camera(monkeypatch, index):
-    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
     with open_source(index) as source:
         frames = list(source)
     assert (source.num_frames, source.fps, source.name) == (None, 15, "camera 0")
@@ -196,7 +195,7 @@ def test_camera(monkeypatch, index):
 
 
 def test_no_such_camera(monkeypatch):
-    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
     with pytest.raises(FileNotFoundError, match="camera 7 cannot be opened"):
         open_source("7")
 
