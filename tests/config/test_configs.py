@@ -203,7 +203,7 @@ def test_backbone_fragments_fit_every_family(base, fragment, tmp_path):
     with torch.device("meta"):
         model = build_model_on(cfg, "meta")
     backbone = getattr(model, "segmentor", model).backbone
-    assert type(backbone).__name__ == "TimmBackbone"
+    assert type(backbone).__name__ == "EfficientNetLite"
     assert backbone.output_shape()["res5"].stride == 32
 
 

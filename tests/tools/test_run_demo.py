@@ -72,7 +72,7 @@ def test_foreign_data_set_is_left_alone(tool, arguments, tmp_path, capsys):
 
 
 def test_configs_of_different_data_sets_are_refused_before_anything_is_made(tool, arguments, tmp_path, capsys):
-    assert tool.main([*arguments, "--longer-config", "moving_shapes/v3_1f_longer"]) == 1
+    assert tool.main([*arguments[:3], "moving_shapes/v3_1f_longer", *arguments[4:]]) == 1
     printed = capsys.readouterr().err
     assert "moving_shapes_v3_val" in printed
     assert "--longer-config" in printed

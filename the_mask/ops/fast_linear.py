@@ -51,7 +51,7 @@ def is_amd() -> bool:
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """``F.linear``, then ``F.gelu`` if asked for: x [..., K], weight [N, K], bias [N] -> [..., N]."""
-    size = x.numel() * weight.shape[0]
+    size = 0 if _captured() else x.numel() * weight.shape[0]
     if size >= LEAST_PRODUCT and _fast(x, weight):
         # The GELU is in the same pass over the result.
         return _by_onednn(x, weight, bias, "gelu" if gelu else "none")
@@ -94,7 +94,7 @@ def _wants_gradients(*tensors: Tensor | None) -> bool:
 
 def fast_product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``: a [..., M, K], b [..., K, N] -> [..., M, N], leading axes broadcast."""
-    size = a.shape[-2] * b.shape[-2] * b.shape[-1]
+    size = 0 if _captured() else a.shape[-2] * b.shape[-2] * b.shape[-1]
     if not (size >= LEAST_TRAINED and _wants_gradients(a, b)) and not (size >= LEAST_PRODUCT and _fast(a, b)):
         return a @ b
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -102,6 +102,11 @@ def fast_product(a: Tensor, b: Tensor) -> Tensor:
     products = [fast_linear(x.contiguous(), y.t()) for x, y in zip(*many, strict=True)]
     whole = products[0][None] if len(products) == 1 else torch.stack(products)
     return whole.view(*batch, *whole.shape[-2:])
+
+
+def _captured() -> bool:
+    # Then sizes may be symbols, and comparing them would tie the program to sizes on one side.
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _fast(x: Tensor, weight: Tensor) -> bool:
