@@ -307,6 +307,30 @@ def test_expressions_that_are_none(text):
         check_expression(text)
 
 
+class WithBlock(Plain):
+    """A part of it is a block of its own in the program."""
+
+    def group_scores(self, images, num_frames):
+        scores = self.conv(images)
+        with torch.autocast(images.device.type, enabled=False):
+            scores = scores.float().softmax(dim=1)
+        yield scores
+
+
+def test_blocks_of_a_program_are_looked_at(tmp_path):
+    export_package(WithBlock().eval(), tmp_path / "out", SIZE, kinds=["image"], formats=["torch"])
+    path = tmp_path / "out" / "image.pt2"
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(PROGRAM))
+        program = archive.read(name)
+    assert b"torch.ops.higher_order.wrap_with_autocast" in program
+    inside = b"torch.ops.aten.softmax.int"
+    assert program.count(inside) == 1
+    rewritten(path, {PROGRAM: program.replace(inside, b"torch.serialization.os.system")})
+    with pytest.raises(UnsafePackageError, match=r"calls 'torch\.serialization"):
+        open_torch(path)
+
+
 def test_functions():
     for target in ("torch.ops.aten.conv2d.default", "_operator.getitem", "torch.sym_max", "math.ceil"):
         check_function(target)

@@ -37,6 +37,8 @@ PROGRAM, EXAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 FUNCTIONS = re.compile(
     r"_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_)"
     r"|torch\.sym_(int|float|max|min|not|ite|sum)|math\.(ceil|floor|trunc|sqrt)"
+    # A block of the same graph, whose own calls are looked at like all others.
+    r"|torch\.ops\.higher_order\.wrap_with_autocast"
 )
 OPERATOR = re.compile(r"torch\.ops\.(aten|prims)\.(\w+)\.(\w+)")
 # Names in expressions of sizes.
