@@ -92,7 +92,9 @@ def open_container(url: str, live: bool = False) -> Any:
     timeout = NETWORK_TIMEOUT if "://" in url else None
     try:
         # A title in another encoding must not make a video unreadable.
-        return av.open(url, options=options, timeout=timeout, metadata_errors="replace")
+        # PyAV 19 has no such argument: it reads what is not UTF-8 without an error.
+        lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        return av.open(url, options=options, timeout=timeout, **lenient)
     except (av.error.FFmpegError, OSError) as error:
         name = url.removeprefix("file:")
         raise ValueError(f"video {name} cannot be opened, it is truncated or not a video: {error}") from error
