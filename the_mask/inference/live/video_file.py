@@ -93,7 +93,7 @@ def open_container(url: str, live: bool = False) -> Any:
     try:
         # A title in another encoding must not make a video unreadable.
         # PyAV 19 has no such argument: it reads what is not UTF-8 without an error.
-        lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         return av.open(url, options=options, timeout=timeout, **lenient)
     except (av.error.FFmpegError, OSError) as error:
         name = url.removeprefix("file:")
