@@ -384,7 +384,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds}: quartiles need at least 2")
     if args.worker:
         serve(Candidate(**json.loads(args.worker)), args)
         return 0
