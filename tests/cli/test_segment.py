@@ -13,8 +13,10 @@ from pycocotools.coco import COCO
 from the_mask import models
 from the_mask.cli import main
 from the_mask.config import load_config
+from the_mask.data.clips import Clip
 from the_mask.inference import StreamingSegmentor
 from the_mask.inference.rendering.video_writer import open_source
+from the_mask.inference.sinks import LabelFolder
 from the_mask.inference.stream import build_random
 from the_mask.weights.packing import pack_model
 from the_mask.weights.pretrained import save_pretrained
@@ -116,6 +118,10 @@ def test_models_by_name_by_folder_and_by_default(cfg, folder, expected, tmp_path
         (["-o", "full"], "full holds PNGs already"),
         (["-o", "a.mp4", "--alpha", "2"], "--alpha 2.0"),
         (["-o", "a.mp4", "--model", "smal-one"], "no model 'smal-one'"),
+        (["a.mp4"], "a.mp4: one INPUT at a time, outputs are given with -o"),
+        (["b.mp4", "c.mp4", "-o", "a.mp4"], "b.mp4: one INPUT at a time"),
+        (["-o", "a.mp4", "--max-frames", "-1"], "--max-frames -1: expected 1 or more"),
+        (["-o", "a.mp4", "MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu': expected auto, cpu or cuda"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(cfg, folder, tmp_path, monkeypatch, capsys, words, message):
@@ -128,6 +134,39 @@ def test_what_is_wrong_is_said_in_one_line(cfg, folder, tmp_path, monkeypatch, c
     assert message in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_label_maps_do_not_go_into_the_input(cfg, folder, tmp_path, capsys):
+    words = ["--config", CONFIG, "--weights", cfg.MODEL.WEIGHTS, *SIZES]
+    tree = tmp_path / "video"
+    (tree / "origin").mkdir(parents=True)
+    for file in folder.iterdir():
+        Image.open(file).save(tree / "origin" / f"{file.stem}.jpg")
+    for output in (tree, tree / "origin"):
+        assert main(["segment", str(tree), "-o", f"{output}/", *words]) == 1
+        assert "is the input, whose frames the label maps would be" in capsys.readouterr().err
+    assert sorted(path.suffix for path in tree.rglob("*") if path.is_file()) == [".jpg"] * FRAMES
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_model_of_a_gpu_says_what_to_set(cfg, folder, tmp_path, capsys):
+    words = ["segment", str(folder), "-o", f"{tmp_path}/a.mp4", "--config", CONFIG, "--weights", cfg.MODEL.WEIGHTS]
+    assert main([*words, "MODEL.DEVICE", "cuda"]) == 1
+    assert "no usable GPU; set MODEL.DEVICE cpu" in capsys.readouterr().err
+
+
+def test_two_programs_do_not_share_a_label_folder(tmp_path):
+    labels = [[np.zeros((2, 3), np.uint8)]]
+    first, second, late = (LabelFolder.of_video(tmp_path / "labels", 11) for _ in range(3))
+    first.process([Clip(frame_ids=["0"])], labels)
+    with pytest.raises(ValueError, match="is being written by another process"):
+        second.process([Clip(frame_ids=["0"])], labels)
+    first.close()
+    second.close()
+    with pytest.raises(ValueError, match="holds PNGs already"):
+        late.process([Clip(frame_ids=["1"])], labels)
+    late.close()
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["0.png"]
 
 
 def test_annotations_while_segmenting(cfg, folder, expected, tmp_path, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from the_mask.data.files import atomic_write
-from the_mask.data.whole_folder import whole_folder
+from the_mask.data.whole_folder import lock_folder, whole_folder
 
 KILLED = """
 import os, signal, sys
@@ -95,6 +95,26 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     with whole_folder(Path(".")) as partial:
         (partial / "here").touch()
     assert os.listdir(folder) == ["here"]
+
+
+def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    other = tmp_path / "made.partial-1"  # that of a process in another container
+    other.mkdir()
+    lock = lock_folder(other)
+    assert lock is not None
+    with pytest.raises(FileExistsError, match="is being made by another process"), whole_folder(folder, new=True):
+        pass
+    os.close(lock)
+
+    def fill() -> None:
+        with whole_folder(folder, new=True):
+            folder.mkdir()
+            (folder / "of another").touch()
+
+    with pytest.raises(FileExistsError, match="is there already and not empty"):
+        fill()
+    assert os.listdir(folder) == ["of another"]
 
 
 def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path: Path) -> None:

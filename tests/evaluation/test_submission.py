@@ -1,5 +1,7 @@
 """Predictions of a data set as PNGs, resumed and in several settings."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 from tree_fixtures import write_frame
 
 from the_mask.data import register_video_tree
+from the_mask.data.whole_folder import lock_folder
 from the_mask.evaluation import evaluate_dataset, evaluate_predictions
 from the_mask.evaluation.submission import predict_dataset
 from the_mask.inference import sinks
@@ -135,6 +138,20 @@ def test_two_runs_cannot_mix(model, tmp_path):
         predict_dataset(config(), model, NAME, tmp_path / "unknown")
     # What changes no prediction may differ.
     assert predict_dataset(config("OUTPUT_DIR", "elsewhere"), model, NAME, tmp_path) == 0
+
+
+@pytest.mark.parametrize("keys", [[], ["TEST.SAVE_SCORES"]])
+def test_two_runs_do_not_write_at_once(model, tmp_path, keys):
+    lock = lock_folder(tmp_path)
+    assert lock is not None
+    changes = [word for key in keys for word in (key, str(tmp_path))]
+    with pytest.raises(ValueError, match="is being written by another process"):
+        predict_dataset(config(*changes), model, NAME, tmp_path / "pred" if keys else tmp_path)
+    key = keys[0] if keys else "TEST.SAVE_PREDICTIONS"
+    with pytest.raises(ValueError, match="is being written by another process"):
+        evaluate_dataset(config(key, str(tmp_path)), model, NAME)
+    os.close(lock)
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_retrained_weights_are_another_run(model, tmp_path):

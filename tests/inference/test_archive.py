@@ -305,7 +305,7 @@ def test_the_command(tmp_path, weights, capsys, monkeypatch):
         (["-o", "a", "--annotations", "cvat-masks", "x"], "--annotations is for one video"),
         ([], "--manifest takes one -o"),
         (["-o", "a", "--workers", "-1"], "--workers -1: expected 0 or more"),
-        (["-o", "a", "drive.mp4"], "odd number of words"),
+        (["-o", "a", "drive.mp4"], "drive.mp4: --manifest names the inputs"),
         (["-o", "a"], "line 1: not JSON"),
     ],
 )

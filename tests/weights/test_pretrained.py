@@ -460,6 +460,12 @@ def test_a_newer_state_is_seen_when_it_is_asked_for(hub, cfg, folder):
 def test_what_can_be_wrong_on_a_hub(hub, folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match="the hub has no model owner/nothing, or it is private"):
         fetch_pretrained("owner/nothing", endpoint=hub.address)
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(
+            FileNotFoundError, match=r"owner/nothing: there is no such folder here, .* cannot be reached"
+        ):
+            fetch_pretrained("owner/nothing", endpoint=hub.address)
     push_to_hub(folder, "owner/my-model", endpoint=hub.address)
     with pytest.raises(FileNotFoundError, match="has no branch, tag or commit 'v9'"):
         fetch_pretrained("owner/my-model", "v9", endpoint=hub.address)

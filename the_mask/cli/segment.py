@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     style = DemoStyle(alpha=args.alpha, legend=not args.no_legend, show_input=args.show_input)
     if not 0 <= style.alpha <= 1:
         raise ValueError(f"--alpha {style.alpha}: expected 0 (frame only) to 1 (colours only)")
+    if args.max_frames < 0:
+        raise ValueError(f"--max-frames {args.max_frames}: expected 1 or more, or 0 for all")
     many = not args.as_tool and args.manifest is not None
     if many:
         _archive.check(args)
@@ -99,6 +101,10 @@ def run(args: argparse.Namespace) -> int:
             args.opts, args.source = [args.source, *args.opts], None
     if not many and args.source is None:
         raise ValueError("INPUT is missing: a video, folder, URL or camera index, or --manifest for many videos")
+    stray = next((word for word in args.opts[::2] if not word.isupper()), None)
+    if stray is not None:
+        what = "--manifest names the inputs" if many else "one INPUT at a time"
+        raise ValueError(f"{stray}: {what}, outputs are given with -o, and config overrides as pairs of KEY and VALUE")
     cfg, palette = _model.model_and_palette(args)
     if many:
         return _archive.run(args, cfg, palette, args.model or args.config_file or _model.default_model())
@@ -111,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         VideoWriter(video)
     problem = logging.getLogger("the_mask.cli.segment").warning
     with interrupted_by_signals(), open_source(args.source, args.fps, on_problem=problem) as source:
-        check_outputs(source, palette, video, args.contact_sheet, style)
+        check_outputs(source, palette, video, args.contact_sheet, style, sinks)
         sinks += [AnnotationSink(exporter, source) for exporter in exporters]
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
         runtimes = _options.use_backend(args, segmentor, list(palette.names))

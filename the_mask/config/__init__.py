@@ -116,7 +116,9 @@ def _merge_tree(cfg: CfgNode, tree: dict[str, Any], label: str) -> None:
 
 def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
     if len(overrides) % 2:
-        raise ValueError(f"overrides come as KEY VALUE pairs, got an odd number of words: {overrides}")
+        # Keys are written in capitals: what is not stands in the place of one, or else the last word has no value.
+        stray = next((word for word in overrides[::2] if not str(word).isupper()), overrides[-1])
+        raise ValueError(f"overrides come as KEY VALUE pairs, got an odd number of words: {stray!r} belongs to no pair")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import itertools
 import logging
 import os
@@ -21,6 +22,10 @@ _LEFT = re.compile(rf"\.({PARTIAL}|{OLD})-(\d{{1,18}})(-\d+)?")
 _numbers = itertools.count(1)
 
 
+class FolderInUseError(ValueError):
+    """Another process, or another part of this one, is writing to the folder."""
+
+
 def require_new(folder: Path) -> None:
     """Raise unless a folder can be made: there is none, or an empty one, which can be replaced.
 
@@ -34,26 +39,35 @@ def require_new(folder: Path) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, new: bool = False) -> Iterator[Path]:
     """Make a folder under a temporary name; it gets its name, and replaces an older one, when it is complete.
 
     What killed processes have left of earlier attempts is removed first. If one was killed while it replaced an older
     folder, that gets its name back.
+
+    Args:
+        folder: what will be there.
+        new: it must not replace anything (:func:`require_new`), also nothing that another process makes meanwhile.
 
     Yields:
         where to write meanwhile, next to the folder. After an error nothing of it is left, and an older folder is as it
         was.
 
     Raises:
-        FileExistsError: this process is making the folder already.
+        FileExistsError: this process is making the folder already; or, if it has to be new, another one is.
     """
     # Not with_name: the folder may be ".", or end with "..".
     target = folder.resolve()
+    if new:
+        require_new(target)
+        _refuse_others(target)
     old = target.with_name(f"{target.name}.{OLD}-{os.getpid()}")
     with partial_folder(target, f"{os.getpid()}") as partial:
         yield partial
         # Once for all files, which atomic_write need not do for each of them.
         os.sync()
+        if new:
+            require_new(target)
         try:
             if target.exists():
                 target.rename(old)
@@ -86,6 +100,15 @@ def partial_folder(target: Path, owner: str = "") -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:
+            os.close(lock)
+
+
+def _refuse_others(target: Path) -> None:
+    for path in target.parent.glob(f"{glob.escape(target.name)}.{PARTIAL}-*") if target.parent.is_dir() else ():
+        if _LEFT.fullmatch(path.name.removeprefix(target.name)) and path.is_dir() and not path.is_symlink():
+            lock = _lock(path)
+            if lock is None:
+                raise FileExistsError(f"{target} is being made by another process (in {path.name}): name a new folder")
             os.close(lock)
 
 
@@ -126,15 +149,28 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _lock(folder: Path) -> int | None:
-    """Open and lock a folder; None if another process holds it, or it is a symbolic link or cannot be locked."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
+def lock_folder(folder: Path) -> int | None:
+    """Open a folder and lock it until the descriptor is closed or the process ends; None where locks do not work.
+
+    Raises:
+        FolderInUseError: it is locked already. OSError: no such folder, or a symbolic link.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError as error:
         os.close(descriptor)
+        raise FolderInUseError(f"{folder} is being written by another process: name another folder") from error
+    except OSError as error:
+        os.close(descriptor)
+        logger.warning("%s cannot be locked (%s): take care that nothing else writes there", folder, error)
         return None
     return descriptor
+
+
+def _lock(folder: Path) -> int | None:
+    """Like :func:`lock_folder`, but None for whatever prevents it."""
+    try:
+        return lock_folder(folder)
+    except (FolderInUseError, OSError):
+        return None

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -18,6 +17,7 @@ from the_mask.data.class_names import config_classes
 from the_mask.data.files import check_writable
 from the_mask.engine.trackers import tracker_problems
 from the_mask.inference.compose import config_problems
+from the_mask.modeling.build import device_problem
 from the_mask.modeling.pixel.distillation import missing_teacher
 from the_mask.weights.reading import locate_weights
 
@@ -102,13 +102,9 @@ def _seldom_meant(cfg: CfgNode) -> Iterable[str]:
 
 
 def _check_device(cfg: CfgNode) -> Iterable[str]:
-    try:
-        device = torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError:
-        yield f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: expected auto, cpu or cuda"
-        return
-    if device.type == "cuda" and not torch.cuda.is_available():
-        yield f"MODEL.DEVICE {cfg.MODEL.DEVICE}: this machine has no usable GPU; set MODEL.DEVICE cpu"
+    problem = device_problem(cfg.MODEL.DEVICE)
+    if problem:
+        yield problem
 
 
 def _check_report(cfg: CfgNode, world_size: int) -> Iterable[str]:

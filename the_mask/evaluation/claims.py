@@ -6,8 +6,10 @@ So a resumed run only continues a folder made with the same weights from the sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import nn
 from the_mask.config import load_config
 from the_mask.data.files import file_digest, read_json, remove_leftovers, write_json
 from the_mask.data.registry import Record
+from the_mask.data.whole_folder import lock_folder
 from the_mask.modeling.digest import weights_digest
 
 INDEX = "predictions.json"
@@ -75,6 +78,37 @@ def claim_folder(folder: Path, claim: dict[str, str], suffix: str = ".png") -> N
     problem = comm.all_gather(problem)[0]
     if problem:
         raise ValueError(problem)
+
+
+@contextmanager
+def alone_in(*folders: Path | None) -> Iterator[None]:
+    """Inside the block no other run writes into these folders; None are left out. Collective.
+
+    Args:
+        folders: created if needed.
+
+    Raises:
+        ValueError: another run is writing there.
+    """
+    problem: str | None = None
+    locks: list[int | None] = []
+    if comm.is_main_process():
+        try:
+            for folder in {folder.resolve() for folder in folders if folder is not None}:
+                folder.mkdir(parents=True, exist_ok=True)
+                locks.append(lock_folder(folder))
+        # The other processes wait for the result.
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    try:
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise ValueError(problem)
+        yield
+    finally:
+        for lock in locks:
+            if lock is not None:
+                os.close(lock)
 
 
 def disclaim(folder: str | Path) -> None:

@@ -16,7 +16,7 @@ from the_mask.data import get_records
 from the_mask.data.class_names import check_classes
 from the_mask.data.label_maps import raw_values_of_classes
 from the_mask.data.video_tree import Record
-from the_mask.evaluation.claims import disclaim
+from the_mask.evaluation.claims import alone_in, disclaim
 from the_mask.evaluation.evaluator import VideoSemSegEvaluator
 from the_mask.evaluation.html import ReportSink, write_report
 from the_mask.evaluation.keyframe import evaluate_keyframes
@@ -43,6 +43,11 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
         ValueError, FileNotFoundError: unknown data set, classes that do not fit the model, or bad files (named).
     """
     check_classes(cfg, [dataset_name])
+    with alone_in(*(Path(folder) if folder else None for folder in (cfg.TEST.SAVE_PREDICTIONS, cfg.TEST.SAVE_SCORES))):
+        return _evaluate(cfg, model, dataset_name)
+
+
+def _evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str) -> OrderedDict[str, dict[str, float]]:
     records = get_records(dataset_name)
     plain = unwrap(model)
     evaluator = build_evaluator(cfg, dataset_name, records, _device(plain))

@@ -14,7 +14,7 @@ from the_mask.data import get_records
 from the_mask.data.class_names import check_classes
 from the_mask.data.label_maps import raw_values_of_classes
 from the_mask.data.video_tree import Record
-from the_mask.evaluation.claims import claim_folder, make_claim
+from the_mask.evaluation.claims import alone_in, claim_folder, make_claim
 from the_mask.evaluation.loop import predict_videos, unlabelled, unwrap
 from the_mask.inference.saved_scores import score_path
 from the_mask.inference.sinks import LabelFolder
@@ -43,14 +43,19 @@ def predict_dataset(
         Number of frames predicted in this call, by this process.
 
     Raises:
-        ValueError: unknown ``values``, or the folder has predictions of other weights, frames, config or ``values``.
+        ValueError: unknown ``values``, or the folder has predictions of other weights, frames, config or ``values``,
+            or another run is writing there.
     """
     if values not in VALUES:
         raise ValueError(f"values {values!r}: expected one of {', '.join(VALUES)}")
     check_classes(cfg, [dataset_name])
-    folder = Path(folder)
-    plain, records = unwrap(model), get_records(dataset_name)
     scores = Path(cfg.TEST.SAVE_SCORES) if cfg.TEST.SAVE_SCORES else None
+    with alone_in(Path(folder), scores):
+        return _predict(cfg, model, dataset_name, Path(folder), scores, values)
+
+
+def _predict(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path, scores: Path | None, values: str) -> int:
+    plain, records = unwrap(model), get_records(dataset_name)
     claim = make_claim(cfg, plain, dataset_name, records, values)
     claim_folder(folder, claim)
     if scores is not None:

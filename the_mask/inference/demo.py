@@ -31,7 +31,7 @@ from the_mask.inference.live.many_streams import StreamEngine, StreamResult
 from the_mask.inference.rendering import render
 from the_mask.inference.rendering.render import Labels, Palette, Picture
 from the_mask.inference.rendering.video_writer import FrameSource, VideoWriter, fit_into
-from the_mask.inference.sinks import Sink
+from the_mask.inference.sinks import LabelFolder, Sink
 from the_mask.modeling.stream import Stream
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,9 @@ def run_demo(
         OSError: the output cannot be written.
     """
     style = style or DemoStyle()
-    check_outputs(source, palette, output, contact_sheet, style)
+    if max_frames < 0:
+        raise ValueError(f"max_frames {max_frames}: expected 1 or more, or 0 for all")
+    check_outputs(source, palette, output, contact_sheet, style, sinks)
     if audio not in AUDIO:
         raise ValueError(f"audio {audio!r}: expected one of {', '.join(AUDIO)}")
     annotator = FrameAnnotator(palette, style, source.fps)
@@ -264,8 +266,12 @@ def check_outputs(
     output: str | Path | None,
     contact_sheet: str | Path | None = None,
     style: DemoStyle | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> None:
     """Check the names and the size of the outputs before any work is done.
+
+    Args:
+        source, palette, output, contact_sheet, style, sinks: see :func:`run_demo`.
 
     Raises:
         ValueError: an unknown suffix, a folder, a path that cannot be written, the input itself, or a size that the
@@ -288,6 +294,10 @@ def check_outputs(
     for path in (Path(given) for given in (output, contact_sheet) if given is not None):
         if source.path is not None and path.exists() and os.path.samefile(path, source.path):
             raise ValueError(f"output {path} is the input, which it would replace; choose another name")
+    inputs = [source.path.resolve(), source.path.resolve() / "origin"] if source.path is not None else []
+    for sink in sinks:
+        if isinstance(sink, LabelFolder) and sink.folder.resolve() in inputs:
+            raise ValueError(f"output {sink.folder} is the input, whose frames the label maps would be; choose another")
 
 
 def palette_from_config(cfg: CfgNode, dataset_name: str = "") -> Palette:

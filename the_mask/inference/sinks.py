@@ -13,6 +13,7 @@ import numpy as np
 from the_mask.data.clips import Clip
 from the_mask.data.files import write_json
 from the_mask.data.label_maps import as_label_array, save_label_map
+from the_mask.data.whole_folder import lock_folder
 
 # When files wait for the disk, which takes tens of milliseconds: each one, as work that can be resumed needs; all
 # together when the sink is closed; or never, because the caller flushes the folder.
@@ -51,6 +52,9 @@ class LabelFolder(Sink):
         flush: Flush = "each",
     ) -> None:
         self.folder, self.raw_values, self.colors, self.flush = Path(folder), list(raw_values), colors, flush
+        # Of a folder for a single video, from its first frame on: two programs would mix their frames.
+        self._alone = False
+        self._lock: int | None = None
 
     @classmethod
     def of_video(
@@ -73,20 +77,28 @@ class LabelFolder(Sink):
         """
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"output {folder} is a file; label maps go into a folder")
-        if folder.is_dir() and next(folder.glob("*.png"), None) is not None:
-            raise ValueError(
-                f"output {folder} holds PNGs already, which would be mixed with the new ones; choose another"
-            )
+        _refuse_pngs(folder)
         if colors is not None and num_classes > 256:
             raise ValueError(f"a PNG has at most 256 colours, and there are {num_classes} classes")
-        return cls(folder, range(num_classes), colors, flush)
+        sink = cls(folder, range(num_classes), colors, flush)
+        sink._alone = True
+        return sink
+
+    def _claim(self) -> None:
+        self._alone = False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.folder.resolve())
+        # Another program may have filled it since it was looked at.
+        _refuse_pngs(self.folder)
 
     def process(self, clips: Sequence[Clip], predictions: Sequence[Any]) -> None:
         """Write the label maps [H, W] of some clips.
 
         Raises:
-            ValueError: a name that leads out of the folder.
+            ValueError: a name that leads out of the folder, or another program writes label maps there.
         """
+        if self._alone:
+            self._claim()
         for clip, maps in zip(clips, predictions, strict=True):
             video = [clip.video_id] if clip.video_id else []
             for frame_id, labels in zip(clip.frame_ids, maps, strict=True):
@@ -98,6 +110,14 @@ class LabelFolder(Sink):
         """Flush the files that were not flushed one by one."""
         if self.flush == "close":
             os.sync()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _refuse_pngs(folder: Path) -> None:
+    if folder.is_dir() and next(folder.glob("*.png"), None) is not None:
+        raise ValueError(f"output {folder} holds PNGs already, which would be mixed with the new ones; choose another")
 
 
 class ClassShares(Sink):

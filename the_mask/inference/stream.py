@@ -84,7 +84,6 @@ class StreamingSegmentor(MultiView):
 
         Raises:
             ValueError, FileNotFoundError, ModuleNotFoundError: see :func:`the_mask.inference.load.load`.
-            OSError: the hub cannot be reached.
         """
         if backend not in BACKENDS:  # before the weights are read
             raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")

@@ -41,8 +41,7 @@ def fetch_pretrained(
 
     Raises:
         ModuleNotFoundError: huggingface_hub is not installed.
-        FileNotFoundError: no such model, revision or file there.
-        OSError: the hub cannot be reached.
+        FileNotFoundError: no such model, revision or file there, or the hub cannot be reached.
     """
     hub = hub_client()
     found = []
@@ -54,6 +53,11 @@ def fetch_pretrained(
             logger.info("%s: %s comes from %s", repo_id, name, endpoint or hub.constants.ENDPOINT)
             try:
                 place = hub.hf_hub_download(repo_id, name, **arguments)
+            except hub.errors.LocalEntryNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{repo_id}: there is no such folder here, and as a model of the hub it was not fetched before and "
+                    f"{endpoint or hub.constants.ENDPOINT} cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+                ) from error
             except hub.errors.RepositoryNotFoundError as error:
                 raise FileNotFoundError(
                     f"the hub has no model {repo_id}, or it is private and you are not logged in (hf auth login)"

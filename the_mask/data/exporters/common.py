@@ -138,7 +138,7 @@ class Exporter(ABC):
                 if last is not None:
                     self.end(last)
                 else:
-                    self.folder = whole.enter_context(whole_folder(self.target))
+                    self.folder = whole.enter_context(whole_folder(self.target, new=True))
                 height, width = frame.labels.shape
                 self._size, self._names = (height, width), set()
                 self.report.videos += 1

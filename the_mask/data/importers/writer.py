@@ -141,7 +141,7 @@ def import_dataset(
         raise ValueError(f"frames come from the folder {given['frames']} or from the video {video}, not from both")
     name = name or output.resolve().name
     with ExitStack() as stack:
-        tree = stack.enter_context(whole_folder(output))
+        tree = stack.enter_context(whole_folder(output, new=True))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=tree)))
         root = source
         if source.suffix.lower() == ".zip" and format != "video":

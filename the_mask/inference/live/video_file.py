@@ -96,8 +96,11 @@ def open_container(url: str, live: bool = False) -> Any:
         lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         return av.open(url, options=options, timeout=timeout, **lenient)
     except (av.error.FFmpegError, OSError) as error:
+        reason = error.strerror or error
+        if timeout is not None:
+            raise ValueError(f"video {url} cannot be opened: nothing answers there, or no video: {reason}") from error
         name = url.removeprefix("file:")
-        raise ValueError(f"video {name} cannot be opened, it is truncated or not a video: {error}") from error
+        raise ValueError(f"video {name} cannot be opened, it is truncated or not a video: {reason}") from error
 
 
 class _Shown(NamedTuple):
