@@ -180,6 +180,8 @@ def serve(candidate: Candidate, args: argparse.Namespace) -> None:
     if candidate.mode == "channels_last":
         network, frame = network.to(memory_format=torch.channels_last), frame.to(memory_format=torch.channels_last)
     run: Any = torch.compile(network) if candidate.mode == "compile" else network
+    # Before "auto", whose parts hide them.
+    parameters = sum(p.numel() for p in network.parameters())
     chosen: object = ""
     if candidate.mode == "auto":
         from the_mask.inference.runtimes import use_runtime
@@ -199,7 +201,6 @@ def serve(candidate: Candidate, args: argparse.Namespace) -> None:
         Path("/proc/self/clear_refs").write_text("5")
     else:
         once()
-    parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"parameters": parameters, "chosen": str(chosen)}), flush=True)
     for line in sys.stdin:
         command, _, path = line.strip().partition(" ")
@@ -269,13 +270,7 @@ def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
 
 
 def measure(candidates: Sequence[Candidate], args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Time candidates alternately, and measure the memory of each alone. Ratios refer to the first one."""
-    memory = []
-    for candidate in candidates:
-        worker = Worker(candidate, args, memory=True)
-        worker.ask("run")
-        memory.append(worker.ask("run")["peak"])
-        worker.close()
+    """Time candidates alternately, then measure the memory of each alone. Ratios refer to the first one."""
     workers = [Worker(candidate, args) for candidate in candidates]
     outputs = []
     for i, worker in enumerate(workers):
@@ -285,6 +280,15 @@ def measure(candidates: Sequence[Candidate], args: argparse.Namespace, folder: P
     for _ in range(args.rounds):
         for found, worker in zip(times, workers, strict=True):
             found.append(worker.ask("run")["seconds"])
+    for worker in workers:
+        worker.close()
+    # After the timing: under the allocator of this part, PyTorch is slow, and "auto" would keep what it chose there.
+    memory = []
+    for candidate in candidates:
+        worker = Worker(candidate, args, memory=True)
+        worker.ask("run")
+        memory.append(worker.ask("run")["peak"])
+        worker.close()
     rows = []
     for worker, found, peak, output in zip(workers, times, memory, outputs, strict=True):
         same = len(output) == len(outputs[0]) and all(a.shape == b.shape for a, b in zip(output, outputs[0]))
@@ -303,7 +307,6 @@ def measure(candidates: Sequence[Candidate], args: argparse.Namespace, folder: P
                 "difference": difference(output, outputs[0]) if same and weights else None,
             }
         )
-        worker.close()
     return rows
 
 

@@ -183,13 +183,27 @@ def test_training_runs_the_original():
         assert not segmentor.model.image_logits(image).requires_grad
 
 
-def test_state_dict_keys_stay():
-    segmentor = streaming("gsvnet_debug")
-    keys = set(segmentor.model.state_dict())
-    use_runtime(segmentor.model, "eager")
-    assert {key for key in segmentor.model.state_dict() if key.startswith("segmentor.")} == {
-        key for key in keys if key.startswith("segmentor.")
-    }
+@pytest.mark.parametrize("name", ["gsvnet_debug", "the_mask_debug_video", "decoderA_debug"])
+def test_weights_stay_where_they_are(name):
+    segmentor = streaming(name)
+    keys, modules = list(segmentor.model.state_dict()), list(segmentor.model.modules())
+    for _ in range(2):  # a second call replaces the first one's parts
+        use_runtime(segmentor.model, "eager")
+        assert list(segmentor.model.state_dict()) == keys
+        assert list(segmentor.model.modules()) == modules
+
+
+def test_new_weights_end_the_sessions():
+    segmentor, other, frames = streaming("gsvnet_debug"), streaming("gsvnet_debug"), video(3)
+    with torch.no_grad():
+        for x in other.model.parameters():
+            x.add_(0.1 * torch.randn(x.shape))
+    expected = run(other, frames)
+    report = use_runtime(segmentor.model, "eager")
+    run(segmentor, frames)
+    segmentor.model.load_state_dict(other.model.state_dict())
+    assert_equal(run(segmentor, frames), expected)
+    assert len(report.chosen) == 2
 
 
 class Branches(nn.Module):

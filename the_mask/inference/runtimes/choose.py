@@ -132,20 +132,24 @@ def use_runtime(
     report = RuntimeReport()
     chooser = _Chooser(backend, precision, cache or RuntimeCache(), report)
     model.eval()
-    parts = model.runtime_parts()
-    if not parts:
+    names = model.runtime_parts()
+    if not names:
         reason = f"{type(model).__name__} does not say which of its parts other runtimes can run"
         if backend != "auto":
             raise ValueError(f"backend {backend}: {reason}")
         report.left_out["everything but PyTorch"] = reason
         _logger.warning("%s; PyTorch runs it", reason)
-    for owner, name in parts:
-        _restore(owner, name)
+    parts: list[Part] = []
+    for owner, name in names:
+        module, function = _method(owner, name)
+        earlier = vars(module).get(function)
+        if isinstance(earlier, Part):
+            earlier.remove()
         if device.type == "cpu":
-            _exchange(owner, name, chooser)
-    if precision == "int8" and parts and device.type == "cpu":
+            parts.append(Part(name, module, function, chooser.open))
+    if precision == "int8" and parts:
         assert calibration is not None
-        _calibrate(model, [getattr(owner, name) for owner, name in parts], chooser, calibration)
+        _calibrate(model, parts, chooser, calibration)
     return report
 
 
@@ -183,23 +187,10 @@ def _forget(parts: Sequence[Part]) -> None:
         part.forget()
 
 
-def _exchange(owner: nn.Module, name: str, chooser: _Chooser) -> None:
-    original = getattr(owner, name)
-    if isinstance(original, nn.Module):
-        setattr(owner, name, Part(name, original, "forward", chooser.open))
-    else:
-        # An attribute of the object takes precedence over the method of its class.
-        object.__setattr__(owner, name, Part(name, owner, name, chooser.open))
-
-
-def _restore(owner: nn.Module, name: str) -> None:
-    part = getattr(owner, name)
-    if not isinstance(part, Part):
-        return
-    if part.function == "forward":
-        setattr(owner, name, part.original)
-    else:
-        object.__delattr__(owner, name)
+def _method(owner: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Module and method of a part, which is named by a submodule (its ``forward`` then) or by a method."""
+    found = getattr(owner, name)
+    return (found, "forward") if isinstance(found, nn.Module) else (owner, name)
 
 
 class _Chooser:
@@ -207,7 +198,6 @@ class _Chooser:
 
     def __init__(self, backend: str, precision: str, cache: RuntimeCache, report: RuntimeReport) -> None:
         self.backend, self.precision, self.cache, self.report = backend, precision, cache, report
-        self.digests: dict[Part, str] = {}
         # For int8: what every layout, by its digest, was called with; filled while recording.
         self.recording = False
         self.calls: dict[str, Calls] = {}
@@ -217,9 +207,8 @@ class _Chooser:
         expected = eager_results(flat, tensors)
         shapes = " ".join("x".join(map(str, x.shape)) for x in tensors if x.dim() > 1)
         label = f"{part.name} {shapes}"
-        if part not in self.digests:
-            self.digests[part] = module_digest(part.original)
-        digest = text_digest(self.digests[part], part.function, flat.spec, flat.constants, *map(_layout, tensors))
+        part.digest = part.digest or module_digest(part.module)
+        digest = text_digest(part.digest, part.function, flat.spec, flat.constants, *map(_layout, tensors))
 
         if self.recording:
             return self.calls.setdefault(digest, Calls(flat))

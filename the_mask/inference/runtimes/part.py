@@ -28,7 +28,7 @@ class Flat(nn.Module):
 
     Args:
         module: holds the parameters.
-        function: name of the method that is called; ``forward`` by default.
+        function: name of the method that is called.
         spec: structure of ``(args, kwargs)``.
         leaves: all leaves; tensors are replaced by the arguments of a call.
     """
@@ -61,56 +61,63 @@ class Flat(nn.Module):
 Opener = Callable[["Part", Flat, list[Tensor]], Session]
 
 
-class Part(nn.Module):
-    """Replaces a module (or a method) in a model, and runs its calls in sessions.
+class Part:
+    """Stands for a method of a module, such as ``forward``, and runs its calls in sessions.
 
-    Attributes of the original are read through it. Calls that record gradients run the original.
+    It is set as an attribute of the module, where it takes precedence over the method of its class; the module itself,
+    its parameters and its state dict stay as they are. Calls that record gradients run the method. Sessions hold the
+    weights that they were made from, so new weights (``load_state_dict``, training) end them.
+
+    Attributes:
+        digest: of the module and its weights, where somebody has asked for it; "" otherwise.
     """
 
     def __init__(self, name: str, module: nn.Module, function: str, open_session: Opener) -> None:
         """
         Args:
             name: of the part, for messages.
-            module: the original; its parameters are not copied.
-            function: its method that is run; "forward" for the module itself.
+            module: whose method is run; its parameters are not copied.
+            function: name of the method.
             open_session: makes the session of a layout.
         """
-        super().__init__()
-        # In a tuple, so that the original's parameters are not listed twice if it also stays in the model.
-        self._original = (module,)
-        self.name, self.function = name, function
+        self.name, self.module, self.function = name, module, function
         self._open_session = open_session
         self._sessions: OrderedDict[Any, tuple[Flat, Session]] = OrderedDict()
         self._lock = threading.Lock()
+        self._weights = [x for x in (*module.parameters(), *module.buffers()) if not x.is_inference()]
+        self._version = self._count_changes()
+        self.digest = ""
+        setattr(module, function, self)
 
-    @property
-    def original(self) -> nn.Module:
-        return self._original[0]
+    def remove(self) -> None:
+        """Give the module its own method back."""
+        delattr(self.module, self.function)
 
     def forget(self) -> None:
         """Drop all sessions; the next calls open new ones."""
         with self._lock:
             self._sessions.clear()
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._original[0], name)
+    def _count_changes(self) -> int:
+        """Number of writes into the weights so far."""
+        return sum(x._version for x in self._weights)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Part:
         """A copied model shares its parts: sessions are bound to the weights that they were made from."""
         return self
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return call(self.original, self.function, args, kwargs)
+            return call(self.module, self.function, args, kwargs)
         layout = (spec, tuple(_describe(leaf) for leaf in leaves))
         with self._lock:
+            if self._version != self._count_changes():
+                self._version, self.digest = self._count_changes(), ""
+                self._sessions.clear()
             if layout not in self._sessions:
-                flat = Flat(self.original, self.function, spec, leaves).eval()
+                flat = Flat(self.module, self.function, spec, leaves).eval()
                 self._sessions[layout] = (flat, self._open_session(self, flat, tensors))
                 while len(self._sessions) > MOST_SESSIONS:
                     self._sessions.popitem(last=False)
@@ -120,9 +127,7 @@ class Part(nn.Module):
 
 
 def call(module: nn.Module, function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call a module, or a method of its class, bypassing a part that replaces it."""
-    if function == "forward":
-        return module(*args, **kwargs)
+    """Call a method of a module's class, past a part that stands for it."""
     return getattr(type(module), function)(module, *args, **kwargs)
 
 
