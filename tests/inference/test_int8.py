@@ -13,7 +13,8 @@ from torch import nn
 from the_mask.export.package import write_onnx
 from the_mask.export.programs import Program
 from the_mask.inference.runtimes import RuntimeCache, calibration_clips, choose, prepare_stream, quantize, use_runtime
-from the_mask.inference.runtimes.sessions import OnnxRuntimeSession, missing
+from the_mask.inference.runtimes.sessions import OnnxRuntimeSession, OpenVinoSession, missing
+from the_mask.modeling.propagation.geometry import warp
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="no onnxruntime")
 BACKENDS = [
@@ -84,6 +85,33 @@ def test_a_convolution_by_hand(tmp_path, monkeypatch):
     assert float((found.double() - expected).abs().max()) <= 1.01 * quantum
     # And it is quantised at all.
     assert float((found - module(x)[0].detach()).abs().max()) > 0
+
+
+class Shift(nn.Module):
+    """Reads a map a third of a cell to the right, a place that a convolution gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.bias.copy_(torch.tensor([1 / 3, 0.0]))
+
+    def forward(self, x):
+        return (warp(x, self.conv(x)),)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=BACKENDS[1].marks[:1])])
+def test_positions_are_not_quantised(backend, tmp_path):
+    """On a map of 600 cells, 256 steps of a coordinate would be more than two cells each."""
+    x = torch.linspace(0, 4 * torch.pi, 600).sin().expand(1, 1, 4, 600).contiguous()
+    module = Shift().eval()
+    graph = write_onnx(Program("shift", module, (x,), ["x"], ["y"]), tmp_path)
+    path = tmp_path / ("int8.onnx" if backend == "onnxruntime" else "int8.xml")
+    quantize.write_int8(graph, [[x]], path, backend)
+    (found,) = (OnnxRuntimeSession if backend == "onnxruntime" else OpenVinoSession)(path)([x])
+    # A quantum of x, and one of the result; a cell more or less would be 0.02.
+    assert float((found - module(x)[0].detach()).abs().max()) <= 2 * 2 / 255
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -30,6 +30,8 @@ from the_mask.modeling.digest import weights_digest
 ENVIRONMENT = "THE_MASK_CACHE"
 # Least recently used graphs are dropped above this.
 MOST_BYTES = 4 << 30
+# Endings of graphs: ONNX, and OpenVINO's own format.
+GRAPHS = (".onnx", ".xml")
 _logger = logging.getLogger("the_mask.runtimes")
 
 
@@ -72,22 +74,23 @@ class RuntimeCache:
         self.folder = (Path(folder) if folder is not None else default_folder()) / "runtimes"
         self._own: tempfile.TemporaryDirectory[str] | None = None
 
-    def graph(self, digest: str, write: Callable[[Path], object]) -> Path:
+    def graph(self, digest: str, write: Callable[[Path], object], suffix: str = ".onnx") -> Path:
         """The file of a graph; written by ``write(path)`` unless it is in the cache and intact.
+
+        Its weights may be in a second file, see :func:`weights_of`. ``suffix`` is one of :data:`GRAPHS`.
 
         Raises:
             OSError: it can be written neither to the cache nor to a temporary folder.
         """
         if self._own is None:
             try:
-                return self._graph(self.folder, digest, write)
+                return self._graph(self.folder / f"{digest}{suffix}", write)
             except OSError as error:
                 _logger.warning("the cache cannot be written, graphs are made anew in each process: %s", error)
                 self._own = tempfile.TemporaryDirectory(prefix="the_mask_")
-        return self._graph(Path(self._own.name), digest, write)
+        return self._graph(Path(self._own.name) / f"{digest}{suffix}", write)
 
-    def _graph(self, folder: Path, digest: str, write: Callable[[Path], object]) -> Path:
-        path = folder / f"{digest}.onnx"
+    def _graph(self, path: Path, write: Callable[[Path], object]) -> Path:
         seal = path.with_suffix(".sha256")
         if path.is_file() and seal.is_file():
             if seal.read_bytes().strip() == _digests(path).encode():
@@ -101,12 +104,12 @@ class RuntimeCache:
                 write(made)
             # The graph is written last: a digest file without its graph is never read.
             atomic_write(seal, _digests(made).encode())
-            if _weights(made).is_file():
-                move_into_place(_weights(made), _weights(path))
+            if weights_of(made).is_file():
+                move_into_place(weights_of(made), weights_of(path))
             else:
-                _weights(path).unlink(missing_ok=True)
+                weights_of(path).unlink(missing_ok=True)
             move_into_place(made, path)
-        self._trim(folder, path)
+        self._trim(path)
         return path
 
     def choice(self, digest: str) -> str | None:
@@ -130,9 +133,10 @@ class RuntimeCache:
         except OSError as error:
             _logger.warning("which runtime is the fastest is not kept: %s", error)
 
-    def _trim(self, folder: Path, kept: Path) -> None:
-        graphs = sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
-        files = {path: [file for file in (path, _weights(path)) if file.is_file()] for path in graphs}
+    def _trim(self, kept: Path) -> None:
+        graphs = [path for path in kept.parent.iterdir() if path.suffix in GRAPHS]
+        graphs.sort(key=lambda path: path.stat().st_mtime)
+        files = {path: [file for file in (path, weights_of(path)) if file.is_file()] for path in graphs}
         total = sum(file.stat().st_size for several in files.values() for file in several)
         for path in graphs:
             if total <= MOST_BYTES or path == kept:
@@ -143,11 +147,11 @@ class RuntimeCache:
             path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
-def _weights(path: Path) -> Path:
-    """The weights file of a large graph."""
+def weights_of(path: Path) -> Path:
+    """The file with a graph's weights, if they are not in the graph's own: in ONNX those of large ones."""
     return path.with_name(path.name + WEIGHTS)
 
 
 def _digests(path: Path) -> str:
     """SHA-256 of a graph's files, a line each."""
-    return "\n".join(file_digest(file) for file in (path, _weights(path)) if file.is_file())
+    return "\n".join(file_digest(file) for file in (path, weights_of(path)) if file.is_file())

@@ -17,13 +17,14 @@ from the_mask.export.programs import Program
 from the_mask.inference.runtimes.cache import RuntimeCache, module_digest, text_digest
 from the_mask.inference.runtimes.part import Flat, Part, eager_results, register
 from the_mask.inference.runtimes.quantize import (
+    RECIPE,
     Accuracy,
     Calls,
     Clips,
     check_clips,
     compare,
     labels_of,
-    tool_version,
+    method,
     write_int8,
 )
 from the_mask.inference.runtimes.sessions import (
@@ -219,7 +220,7 @@ class _Chooser:
         makers = self._makers(flat, tensors, graph)
         calls = self.calls.get(digest)
         if calls is not None:
-            digest = text_digest(digest, calls.digest)
+            digest = text_digest(digest, calls.digest, RECIPE)
             makers |= self._int8_makers(list(makers), digest, graph, calls)
         elif self.precision == "int8" and "int8" not in self.report.left_out:
             self.report.left_out[f"int8 for {label}"] = "its frame size was not calibrated"
@@ -257,8 +258,9 @@ class _Chooser:
         self, names: Sequence[str], digest: str, graph: Callable[[], Any], calls: Calls
     ) -> dict[str, Callable[[], Session]]:
         def quantised(name: str) -> Any:
-            own = text_digest(digest, name, tool_version(name))
-            return self.cache.graph(own, lambda path: write_int8(graph(), calls.kept, path, name))
+            own = text_digest(digest, name, method(name))
+            suffix = ".xml" if name == "openvino" else ".onnx"
+            return self.cache.graph(own, lambda path: write_int8(graph(), calls.kept, path, name), suffix)
 
         every: dict[str, Callable[[], Session]] = {
             "onnxruntime": lambda: OnnxRuntimeSession(quantised("onnxruntime")),

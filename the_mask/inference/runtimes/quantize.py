@@ -1,9 +1,9 @@
 """int8: static quantisation after training, with the ranges that activations have on calibration frames.
 
-Each runtime has the tool that was made for it: ONNX Runtime its own, OpenVINO NNCF. Both write weights per channel, and
-QuantizeLinear and DequantizeLinear around what is computed in int8. ONNX Runtime runs NNCF's graphs slower than those
-in float32, and OpenVINO 2026.4 crashes on those of ONNX Runtime (docs/experiments.md). Source of the method: Jacob et
-al., CVPR 2018.
+Each runtime has the tool that was made for it: ONNX Runtime its own, which writes QuantizeLinear and DequantizeLinear
+around what is computed in int8; OpenVINO NNCF, in OpenVINO's format. (OpenVINO 2026.4 computes some ONNX graphs of NNCF
+wrong and crashes on those of ONNX Runtime; docs/experiments.md.) Both write weights per channel. Source of the method:
+Jacob et al., CVPR 2018.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from the_mask.inference.live.sources import open_source
+from the_mask.inference.runtimes.cache import weights_of
+from the_mask.inference.runtimes.sessions import openvino_core
 from the_mask.inference.views import MultiView
 from the_mask.modeling.segmentor import Segmentor
 
@@ -34,7 +36,12 @@ CLIP_FRAMES = 4
 MOST_CLIPS = 12
 # Arguments of a part that are kept for calibration, at most.
 MOST_BYTES = 1 << 30
+# Layers whose results are computed anew in float32 from int8, so that positions after them may stay in it.
+LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+# Changes when the same calls give another graph; part of the names of those in the cache.
+RECIPE = 2
 Clips = Sequence[Sequence[Tensor]]
+Feed = dict[str, Any]
 
 
 def calibration_clips(segmentor: MultiView, source: str | Path) -> list[list[Tensor]]:
@@ -112,10 +119,10 @@ class Calls:
 class _Reader:
     """Calls as ONNX Runtime's calibration wants them."""
 
-    def __init__(self, names: Sequence[str], calls: Sequence[Sequence[Tensor]]) -> None:
-        self.feeds = iter([_feed(names, call) for call in calls])
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self.feeds = iter(feeds)
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> Feed | None:
         return next(self.feeds, None)
 
 
@@ -125,7 +132,7 @@ def write_int8(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path, runti
     Args:
         graph: in float32.
         calls: arguments to calibrate with.
-        path: where the quantised graph is written.
+        path: where the quantised graph is written: ONNX, or OpenVINO's own format with weights in a second file.
         runtime: "onnxruntime" or "openvino", which will run it.
 
     Raises:
@@ -133,55 +140,81 @@ def write_int8(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path, runti
     """
     if not calls:
         raise RuntimeError("the calibrated graph was removed from the cache: run the command again")
+    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     tool = _by_onnxruntime if runtime == "onnxruntime" else _by_nncf
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(graph, prepared, skip_symbolic_shape=True)
-        tool(prepared, calls, path)
+        model = onnx.load(prepared)
+        feeds = [_feed([x.name for x in model.graph.input], call) for call in calls]
+        tool(prepared, feeds, positions(model), path)
 
 
-def _by_onnxruntime(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> None:
-    import onnx
+def positions(model: Any) -> list[str]:
+    """Names of an ONNX graph's nodes that compute where a GridSample reads, back to the layers that they begin with.
+
+    In int8 they would be a large part of a cell off: it has 256 steps for the whole width.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    left = [node.input[1] for node in model.graph.node if node.op_type == "GridSample"]
+    found: dict[str, None] = {}
+    while left:
+        node = makers.get(left.pop())
+        if node is None or node.op_type in LAYERS or node.name in found:
+            continue
+        found[node.name] = None
+        left.extend(node.input)
+    return list(found)
+
+
+def _by_onnxruntime(graph: Path, feeds: Sequence[Feed], keep: Sequence[str], path: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     CalibrationDataReader.register(_Reader)
     quantize_static(
         graph,
         path,
-        _Reader(_inputs(onnx.load(graph)), calls),
+        _Reader(feeds),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         # Without instructions for it, products of full 8-bit values overflow their 16-bit sums.
         reduce_range=not has_int8_products(),
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=list(keep),
     )
 
 
-def _by_nncf(graph: Path, calls: Sequence[Sequence[Tensor]], path: Path) -> None:
+def _by_nncf(graph: Path, feeds: Sequence[Feed], keep: Sequence[str], path: Path) -> None:
     # Its switch for machines that must not report their use.
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
-    import onnx
+    import openvino
 
-    model = onnx.load(graph)
-    feeds = [_feed(_inputs(model), call) for call in calls]
-    preset = nncf.QuantizationPreset.MIXED
-    onnx.save(nncf.quantize(model, nncf.Dataset(feeds), preset=preset, subset_size=len(feeds)), path)
+    model = openvino_core().read_model(str(graph))
+    there = {node.get_friendly_name() for node in model.get_ops()}
+    # By default the weights of the first layer have 7 bits everywhere, which costs thin things up to a fifth of their IoU.
+    overflow = nncf.OverflowFix.DISABLE if has_int8_products() else nncf.OverflowFix.ENABLE
+    int8 = nncf.quantize(
+        model,
+        nncf.Dataset(feeds),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(feeds),
+        ignored_scope=nncf.IgnoredScope(names=[name for name in keep if name in there]),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
+    )
+    openvino.serialize(int8, str(path), str(weights_of(path)))
 
 
-def tool_version(runtime: str) -> str:
-    """Version of what quantises for a runtime."""
-    return importlib.metadata.version("nncf" if runtime == "openvino" else runtime)
+def method(runtime: str) -> str:
+    """What a graph in int8 depends on besides the one in float32 and the calls: versions, and the processor."""
+    version = importlib.metadata.version("nncf" if runtime == "openvino" else runtime)
+    return f"{RECIPE} {version} {has_int8_products()}"
 
 
-def _inputs(model: Any) -> list[str]:
-    return [x.name for x in model.graph.input]
-
-
-def _feed(names: Sequence[str], call: Sequence[Tensor]) -> dict[str, Any]:
+def _feed(names: Sequence[str], call: Sequence[Tensor]) -> Feed:
     return {name: x.contiguous().numpy() for name, x in zip(names, call, strict=True)}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from the_mask.inference.runtimes.cache import weights_of
 from the_mask.inference.runtimes.fusion import fuse_norms
 
 Arguments = Sequence[Tensor]
@@ -101,7 +102,7 @@ class OpenVinoSession:
     """OpenVINO on the CPU.
 
     Args:
-        path: ONNX file.
+        path: ONNX, or OpenVINO's format.
         precision: "float32" or "bfloat16", in which OpenVINO computes.
     """
 
@@ -111,7 +112,7 @@ class OpenVinoSession:
         types = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
         core = openvino_core()
         self.compiled = core.compile_model(
-            core.read_model(str(path)),
+            core.read_model(str(path), *([str(weights_of(path))] if path.suffix == ".xml" else [])),
             "CPU",
             {
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
