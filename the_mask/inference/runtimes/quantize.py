@@ -195,7 +195,7 @@ def _by_nncf(graph: Path, feeds: Sequence[Feed], keep: Sequence[str], path: Path
 
     model = openvino_core().read_model(str(graph))
     there = {node.get_friendly_name() for node in model.get_ops()}
-    # By default the weights of the first layer have 7 bits everywhere, which costs thin things up to a fifth of their IoU.
+    # By default the first layer has 7-bit weights everywhere, which costs thin things up to a fifth of their IoU.
     overflow = nncf.OverflowFix.DISABLE if has_int8_products() else nncf.OverflowFix.ENABLE
     int8 = nncf.quantize(
         model,
