@@ -354,3 +354,24 @@ def test_addresses_and_folders_without_weights(tmp_path: Path) -> None:
     save_torch(filled(Segmentor(), 2), tmp_path / "model_final.pth")
     with pytest.raises(FileNotFoundError, match=r"name one of its files: model_final.pth"):
         load_weights(Segmentor(), tmp_path)
+
+
+@pytest.mark.parametrize(("config", "table"), [("mask2former_debug", "query_feat"), ("eomt_debug", "q")])
+def test_more_queries_begin_as_noisy_copies(tmp_path: Path, config: str, table: str) -> None:
+    def build(queries: int) -> nn.Module:
+        keys = ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", str(queries), "MODEL.DEVICE", "cpu"]
+        return build_model(load_config(CONFIGS / f"debug/{config}.yaml", keys))
+
+    small, large = build(4), build(10)
+    path = save_torch(small.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="does not fill the whole model"):
+        load_weights(large, path, strict=True)
+    report = load_weights(large, path)
+    assert report.fits and report.notes == ["6 of 10 queries are noisy copies of the file's 4"]
+    (name,) = (name for name in large.state_dict() if name.endswith(f".{table}.weight"))
+    old, new = small.state_dict()[name], large.state_dict()[name]
+    assert torch.equal(new[:4], old)
+    noise = new[4:] - torch.cat([old, old[:2]])
+    assert 0.2 * old.std() < noise.std() < 0.4 * old.std()
+    # The other way round there is no choice of queries to leave out.
+    assert not load_weights(build(3), path).fits

@@ -21,7 +21,7 @@ from the_mask.modeling.propagation.official import bisenet_name, swiftnet_name
 from the_mask.weights.class_sets import CLASS_COLUMNS, CLASS_LAYERS, ClassSets, matching_rows, transfer_rows
 from the_mask.weights.converters import UnknownLayoutError, convert
 from the_mask.weights.converters.convert import DIFFERENCES
-from the_mask.weights.converters.tables import fit_position_tables
+from the_mask.weights.converters.tables import add_queries, fit_position_tables
 from the_mask.weights.reading import read_weights
 from the_mask.weights.sharding import load_whole
 
@@ -142,7 +142,8 @@ def load_weights(
         trust_pickle: allow formats that can execute code when opened.
         stage1: the file is a one-frame (stage 1) checkpoint for a temporal (stage 2) model: its norm and heads are
             copied to the clip and the frame branch.
-        strict: every parameter of the model must be in the file, as needed for an evaluation.
+        strict: every parameter of the model must be in the file, as needed for an evaluation. Otherwise, if the file has
+            fewer queries, the model's other ones start as noisy copies of them.
         use_ema: take the averaged weights of a checkpoint that has both.
         classes: names of the model's classes and what to do if the file has others; None compares only the numbers.
 
@@ -158,6 +159,9 @@ def load_weights(
     state, resized = fit_position_tables(names.state, ours)
     if resized:
         notes.append(f"{len(resized)} position tables resized, e.g. {resized[0]}")
+    if not strict:
+        state, added = add_queries(state, ours)
+        notes += [added] if added else []
     if stage1:
         state = stage1_to_stage2(state)
         notes.append("stage 1 to stage 2: norm and heads copied to the clip and the frame branch")

@@ -1,10 +1,11 @@
-"""Resizes position tables made for another window or image size."""
+"""Resizes tables of a file: of positions, made for another window or image size, and of queries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
 
+import torch
 from torch import Tensor
 
 SUFFIX = ".relative_position_bias_table"
@@ -13,6 +14,10 @@ ABSOLUTE = "backbone.model.pos_embed"
 _PREFIX_TOKENS = ("backbone.model.cls_token", "backbone.model.reg_token")
 # Number of rows of BEiT's tables that belong to the class token.
 CLASS_TOKEN_ROWS = 3
+# Learned queries of mask classifiers, [Q, D].
+QUERIES = (".query_feat.weight", ".query_embed.weight", "sem_seg_head.q.weight")
+# Noise on copied queries, in standard deviations of the table: enough for copies to become different.
+QUERY_NOISE = 0.3
 
 
 def fit_position_tables(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -61,3 +66,23 @@ def _side(rows: int, extra: int) -> int:
     """Side (odd) of the square of offsets in a table; 0 if the number of rows is not a square plus ``extra``."""
     side = isqrt(max(rows - extra, 0))
     return side if side * side == rows - extra and side % 2 else 0
+
+
+def add_queries(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Give a file with fewer queries those that the model has more: noisy copies of the file's, in turn.
+
+    They begin with what the old ones know; from a random start they would need as long a training.
+
+    Returns:
+        The state dict, and a note; "" where nothing was added.
+    """
+    fitted, note, generator = dict(state), "", torch.Generator().manual_seed(1)
+    for name, table in state.items():
+        wanted = ours.get(name) if name.endswith(QUERIES) else None
+        if wanted is None or wanted.shape[1:] != table.shape[1:] or len(wanted) <= len(table):
+            continue
+        copies = table[torch.arange(len(wanted) - len(table)) % len(table)]
+        noise = torch.randn(copies.shape, generator=generator, dtype=table.dtype)
+        fitted[name] = torch.cat([table, copies + QUERY_NOISE * table.std() * noise])
+        note = f"{len(copies)} of {len(wanted)} queries are noisy copies of the file's {len(table)}"
+    return fitted, note
