@@ -142,8 +142,8 @@ def load_weights(
         trust_pickle: allow formats that can execute code when opened.
         stage1: the file is a one-frame (stage 1) checkpoint for a temporal (stage 2) model: its norm and heads are
             copied to the clip and the frame branch.
-        strict: every parameter of the model must be in the file, as needed for an evaluation. Otherwise, if the file has
-            fewer queries, the model's other ones start as noisy copies of them.
+        strict: every parameter of the model must be in the file, as needed for an evaluation. Otherwise, if the file
+            has fewer queries, the model's other ones start as noisy copies of them.
         use_ema: take the averaged weights of a checkpoint that has both.
         classes: names of the model's classes and what to do if the file has others; None compares only the numbers.
 
