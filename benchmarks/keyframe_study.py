@@ -48,7 +48,7 @@ def trained_weights(config: Path, folder: Path, overrides: Sequence[Any]) -> Pat
     """Final weights of the training in ``folder``, which is started or continued unless it is finished."""
     final = folder / "model_final.pth"
     if not final.is_file():
-        words = [*overrides, "OUTPUT_DIR", folder, "TEST.EVAL_PERIOD", 0]
+        words = [*overrides, "OUTPUT_DIR", folder, "TEST.EVAL_PERIOD", -1]
         run_training(RunOptions(config, [str(word) for word in words], resume=(folder / "last_checkpoint").is_file()))
     return final
 

@@ -116,7 +116,7 @@ def fake_cfg(folder: Path, *overrides: Any) -> CfgNode:
     """A config for :class:`FakeTrainer` that writes into a folder."""
     base = ["OUTPUT_DIR", str(folder), "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 6, "SOLVER.IMS_PER_BATCH", 4]
     base += ["SOLVER.CHECKPOINT_PERIOD", 0, "SOLVER.BASE_LR", 0.05, "SOLVER.LOG_PERIOD", 1, "SEED", 7]
-    base += ["DATASETS.TEST", ("fake",), "TEST.EVAL_PERIOD", 0, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0]
+    base += ["DATASETS.TEST", ("fake",), "TEST.EVAL_PERIOD", -1, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0]
     return load_config(None, [*base, *overrides])
 
 

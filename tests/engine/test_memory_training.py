@@ -16,7 +16,7 @@ ROWS = "sem_seg_head.blocks.class_memory.context.memory.rows"
 
 def config(output: Path, *overrides):
     size = ["INPUT.RESIZE.LONG_EDGE", 64, "INPUT.RESIZE.SHORT_EDGE", 48, "INPUT.TEST.LONG_EDGE", 64]
-    size += ["INPUT.TEST.SHORT_EDGE", 48, "INPUT.CROP.SIZE", [48, 64], "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0]
+    size += ["INPUT.TEST.SHORT_EDGE", 48, "INPUT.CROP.SIZE", [48, 64], "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", -1]
     size += ["SOLVER.CHECKPOINT_PERIOD", 1, "OUTPUT_DIR", output, "MODEL.DEVICE", "cpu", "TEST.VC_WINDOWS", [2]]
     return load_config(CONFIGS / "debug" / "decoderA_debug.yaml", [str(word) for word in (*size, *overrides)])
 

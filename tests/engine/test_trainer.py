@@ -282,6 +282,19 @@ def test_longer_training_and_new_learning_rate(tmp_path: Path, caplog: pytest.Lo
     assert rates == [pytest.approx(0.01 * 0.5**0.9)]
 
 
+@pytest.mark.parametrize(("period", "expected"), [(-1, []), (0, [6]), (4, [4, 6])])
+def test_period_of_evaluations(tmp_path: Path, period: int, expected: list[int]) -> None:
+    at: list[int] = []
+
+    class Counted(FakeTrainer):
+        def evaluate(self) -> dict:
+            at.append(self.iter + 1)
+            return super().evaluate()
+
+    trained(Counted(fake_cfg(tmp_path, "TEST.EVAL_PERIOD", period)))
+    assert at == expected
+
+
 def test_nothing_left_to_train_still_evaluates(tmp_path: Path) -> None:
     cfg = fake_cfg(tmp_path, "TEST.EVAL_PERIOD", 3)
     first = trained(FakeTrainer(cfg))

@@ -83,9 +83,10 @@ def test_test_set_is_looked_for_when_it_will_be_needed(tiny_shapes: Path, tmp_pa
 
     (tiny_shapes / "moving_shapes" / "val.txt").rename(tiny_shapes / "val.txt.aside")
     try:
-        validate(cfg(0))
-        with pytest.raises(FileNotFoundError, match="moving_shapes_val"):
-            validate(cfg(100))
+        validate(cfg(-1))
+        for period in (0, 100):
+            with pytest.raises(FileNotFoundError, match="moving_shapes_val"):
+                validate(cfg(period))
     finally:
         (tiny_shapes / "val.txt.aside").rename(tiny_shapes / "moving_shapes" / "val.txt")
 

@@ -207,6 +207,32 @@ def test_clips_are_spread_over_a_long_source(tmp_path):
     assert [int(frame[0, 0, 0]) for frame in found[1]] == [10, 11, 12, 13]
 
 
+def test_frames_are_cut_to_the_ratio_of_the_stream(tmp_path):
+    segmentor = streaming("swiftnet_debug")
+    across, down = np.mgrid[0:64, 0:96][::-1]
+    Image.fromarray(np.stack([down, across, 0 * down], axis=-1).astype(np.uint8)).save(tmp_path / "0.png")
+    (same,), (tall,) = (calibration_clips(segmentor, tmp_path, size)[0] for size in ((128, 192), (192, 64)))
+    assert torch.equal(same, calibration_clips(segmentor, tmp_path)[0][0])
+    # A third of 64 columns, those in the middle, and all rows.
+    assert tuple(tall.shape[1:]) == segmentor.network_size(192, 64)
+    assert (int(tall[1].min()), int(tall[1].max())) == (37, 57)
+    assert (int(tall[0].min()), int(tall[0].max())) == (0, 63)
+
+
+@pytest.mark.slow
+def test_a_stream_of_another_ratio_runs_in_int8(tmp_path, int8_wins, monkeypatch, caplog):
+    monkeypatch.setenv("THE_MASK_CACHE", str(tmp_path / "cache"))
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, frame in enumerate(video(2)):
+        Image.fromarray(frame).save(frames / f"{number}.png")
+    segmentor, other = streaming("swiftnet_debug"), video(2, size=(96, 64))
+    report = prepare_stream(segmentor, "onnxruntime", "int8", frames, size=(96, 64))
+    run(segmentor, other)
+    assert list(report.chosen.values()) == ["onnxruntime, int8"]
+    assert "was not calibrated" not in caplog.text
+
+
 def test_bad_input(tmp_path):
     segmentor = streaming("swiftnet_debug")
     with pytest.raises(ValueError, match="there are none: --calibrate VIDEO or FOLDER"):

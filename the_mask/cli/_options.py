@@ -85,11 +85,16 @@ def runtime_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def use_backend(args: argparse.Namespace, segmentor: Any, classes: Sequence[str] = ()) -> Any:
-    """Run a stream's networks in the chosen runtime; returns its report, or None for plain PyTorch."""
+def use_backend(
+    args: argparse.Namespace, segmentor: Any, classes: Sequence[str] = (), size: tuple[int, int] | None = None
+) -> Any:
+    """Run a stream's networks in the chosen runtime; returns its report, or None for plain PyTorch.
+
+    ``classes`` and ``size`` are those of :func:`the_mask.inference.runtimes.prepare_stream`.
+    """
     from the_mask.inference.runtimes import prepare_stream
 
-    return prepare_stream(segmentor, args.backend, args.precision, args.calibrate, classes)
+    return prepare_stream(segmentor, args.backend, args.precision, args.calibrate, classes, size)
 
 
 def overrides(parser: argparse.ArgumentParser) -> None:

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from the_mask.engine.logs import setup_logging
     from the_mask.inference import StreamingSegmentor
     from the_mask.inference.benchmark import benchmark, table
+    from the_mask.inference.live.sources import open_source
     from the_mask.inference.stream import build_random
     from the_mask.weights.start import start_config
 
@@ -59,7 +60,11 @@ def run(args: argparse.Namespace) -> None:
     cfg = start_config(args.config_file or "", _options.with_weights(args), model=args.model)
     model = build_random(cfg) if args.random_weights else None
     segmentor = StreamingSegmentor(cfg, model, trust_pickle=args.trust_pickle, output_stride=args.output_stride)
-    runtimes = _options.use_backend(args, segmentor)
+    input_size: tuple[int, int] | None = size
+    if args.input:
+        with open_source(args.input) as source:
+            input_size = source.size
+    runtimes = _options.use_backend(args, segmentor, size=input_size)
     protocol = {
         "config": args.config_file or args.model,
         "overrides": args.opts,

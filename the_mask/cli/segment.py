@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         check_outputs(source, palette, video, args.contact_sheet, style, sinks)
         sinks += [AnnotationSink(exporter, source) for exporter in exporters]
         segmentor = StreamingSegmentor(cfg, trust_pickle=args.trust_pickle)
-        runtimes = _options.use_backend(args, segmentor, list(palette.names))
+        runtimes = _options.use_backend(args, segmentor, list(palette.names), source.size)
         report = run_demo(
             segmentor,
             source,

@@ -97,7 +97,7 @@ class EvalHook(HookBase):
     def __init__(self, period: int, metric: str) -> None:
         """
         Args:
-            period: iterations between evaluations; 0 or less never evaluates.
+            period: iterations between evaluations; 0 evaluates only at the end, as in Detectron2, less than 0 never.
             metric: metric for the best checkpoint (larger is better); ``""`` saves none.
         """
         self.period = period
@@ -127,7 +127,9 @@ class EvalHook(HookBase):
             self.run(done)
 
     def _is_due(self, done: int) -> bool:
-        return self.period > 0 and (done % self.period == 0 or done >= self.trainer.max_iter)
+        if self.period < 0:
+            return False
+        return done >= self.trainer.max_iter or (self.period > 0 and done % self.period == 0)
 
     def run(self, done: int) -> None:
         """Evaluate now, store the results, and save the weights if they are the best so far.

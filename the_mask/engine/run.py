@@ -14,7 +14,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from the_mask.data import get_records
 from the_mask.data.class_names import classes_dataset
+from the_mask.data.io import read_size
 from the_mask.engine.launch import USER_ERRORS, count_processes, launch, plain_message
 from the_mask.engine.output_lock import claimed
 from the_mask.engine.setup import setup
@@ -148,7 +150,11 @@ def evaluate_only(
     """
     path = _weights_to_evaluate(cfg, resume)
     model = trained(cfg, weights=path, trust_pickle=trust_pickle)
-    report = prepare_stream(StreamingSegmentor(cfg, model), **(runtime or {}))
+    first = next(
+        (frame for name in cfg.DATASETS.TEST for record in get_records(name) for frame in record["frames"]), None
+    )
+    size = None if first is None else read_size(first["file_name"])
+    report = prepare_stream(StreamingSegmentor(cfg, model), **(runtime or {}), size=size)
     results = Trainer.evaluate_model(cfg, model)
     if report is not None:
         name = classes_dataset(cfg, cfg.DATASETS.TEST)

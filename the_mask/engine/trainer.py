@@ -137,7 +137,7 @@ class Trainer(TrainerBase):
             MatchingHook(solver.CHECKPOINT_PERIOD),
             CheckpointHook(solver.CHECKPOINT_PERIOD),
             StopHook(),
-            EvalHook(self.cfg.TEST.EVAL_PERIOD if self.cfg.DATASETS.TEST else 0, solver.CHECKPOINT_BEST),
+            EvalHook(self.cfg.TEST.EVAL_PERIOD if self.cfg.DATASETS.TEST else -1, solver.CHECKPOINT_BEST),
         ]
         if comm.is_main_process():
             hooks.append(ProgressHook(self.build_writers, solver.LOG_PERIOD))

@@ -75,7 +75,7 @@ def train_stage(
     start = ["MODEL.WEIGHTS", weights] if weights else []
     with step(f"train {folder.name}"):
         # Evaluated once, after the training.
-        run_training(RunOptions(Path(config), [*common, *start, "TEST.EVAL_PERIOD", "0"], resume=resume))
+        run_training(RunOptions(Path(config), [*common, *start, "TEST.EVAL_PERIOD", "-1"], resume=resume))
     final = ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)]
     if save_predictions:
         final += ["TEST.SAVE_PREDICTIONS", str(folder / "predictions")]

@@ -63,7 +63,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
             raise type(error)(f"MODEL.WEIGHTS: {error}") from error
     # Also the test sets: a missing one should not be noticed by the first evaluation, hours later.
     used = [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST]
-    if training and cfg.TEST.EVAL_PERIOD <= 0:
+    if training and cfg.TEST.EVAL_PERIOD < 0:
         used = list(cfg.DATASETS.TRAIN)
     for name in used:
         get_records(name)

@@ -16,6 +16,7 @@ def prepare_stream(
     precision: str = "float32",
     calibrate: str | Path | None = None,
     classes: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
 ) -> RuntimeReport | None:
     """Let the networks of a stream run elsewhere, or faster; changes its model in place.
 
@@ -24,6 +25,8 @@ def prepare_stream(
         backend, precision: see :func:`use_runtime`.
         calibrate: for int8, a video file or a folder of frames like those to come.
         classes: names, for the report.
+        size: (height, width) of the frames to come, if known: int8 is calibrated for it, whatever size the calibration
+            frames have.
 
     Returns:
         What runs where; None for PyTorch as it is.
@@ -36,7 +39,7 @@ def prepare_stream(
         raise ValueError(f"calibration frames ({calibrate}) are for precision int8, not {precision}")
     if (backend, precision) == ("eager", "float32"):
         return None
-    clips = None if calibrate is None else calibration_clips(segmentor, calibrate)
+    clips = None if calibrate is None else calibration_clips(segmentor, calibrate, size)
     report = use_runtime(segmentor.model, backend, precision, calibration=clips)
     report.classes = classes
     return report

@@ -22,9 +22,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from the_mask.data.augmentation import resize_image
 from the_mask.inference.live.sources import open_source
 from the_mask.inference.runtimes.cache import weights_of
 from the_mask.inference.runtimes.sessions import openvino_core
@@ -44,12 +46,16 @@ Clips = Sequence[Sequence[Tensor]]
 Feed = dict[str, Any]
 
 
-def calibration_clips(segmentor: MultiView, source: str | Path) -> list[list[Tensor]]:
+def calibration_clips(
+    segmentor: MultiView, source: str | Path, size: tuple[int, int] | None = None
+) -> list[list[Tensor]]:
     """Frames to calibrate with, resized as a stream resizes its own.
 
     Args:
         segmentor: gives the network size.
         source: a video file or a folder of frames; of long ones :data:`MOST_CLIPS` clips are taken, evenly spread.
+        size: (height, width) of the stream's frames, if known. Frames that the network would see in another size are
+            cut to this ratio around their centre, so that they calibrate it for the stream.
 
     Returns:
         Clips of up to :data:`CLIP_FRAMES` uint8 RGB frames [3, h, w].
@@ -64,13 +70,24 @@ def calibration_clips(segmentor: MultiView, source: str | Path) -> list[list[Ten
         between = (opened.num_frames or 0) // MOST_CLIPS - CLIP_FRAMES
         frames = iter(opened)
         while len(clips) < MOST_CLIPS:
-            clip = [segmentor.prepare(frame) for frame in islice(frames, CLIP_FRAMES)]
+            clip = [segmentor.prepare(_fitted(segmentor, frame, size)) for frame in islice(frames, CLIP_FRAMES)]
             if not clip:
                 break
             clips.append(clip)
             for _ in islice(frames, max(between, 0)):
                 pass
     return clips
+
+
+def _fitted(segmentor: MultiView, frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """The largest centred part of a frame [H, W, 3] that has the ratio of ``size``, in that size."""
+    height, width = frame.shape[:2]
+    if size is None or segmentor.network_size(height, width) == segmentor.network_size(*size):
+        return frame
+    rows = min(height, max(1, round(width * size[0] / size[1])))
+    columns = min(width, max(1, round(height * size[1] / size[0])))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return resize_image(frame[top : top + rows, left : left + columns], size)
 
 
 def check_clips(clips: Clips | None) -> Clips:
