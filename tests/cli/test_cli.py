@@ -131,6 +131,16 @@ def test_every_tool_has_a_command():
     assert tools - set(DOORS) <= {"pack_model"}
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_options_may_follow_overrides(command):
+    words = ["--model", "a", "OUTPUT_DIR", "out", "SOLVER.BASE_LR", "-1e-3", "TEST.EVAL_PERIOD", "-1", "--trust-pickle"]
+    words += ["--dataset", "x", "--output", "y"] if command == "predict" else []
+    args = cli.parse(load_command(command), words, None)
+    assert args.trust_pickle
+    assert args.opts == ["OUTPUT_DIR", "out", "SOLVER.BASE_LR", "-1e-3", "TEST.EVAL_PERIOD", "-1"]
+    assert cli.parse(load_command(command), [*words, "SEED", "1", "--trust-pickle"], None).opts[-2:] == ["SEED", "1"]
+
+
 def test_intermixed_overrides():
     command = load_command("benchmark")
     args = cli.parse(command, ["MODEL.DEVICE", "cpu", "--config", "debug/the_mask_debug", "TEST.STREAMING", "True"])

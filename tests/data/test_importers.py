@@ -39,6 +39,49 @@ def test_color_masks(tmp_path):
         import_dataset(tmp_path / "masks", "colors", tmp_path / "x", options={"table": tmp_path / "classes.csv"})
 
 
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ({"a": 10, "b": 10}, 0.2, {"b"}),
+        ({str(i): 10 for i in range(10)}, 0.2, {"8", "9"}),
+        ({"a": 10, "b": 300}, 0.2, {"a"}),  # the last one is the only long one
+        ({"a": 300, "b": 10}, 0.2, {"b"}),
+        ({"a": 8, "b": 3, "c": 4}, 0.2, {"c"}),
+        ({"a": 5, "b": 5}, 0.99, {"b"}),
+        ({"a": 10, "b": 0, "c": 10, "d": 0}, 0.2, {"c"}),  # without labels
+        ({"a": 10, "b": 10}, 0.0, set()),
+    ],
+)
+def test_videos_for_validation(counts, share, expected):
+    assert writer.choose_videos(counts, share) == expected
+
+
+def test_validation_by_name_and_without_labels(tmp_path, capsys):
+    for video, frames in {"day": 1, "night": 3, "rain": 2}.items():
+        for number in range(frames):
+            picture(tmp_path / "frames" / video / f"{number}.png")
+            (tmp_path / "masks" / video).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(truth().clip(0).astype(np.uint8)).save(tmp_path / "masks" / video / f"{number}.png")
+    words = [str(tmp_path / "masks"), "--format", "ids", "--classes", ",".join(NAMES)]
+    assert run_command("import", [*words, "--output", str(tmp_path / "a"), "--val", "night,day"]) == 0
+    assert (tmp_path / "a/val.txt").read_text() == "day\nnight\n"
+    printed = capsys.readouterr().out
+    assert "val: 2 videos, 4 labelled frames (day, night)" in printed
+    assert "the larger part is for validation" in printed
+    assert run_command("import", [*words, "--output", str(tmp_path / "b"), "--val", "0"]) == 0
+    assert "a training on it is not evaluated" in capsys.readouterr().out
+    for val, message in {
+        "fog": "no video 'fog' for validation; there are day, night, rain",
+        "day,night,rain": "none is left",
+    }.items():
+        assert run_command("import", [*words, "--output", str(tmp_path / "c"), "--val", val]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    for missing in (["--format", "ids"], ["--format", "colors"]):
+        assert run_command("import", [words[0], *missing, "--output", str(tmp_path / "c")]) == 1
+        assert ("--classes A,B" if "ids" in missing else "--table FILE") in capsys.readouterr().err
+
+
 def test_cvat_masks_in_an_archive(tmp_path, monkeypatch):
     root = tmp_path / "task"
     picture(root / "JPEGImages/frame_000000.png")

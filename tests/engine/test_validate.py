@@ -7,6 +7,7 @@ import pytest
 import torch
 from engine_fakes import debug_cfg
 
+from the_mask.data import get_records
 from the_mask.engine.validate import validate
 
 
@@ -89,6 +90,17 @@ def test_test_set_is_looked_for_when_it_will_be_needed(tiny_shapes: Path, tmp_pa
                 validate(cfg(period))
     finally:
         (tiny_shapes / "val.txt.aside").rename(tiny_shapes / "moving_shapes" / "val.txt")
+
+
+def test_what_is_tested_is_said(tiny_shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    validate(debug_cfg(tmp_path, "TEST.EVAL_PERIOD", 0))
+    assert not caplog.records
+    validate(debug_cfg(tmp_path, "TEST.EVAL_PERIOD", -1))
+    assert "nothing is evaluated" in caplog.text
+    caplog.clear()
+    validate(debug_cfg(tmp_path, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", ("moving_shapes_train",)))
+    count = sum(len(record["frames"]) for record in get_records("moving_shapes_train"))
+    assert f"moving_shapes_train: {count} of {count} frames are also trained on" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

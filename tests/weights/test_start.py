@@ -62,7 +62,7 @@ def mine(tmp_path):
                     Image.fromarray(pixels).save(stream, "PNG")
                     file.writestr(f"{folder}/{video}/{number}.png", stream.getvalue())
     report = import_dataset(tmp_path / "task.zip", "cvat-masks", tmp_path / "mine")
-    assert report.splits == {"train": (1, 2), "val": (1, 2)}
+    assert report.splits == {"train": (["a"], 2), "val": (["b"], 2)}
     return tmp_path / "mine"
 
 

@@ -14,6 +14,7 @@ import ast
 import builtins
 import importlib
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -98,12 +99,17 @@ def load_command(name: str) -> ModuleType:
 def parse(
     command: ModuleType, argv: Sequence[str] | None, prog: str | None = None, **variant: bool
 ) -> argparse.Namespace:
-    """Parse arguments. Config overrides may be mixed with options, unless they take all remaining arguments."""
+    """Parse arguments. Config overrides may be mixed with options, unless they take all remaining arguments.
+
+    Detectron2's scripts take everything after the first override for overrides; here ``KEY VALUE --resume`` works, too.
+    """
     assert command.__doc__ is not None
     parser = argparse.ArgumentParser(
         prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.add_arguments(parser, **variant)
+    # As from Python 3.14 on: before, -1e-3 and -.5 are taken for options.
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
     # argparse cannot mix arguments on both sides of "--".
     words = sys.argv[1:] if argv is None else argv
     rest = "--" in words or any(action.nargs == argparse.REMAINDER for action in parser._actions)

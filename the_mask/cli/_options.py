@@ -98,11 +98,6 @@ def use_backend(
 
 
 def overrides(parser: argparse.ArgumentParser) -> None:
-    """``KEY VALUE ...`` at the end: everything after the first word that is not an option."""
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
-
-
-def loose_overrides(parser: argparse.ArgumentParser) -> None:
     """``KEY VALUE ...`` anywhere between the options."""
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, e.g. MODEL.DEVICE cpu")
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="JSON", help="write the report with its whole protocol")
     _options.runtime_options(parser)
     _options.trust_option(parser)
-    _options.loose_overrides(parser)
+    _options.overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dynamic", action="store_true", help="allow dynamic sizes in the image program")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest relative difference (default: 1e-3)")
     _options.trust_option(parser)
-    _options.loose_overrides(parser)
+    _options.overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:

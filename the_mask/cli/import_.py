@@ -57,8 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids, davis, ade, labelme, label-studio, video: class names in their order",
     )
     parser.add_argument(
-        "--val", type=float, default=0.2, metavar="SHARE", help="share of videos for validation (default: 0.2)"
+        "--val",
+        type=share_or_names,
+        default=0.2,
+        metavar="SHARE|A,B,...",
+        help="whole videos for validation: with about this share of the labelled frames, or these (default: 0.2)",
     )
+
+
+def share_or_names(text: str) -> float | list[str]:
+    """A number, or names with commas between them."""
+    try:
+        return float(text)
+    except ValueError:
+        return [name.strip() for name in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the hub")
     parser.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
     _options.trust_option(parser)
-    _options.loose_overrides(parser)
+    _options.overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:

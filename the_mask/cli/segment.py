@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser, as_tool: bool = False) -> Non
     parser.add_argument("--asynchronous", action="store_true", help="compute keyframes in a background thread")
     _options.runtime_options(parser)
     _options.trust_option(parser)
-    _options.loose_overrides(parser)
+    _options.overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -233,7 +233,8 @@ def read_label_and_orientation(path: str | Path) -> tuple[np.ndarray, int]:
     image, stored = _load(path, "mask")
     if image.mode not in (*_WIDE_MODES[:-1], "P", "1", "L"):
         raise ValueError(
-            f"mask {path} has mode {image.mode}; expected one channel of class ids (8-bit, 16-bit or palette)"
+            f"mask {path} has mode {image.mode}; expected one channel of class ids (8-bit, 16-bit or palette); "
+            "masks of colours are for `the-mask import --format colors`"
         )
     return _class_ids(image, stored), stored.orientation
 

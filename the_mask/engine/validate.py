@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -62,11 +62,15 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True, resuming:
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"MODEL.WEIGHTS: {error}") from error
     # Also the test sets: a missing one should not be noticed by the first evaluation, hours later.
-    used = [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST]
-    if training and cfg.TEST.EVAL_PERIOD < 0:
-        used = list(cfg.DATASETS.TRAIN)
-    for name in used:
-        get_records(name)
+    test = () if training and cfg.TEST.EVAL_PERIOD < 0 else cfg.DATASETS.TEST
+    train = cfg.DATASETS.TRAIN if training else ()
+    files = {
+        name: [frame["file_name"] for record in get_records(name) for frame in record["frames"]]
+        for name in dict.fromkeys([*train, *test])
+    }
+    if training:
+        for warning in _what_is_tested({name: files[name] for name in train}, {name: files[name] for name in test}):
+            logger.warning(warning)
 
 
 def _check_lists(cfg: CfgNode) -> Iterable[str]:
@@ -99,6 +103,17 @@ def _seldom_meant(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.THE_MASK.WARMUP_ITERS {rounds.WARMUP_ITERS} is not below SOLVER.MAX_ITER {most}: all of the "
             f"training has one round of matching, not {rounds.ROUNDS}"
         )
+
+
+def _what_is_tested(train: Mapping[str, Sequence[str]], test: Mapping[str, Sequence[str]]) -> Iterable[str]:
+    """Warnings about test sets that are missing or share frames with training sets; by name their files."""
+    if not test:
+        yield "nothing is evaluated (DATASETS.TEST is empty, or TEST.EVAL_PERIOD below 0): there is no best checkpoint"
+    seen = {file for files in train.values() for file in files}
+    for name, files in test.items():
+        shared = sum(file in seen for file in files)
+        if shared:
+            yield f"{name}: {shared} of {len(files)} frames are also trained on; its figures say little about others"
 
 
 def _check_device(cfg: CfgNode) -> Iterable[str]:

@@ -19,6 +19,8 @@ from the_mask.data.io import IMAGE_SUFFIXES, read_size
 
 NOTHING = -1
 MOST_CLASSES = 65535
+# Names of a list that are printed.
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,32 @@ class ImportReport:
     Attributes:
         frames, labelled, videos: counts.
         noticed: count by description: pixels that a later shape covers, shapes that reach outside the picture, ...
-        splits: of "train" and "val", the number of videos and of labelled frames.
+        splits: of "train" and "val", the names of the videos, and the number of labelled frames.
     """
 
     frames: int = 0
     labelled: int = 0
     videos: int = 0
     noticed: Counter[str] = field(default_factory=Counter)
-    splits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    splits: dict[str, tuple[list[str], int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.videos} videos, {self.frames} frames, {self.labelled} of them labelled"]
         lines += [
-            f"{split}: {videos} videos, {count} labelled frames" for split, (videos, count) in self.splits.items()
+            f"{split}: {len(videos)} videos, {count} labelled frames"
+            + (f" ({_some(videos)})" if split == "val" else "")
+            for split, (videos, count) in self.splits.items()
         ]
-        train, val = (self.splits.get(split, (0, 0))[1] for split in ("train", "val"))
+        if "val" not in self.splits:
+            lines.append("nothing is for validation: a training on it is not evaluated")
+        train, val = (self.splits.get(split, ([], 0))[1] for split in ("train", "val"))
         if val > train:
             lines.append("the larger part is for validation: move videos from val.txt to train.txt")
         return "\n".join(lines + [f"{what}: {count}" for what, count in sorted(self.noticed.items())])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
 
 
 @dataclass

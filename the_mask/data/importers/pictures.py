@@ -56,6 +56,8 @@ def read_color_masks(source: Path, frames: Path | Pictures | None = None, table:
     Raises:
         FileNotFoundError, ValueError: something is missing, damaged or not in the table; the message names it.
     """
+    if table is None and not (source / "classes.csv").is_file():
+        raise FileNotFoundError(f"{source} has no classes.csv: name a table of lines class,r,g,b (--table FILE)")
     table = table or source / "classes.csv"
     colors = read_class_table(table)
     return _color_tree(source, frames or source.parent / "frames", colors, str(table), is_no_class)
@@ -124,6 +126,10 @@ def read_id_masks(source: Path, frames: Path | Pictures | None = None, names: li
     """
     colors = None
     if names is None:
+        if not (source / "classes.json").is_file():
+            raise FileNotFoundError(
+                f"{source} has no classes.json: name the classes of ids 0, 1, ... (--classes A,B,...)"
+            )
         table = read_class_table(source / "classes.json")
         names, colors = [name for name, _ in table], [color for _, color in table]
     classes = check_names(names, source)

@@ -6,7 +6,7 @@ import glob
 import inspect
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -88,7 +88,7 @@ def import_dataset(
     output: str | Path,
     *,
     name: str = "",
-    val_videos: float = 0.2,
+    val_videos: float | Sequence[str] = 0.2,
     options: Mapping[str, Any] | None = None,
     video: str | Path | None = None,
     sampling: Sampling | None = None,
@@ -105,8 +105,9 @@ def import_dataset(
         format: one of :data:`FORMATS`.
         output: a new or empty folder.
         name: of the data set; that of the output folder by default.
-        val_videos: share of the videos for validation, at least one if there are two; the last ones in order. A data
-            set of one video is cut in time: its last labelled frames, and what lies between them, are for validation.
+        val_videos: the videos for validation, or their share of the labelled frames: those from the last on that come
+            nearest to it, at least one if there are two. If only one video has labels, it is cut in time: its last
+            labelled frames, and what lies between them, are for validation.
         options: further arguments of the format's function (``frames``, ``masks``, ``table``, ``names``).
         video: a video, or a folder of videos, that the frames are taken from; their names end with their number.
         sampling: which frames are taken besides the labelled ones.
@@ -122,8 +123,8 @@ def import_dataset(
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
-    if not 0 <= val_videos < 1:
-        raise ValueError(f"share of videos for validation {val_videos}: expected 0 or more and less than 1")
+    if isinstance(val_videos, (int, float)) and not 0 <= val_videos < 1:
+        raise ValueError(f"share of frames for validation {val_videos}: expected 0 or more and less than 1")
     reader = FORMATS[format]
     given = {key: value for key, value in (options or {}).items() if value is not None}
     unknown = sorted(set(given) - set(inspect.signature(reader).parameters))
@@ -232,22 +233,52 @@ class _Written:
             shutil.copyfile(frame.image, origin)
 
 
-def _write_lists(written: _Written, share: float) -> dict[str, tuple[int, int]]:
+def _write_lists(written: _Written, val: float | Sequence[str]) -> dict[str, tuple[list[str], int]]:
     """Write the list of each split; returns its videos and labelled frames."""
-    splits: dict[str, tuple[int, int]] = {}
-    videos = list(written.videos)
-    if share and len(videos) == 1:
-        videos += _cut_off_end(written, videos[0], share)
-    count = min(max(1, round(share * len(videos))), len(videos) - 1) if share else 0
-    for split, names in {"train": videos[: len(videos) - count], "val": videos[len(videos) - count :]}.items():
+    splits: dict[str, tuple[list[str], int]] = {}
+    if isinstance(val, (int, float)):
+        labelled = {video: sum(frames.values()) for video, frames in written.videos.items()}
+        counts = labelled if any(labelled.values()) else {video: len(f) for video, f in written.videos.items()}
+        only = [video for video, count in counts.items() if count]
+        chosen = {*_cut_off_end(written, only[0], val)} if val and len(only) == 1 else choose_videos(counts, val)
+    else:
+        unknown = [name for name in val if name not in written.videos]
+        if unknown:
+            raise ValueError(f"no video {unknown[0]!r} for validation; there are {', '.join(written.videos)[:500]}")
+        chosen = {*val}
+    if len(chosen) == len(written.videos):
+        raise ValueError(f"all videos ({', '.join(chosen)[:500]}) are for validation, and none is left for training")
+    for split in ("train", "val"):
+        names = [video for video in written.videos if (video in chosen) == (split == "val")]
         if names:
             atomic_write(written.tree / f"{split}.txt", "".join(f"{video}\n" for video in names).encode())
-            splits[split] = len(names), sum(sum(written.videos[video].values()) for video in names)
+            splits[split] = names, sum(sum(written.videos[video].values()) for video in names)
     return splits
 
 
+def choose_videos(counts: Mapping[str, int], share: float) -> set[str]:
+    """Videos whose frames come near to a share of all: from the last on, each that brings the sum closer.
+
+    At least one video with frames is chosen, and one is left, if there are two of them.
+
+    Args:
+        counts: frames of each video, in order.
+        share: 0..1; 0 chooses none.
+    """
+    videos = [video for video in counts if counts[video]]
+    if not share or len(videos) < 2:
+        return set()
+    wanted, total, chosen = share * sum(counts.values()), 0, set[str]()
+    for video in reversed(videos):
+        closer = abs(total + counts[video] - wanted) < abs(total - wanted)
+        if closer and len(chosen) < len(videos) - 1:
+            chosen.add(video)
+            total += counts[video]
+    return chosen or {min(reversed(videos), key=lambda video: counts[video])}
+
+
 def _cut_off_end(written: _Written, video: str, share: float) -> list[str]:
-    """Move the last frames of the only video into a new one; returns its name, or nothing with too few labels."""
+    """Move the last frames of a video into a new one; returns its name, or nothing with too few labels."""
     names = sorted(written.videos[video], key=natural_key)
     labelled = [name for name in names if written.videos[video][name]] or names
     if len(labelled) < 2:
