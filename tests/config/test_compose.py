@@ -80,7 +80,9 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 find_config(name)
         else:
             assert load_config(name) == expected
-    with pytest.raises(FileNotFoundError, match=r"vspw/mask2former_r5 does not exist; did you mean mask2former_r50"):
+    with pytest.raises(
+        FileNotFoundError, match=r"vspw/mask2former_r5 does not exist; did you mean vspw/mask2former_r50"
+    ):
         find_config("vspw/mask2former_r5")
     # One's own file comes first.
     (tmp_path / "debug").mkdir()

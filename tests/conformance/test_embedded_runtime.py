@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +59,20 @@ def test_modules_left_out_say_what_to_do(module: str) -> None:
 )
 def test_names_left_out_say_what_to_do(statement: str) -> None:
     name = statement.split()[-1]
-    with pytest.raises(ImportError, match=rf"{name} is not provided by the embedded runtime; install Detectron2"):
+    with pytest.raises(ImportError, match=rf"{name} is not provided by the embedded runtime; .*install Detectron2"):
         exec(statement)
+
+
+@embedded_only
+def test_names_that_have_a_counterpart_say_which() -> None:
+    from detectron2._missing import OURS
+
+    for full, ours in OURS.items():
+        module, _, name = ours.rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
+        package, _, name = full.rpartition(".")
+        with pytest.raises(ImportError, match=f"for video use {re.escape(ours)}"):
+            exec(f"from {package} import {name}")
 
 
 @embedded_only

@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,15 @@ def train_both_and_note_threads(cfg, root, fake):
     file = Path(cfg.OUTPUT_DIR) / f"threads{comm.get_rank()}.txt"
     tasks = Path("/proc/self/task")
     atexit.register(lambda: file.write_text("".join((task / "comm").read_text() for task in tasks.iterdir())))
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"--dist-url {address}: port .* cannot be used .*in use.*; name another"):
+            launch(print, num_processes=2, dist_url=address)
 
 
 def test_two_processes_equal_one(tiny_shapes: Path, tmp_path: Path) -> None:

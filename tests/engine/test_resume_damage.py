@@ -72,11 +72,11 @@ def test_wrong_values_are_named(tmp_path: Path, whole: dict[str, Any], kind: str
     torch.save(state, tmp_path / CHECKPOINT)
     trainer = variant(noise=0.1)(cfg(tmp_path))
     with pytest.raises(ValueError, match=rf"{CHECKPOINT}.*{message}"):
-        trainer.resume_or_load(resume_training=True)
+        trainer.resume_or_load(resume=True)
 
 
 def test_the_whole_one_is_taken(tmp_path: Path, whole: dict[str, Any]) -> None:
     torch.save(whole, tmp_path / CHECKPOINT)
     trainer = variant(noise=0.1)(cfg(tmp_path))
-    trainer.resume_or_load(resume_training=True)
+    trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2

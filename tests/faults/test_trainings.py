@@ -27,7 +27,7 @@ OPTIONS = ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP", 2, "TEST.EVA
 def run(folder: Path, *options: Any) -> None:
     """Train, or resume."""
     trainer = variant(**NOISY)(fake_cfg(folder, *OPTIONS, *options))
-    trainer.resume_or_load(resume_training=True)
+    trainer.resume_or_load(resume=True)
     trainer.train()
 
 

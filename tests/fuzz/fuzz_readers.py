@@ -387,7 +387,7 @@ def _resume(folder: Path) -> Case:
     def read() -> None:
         clean()
         trainer = variant(noise=0.1)(cfg())
-        trainer.resume_or_load(resume_training=True)
+        trainer.resume_or_load(resume=True)
         if trainer.start_iter < 3:
             trainer.train()
 

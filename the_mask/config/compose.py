@@ -66,7 +66,11 @@ def find_config(name: str | Path) -> ConfigFile:
         below = Path(*parts[parts.index("configs") + 1 :]) if "configs" in parts[:-1] else given
         found = _at(config_root() / below) or _at(config_root() / below.with_name(f"{below.name}.yaml"))
     if found is None:
-        close = difflib.get_close_matches(given.stem, [known.rpartition("/")[2] for known in config_names()], n=3)
+        # By the last part, and of equals the one that resembles the whole.
+        wanted = "/".join([given.parent.name, given.stem])
+        stems = difflib.get_close_matches(given.stem, {known.rpartition("/")[2] for known in config_names()}, n=3)
+        known = [known for known in config_names() if known.rpartition("/")[2] in stems]
+        close = difflib.get_close_matches(wanted, known, n=3, cutoff=0)
         hint = f"; did you mean {', '.join(close)}?" if close else f" (configs are in {config_root()})"
         raise FileNotFoundError(f"config file {name} does not exist{hint}")
     return found

@@ -174,7 +174,9 @@ class TrainLoader:
         return batch
 
 
-def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = None) -> TrainLoader:
+def build_train_loader(
+    cfg: CfgNode, start_iter: int = 0, seed: int | None = None, mapper: ClipMapper | None = None
+) -> TrainLoader:
     """Endless loader of this rank's micro-batches (lists of clips) over ``cfg.DATASETS.TRAIN``.
 
     A micro-batch has IMS_PER_BATCH / processes / ACCUM_STEPS clips; iteration i of the run consists of the ACCUM_STEPS
@@ -184,6 +186,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         cfg: config.
         start_iter: first iteration, to resume.
         seed: seed of the order and of all augmentation; None takes ``cfg.SEED``, or a random one if that is negative.
+        mapper: makes the clips, also in other processes; None takes that of the config.
 
     Raises:
         ValueError: no or unknown data set, class lists that disagree with each other or with the model, bad batch size.
@@ -196,7 +199,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         for name in names:
             warn_about_classes(name, by_name[name])
     records = [record for name in names for record in by_name[name]]
-    dataset = TrainClips(records, ClipMapper.from_config(cfg, True, names), cfg.INPUT.CLIP.ITEM)
+    dataset = TrainClips(records, mapper or ClipMapper.from_config(cfg, True, names), cfg.INPUT.CLIP.ITEM)
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = TrainBatchSampler(

@@ -194,7 +194,7 @@ def load_tree(tree: DataTree) -> list[Record]:
         shown = "; ".join(f"{p.file}: {p.message}" for p in problems[:5])
         raise ValueError(
             f"data set {tree.name} has {len(problems)} defects: {shown}{'; ...' if len(problems) > 5 else ''}"
-            f" (tools/check_dataset.py {tree.name} lists all)"
+            f" (`the-mask check {tree.name}` lists all)"
         )
     return scan.records
 

@@ -6,11 +6,13 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -104,6 +106,8 @@ def launch(
     if world_size == 1:
         main(*args)
         return
+    if machine_rank == 0:
+        _check_free(dist_url)
     processes = world_size // num_machines
     with _hidden_gpus(num_processes > 0), _forwarded_signals() as received:
         try:
@@ -116,6 +120,21 @@ def launch(
             raise
         if received:
             raise TrainingInterrupted(received[0])
+
+
+def _check_free(dist_url: str) -> None:
+    """Raise a ValueError if a program listens at the port of ``tcp://HOST:PORT``, where the first process will."""
+    address = urlsplit(dist_url)
+    if address.scheme != "tcp" or not address.port:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in (address.hostname or "") else socket.AF_INET) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            own.bind(("", address.port))
+        except OSError as error:
+            raise ValueError(
+                f"--dist-url {dist_url}: port {address.port} cannot be used ({error.strerror}); name another, or auto"
+            ) from error
 
 
 def _worker(main: Callable[..., Any], args: tuple[Any, ...], local_processes: int) -> None:
@@ -160,7 +179,11 @@ def _run_in_torchrun(main: Callable[..., Any], args: tuple[Any, ...], device: st
             )
         torch.cuda.set_device(local_rank)
     # The timeout is Detectron2's: an evaluation may keep one process busy for long.
-    dist.init_process_group(backend="nccl" if gpu else "gloo", init_method="env://", timeout=DEFAULT_TIMEOUT)
+    try:
+        dist.init_process_group(backend="nccl" if gpu else "gloo", init_method="env://", timeout=DEFAULT_TIMEOUT)
+    except dist.DistNetworkError as error:
+        place = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
+        raise ValueError(f"the processes do not find each other at {place}: {error}") from error
     try:
         comm.create_local_process_group(local_size)
         comm.synchronize()

@@ -33,6 +33,7 @@ from the_mask.engine.logs import without_traceback
 from the_mask.engine.matching_stats import MatchingHook
 from the_mask.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from the_mask.engine.output_lock import claimed
+from the_mask.engine.resume import load as load_training
 from the_mask.engine.rng import preserved_rng, rng_state, seed_everything
 from the_mask.engine.schedule import WarmupPoly
 from the_mask.engine.setup import with_seed
@@ -178,7 +179,7 @@ class Trainer(TrainerBase):
             self.ema = ExponentialMovingAverage(self.model, self.cfg.SOLVER.EMA.DECAY)
         return report
 
-    def resume_or_load(self, resume_training: bool = True, trust_pickle: bool = False) -> None:
+    def resume_or_load(self, resume: bool = True, trust_pickle: bool = False) -> None:
         """Continue from the last checkpoint of ``OUTPUT_DIR``, or else start from ``MODEL.WEIGHTS`` if it is set.
 
         Raises:
@@ -186,10 +187,10 @@ class Trainer(TrainerBase):
                 instead.
         """
         last = self.checkpoints.last()
-        if resume_training and last is not None:
-            resume.load(self, last)
+        if resume and last is not None:
+            load_training(self, last)
             return
-        if resume_training:
+        if resume:
             logger.warning("no checkpoint in %s to resume from: starting at iteration 0", self.checkpoints.folder)
         elif last is not None:
             logger.warning("%s holds an earlier run, whose files this one replaces; --resume would continue it", last)

@@ -152,7 +152,7 @@ def _count_labels(label_map: Tensor, ignore_label: int, num_classes: int | None,
         if bad:
             raise ValueError(
                 f"clip {name!r}: labels {bad} are outside 0..{num_classes - 1} and are not {ignore_label} (ignore); "
-                "check the dataset with tools/check_dataset.py"
+                "check the data set with `the-mask check`"
             )
     return count
 

@@ -344,7 +344,7 @@ def stack_labels(
         if odd.numel():
             raise ValueError(
                 f"clip {clip.name}: labels {sorted(set(odd.tolist()))[:10]} are outside 0..{num_classes - 1} and "
-                f"are not {ignore_label} (ignore); check the dataset with tools/check_dataset.py"
+                f"are not {ignore_label} (ignore); check the data set with `the-mask check`"
             )
         stacked[row, :height, :width] = labels
     return stacked
