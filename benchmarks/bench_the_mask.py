@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from bench_criterion import Clock, Times, random_clips, show, time_matching
+from bench_models import BACKBONES, PEERED
 from common import machine, peak_memory, write_json
 from timing import quartiles, race, synchronise
 from torch import nn
@@ -38,6 +39,7 @@ from torch import nn
 from the_mask.config import load_config
 from the_mask.config.keys.mask_former import HierarchyOptions
 from the_mask.data.clips import Clip
+from the_mask.engine.memory import keep_freed_memory
 from the_mask.engine.optimizer import build_optimizer
 from the_mask.modeling import MaskClassifier
 from the_mask.modeling.mask.targets import build_targets
@@ -106,7 +108,8 @@ def one_step(
 
 def bench_step(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     """Training steps with one and two rounds and the peer's, in turn."""
-    model = build(ONE_FRAME, args.classes).train()
+    # R50 as the config has it.
+    model = build(ONE_FRAME, args.classes, *([] if args.backbone == "r50" else BACKBONES[args.backbone])).train()
     optimiser = build_optimizer(load_config(ONE_FRAME), model)
     clips = clips_of(args.size)
     peer = hugging_face_step(args, clips) if args.peer else None
@@ -142,11 +145,12 @@ def median_ratio(above: list[float], below: list[float]) -> float:
 
 def hugging_face_step(args: argparse.Namespace, clips: list[Clip]) -> Callable[[], None]:
     """A training step of transformers' Mask2Former on the same image, its deformable attention as it comes."""
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
     torch.manual_seed(0)
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    config = Mask2FormerConfig(backbone_config=ResNetConfig(out_features=stages))  # type: ignore[call-arg]
+    kind: Any = SwinConfig if args.backbone == "swin_t" else ResNetConfig
+    config = Mask2FormerConfig(backbone_config=kind(out_features=stages))
     config.num_labels = args.classes
     model = Mask2FormerForUniversalSegmentation(config).to(args.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -236,6 +240,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--size", type=int, nargs=2, default=[240, 427], metavar=("H", "W"), help="of the step's image")
     parser.add_argument("--classes", type=int, default=8, help="of the step's model")
+    parser.add_argument("--backbone", choices=PEERED, default="r50", help="of the step's model")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave Hugging Face's step out")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -245,6 +250,7 @@ def main() -> None:
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the trainer does; it serves the peer too
     if args.measure:
         print(measure_memory(args))
         return

@@ -128,6 +128,15 @@ def test_extreme_logits_stay_finite_with_finite_gradients():
     assert float(wrong) == pytest.approx(1e4)
 
 
+def test_softplus_and_its_gradient():
+    x = torch.cat([torch.linspace(-30, 30, 241), torch.tensor([0.0, -1e4, 1e4])]).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    assert_close(losses.softplus(x), torch.logaddexp(exact, torch.zeros_like(exact)), "sum")
+    (found,) = torch.autograd.grad(losses.softplus(x).sum(), x)
+    assert_close(found, exact.sigmoid(), "sum")
+    assert losses.softplus(torch.tensor(float("nan"))).isnan()
+
+
 def test_losses_have_right_gradients():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 6, dtype=torch.float64, generator=generator)

@@ -13,7 +13,12 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerTran
 
 from the_mask.config import load_config
 from the_mask.modeling.mask.mask_decoders import build_mask_decoder
-from the_mask.modeling.mask.mask_decoders.base import attention_mask, mask_logits, shrink_mask_features
+from the_mask.modeling.mask.mask_decoders.base import (
+    attention_mask,
+    mask_logits,
+    mask_logits_of_layers,
+    shrink_mask_features,
+)
 from the_mask.modeling.mask.mask_decoders.layers import MultiheadAttention, unblock_empty_rows
 
 
@@ -77,6 +82,38 @@ def test_mask_logits_equal_einsum():
     assert_close(mask_logits(per_clip, features), expected, "layer")
     expected = torch.einsum("btqc,btchw->bqthw", per_frame, features)
     assert_close(mask_logits(per_frame, features), expected, "layer")
+
+
+@pytest.mark.parametrize("matched", [0, 2, 6])
+def test_mask_logits_of_layers_equal_einsum(matched):
+    """Values and gradients, where only some masks of some layers are used."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 8, 4, 5), (2, 6, 8), (2, 3, 6, 8), (2, 6, 8)]
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    upstream = torch.randn(2, 6, 3, 4, 5, generator=generator)
+    upstream[:, matched:] = 0
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        features, *embeddings = leaves = [value.to(dtype).requires_grad_() for value in values]
+        if dtype == torch.float32:
+            masks = mask_logits_of_layers(embeddings, features)
+        else:
+            forms = ["bqc,btchw->bqthw", "btqc,btchw->bqthw", "bqc,btchw->bqthw"]
+            masks = [torch.einsum(form, one, features) for form, one in zip(forms, embeddings, strict=True)]
+        used = sum((mask * upstream.to(dtype)).sum() for mask in masks[:2])
+        gradients = torch.autograd.grad(used, leaves, allow_unused=True, materialize_grads=True)
+        results.append([*masks, *gradients])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, "network")
+
+
+def test_gradients_of_masks_that_are_not_numbers_are_kept():
+    features, embeddings = torch.randn(1, 1, 8, 2, 3, requires_grad=True), torch.randn(1, 4, 8, requires_grad=True)
+    (mask,) = mask_logits_of_layers([embeddings], features)
+    upstream = torch.zeros_like(mask)
+    upstream[0, 1, 0, 0, 0] = float("nan")
+    found = torch.autograd.grad(mask, embeddings, upstream)[0]
+    assert found.isnan().all(2).tolist() == [[False, True, False, False]]
 
 
 def test_attention_mask_equals_resized_masks():

@@ -160,6 +160,26 @@ def test_ignored_candidates_are_taken_last():
     assert everything.isfinite().all()
 
 
+def test_kept_candidates_touch_a_pixel_that_counts():
+    """Against the four pixels around each kept point, while enough candidates have such a pixel."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(20):
+        ignored = torch.rand(6, 7, generator=generator) < 0.8
+        ignored[0, 0] = False
+        points = P.point_generator(number, 0)
+        touching = lambda xy, ignored=ignored: sum(  # noqa: E731
+            not all(
+                ignored[min(max(row, 0), 5), min(max(column, 0), 6)]
+                for row in (math.floor(y * 6 - 0.5), math.floor(y * 6 + 0.5))
+                for column in (math.floor(x * 7 - 0.5), math.floor(x * 7 + 0.5))
+            )
+            for x, y in xy.tolist()
+        )
+        candidates = torch.empty(1, 200, 2).uniform_(-1, 1, generator=P.point_generator(number, 0))
+        kept = P.importance_points(torch.zeros(1, 4, 4), 50, 4.0, 1.0, points, ignored)[0]
+        assert touching(kept) == min(50, touching((candidates[0] + 1) / 2))
+
+
 def test_nan_logits_still_give_points():
     maps = torch.full((2, 4, 4), float("nan"))
     points = P.importance_points(maps, 12, 3.0, 0.75, P.point_generator(0, 0))

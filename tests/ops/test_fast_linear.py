@@ -124,18 +124,53 @@ def test_results_with_gradients_may_change_in_place(onednn, shape):
         assert_close(one, other, "network")
 
 
-def test_product_gradients(onednn):
+def test_changing_a_result_in_place_copies_nothing(onednn):
+    """The gradient of a view changed in place would copy all of it, as ``CopySlices``."""
+    x, weight = torch.randn(2, 5, 8, requires_grad=True), torch.randn(6, 8)
+    assert "CopySlices" not in str(fast_linear(x, weight).relu_().grad_fn.next_functions)
+    layer = nn.Conv2d(8, 6, 1)
+    speed_up_layers(nn.Sequential(layer))
+    assert "CopySlices" not in str(layer(torch.randn(2, 8, 3, 4)).relu_().grad_fn.next_functions)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 1, 3, 8), (2, 4, 8, 5)), ((3, 8), (4, 8, 5)), ((2, 3, 8), (8, 5)), ((3, 8), (8, 5))]
+)
+def test_product_gradients(onednn, shapes):
+    """First and second derivatives against float64."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(shape, generator=generator) for shape in ((2, 1, 3, 8), (2, 4, 8, 5)))
+    a, b = (torch.randn(shape, generator=generator) for shape in shapes)
     results = []
     for dtype in (torch.float32, torch.float64):
         x, y = (v.to(dtype).requires_grad_() for v in (a, b))
         out = fast_product(x, y)
-        assert ("StackBackward" in str(out.grad_fn.next_functions)) == (dtype == torch.float32), (
+        assert (type(out.grad_fn).__name__ == "_ProductBackward") == (dtype == torch.float32), (
             "the fast path was not taken"
         )
-        results.append([out, *torch.autograd.grad(out.square().sum(), (x, y))])
+        first = torch.autograd.grad(out.square().sum(), (x, y), create_graph=True)
+        results.append([out, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, y))])
     for one, other in zip(*results, strict=True):
+        assert_close(one, other, "network")
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_pointwise_convolutions(onednn, biased, layout):
+    """Against float64, in the layout of the input."""
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(8, 6, 1, bias=biased), torch.randn(2, 8, 5, 4).to(memory_format=layout)
+    exact = copy.deepcopy(layer).double()
+    speed_up_layers(nn.Sequential(layer))
+    results = []
+    with torch.profiler.profile() as profile:
+        for convolution, dtype in ((layer, torch.float32), (exact, torch.float64)):
+            leaf = x.to(dtype).requires_grad_()
+            out = convolution(leaf)
+            assert out.is_contiguous(memory_format=layout)
+            results.append([out, *torch.autograd.grad(out.tanh().sum(), [leaf, *convolution.parameters()])])
+    assert sum(event.key == "aten::conv2d" for event in profile.events()) == 1, "the fast path was not taken"
+    for one, other in zip(*results, strict=True):
+        assert one.shape == other.shape
         assert_close(one, other, "network")
 
 
@@ -239,6 +274,13 @@ def test_softmax_of_few():
         found = softmax_of_few(x, torch.float32)
     assert_close(found, x.double().softmax(-1), "sum")
     assert softmax_of_few(x.bfloat16(), torch.float32).dtype == torch.float32
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = x.to(dtype).requires_grad_()
+        gradients.append(torch.autograd.grad(softmax_of_few(leaf, dtype).square().sum(), leaf, create_graph=True)[0])
+        gradients.append(torch.autograd.grad(gradients[-1].square().sum(), leaf)[0])
+    assert_close(gradients[0], gradients[2], "sum")
+    assert_close(gradients[1], gradients[3], "sum")
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -256,7 +298,14 @@ def test_shared_reference_points(onednn, batch):
     with torch.no_grad():
         found = layer(query, layer.spread(reference), value, shapes)
     assert_close(found, expected, "network")
-    assert_close(layer(query, layer.spread(reference), value, shapes), expected, "network")
+    trained = layer(query, layer.spread(reference), value, shapes)
+    assert_close(trained, expected, "network")
+    gradients = torch.autograd.grad(trained.square().sum(), list(layer.parameters()))
+    layer.double()
+    with use("reference"):
+        again = layer(query.double(), reference.double().expand(batch, -1, -1, -1), value.double(), shapes)
+    for one, other in zip(gradients, torch.autograd.grad(again.square().sum(), list(layer.parameters())), strict=True):
+        assert_close(one, other, "network")
 
 
 def test_tracers_and_standard_operators_see_the_usual_layer(onednn):

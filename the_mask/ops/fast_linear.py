@@ -4,12 +4,14 @@ PyTorch computes float32 products with its BLAS, in the usual builds MKL, which 
 on AMD processors (measured: docs/experiments.md). oneDNN is in the same builds, through an operator that torch.compile
 uses. Results differ from the BLAS's by rounding. ``THE_MASK_LINEAR=auto|onednn|blas`` chooses; ``auto`` takes oneDNN on
 AMD only. On other devices, in other precisions, in traced programs, with standard operators
-(:func:`the_mask.ops.decomposed`) and for small products, the usual layer runs; with gradients, all but linear layers.
+(:func:`the_mask.ops.decomposed`) and for small products, the usual layer runs.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,9 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: boo
         # The GELU is in the same pass over the result.
         return _by_onednn(x, weight, bias, "gelu" if gelu else "none")
     if size >= LEAST_TRAINED and _wants_gradients(x, weight, bias):
-        # Only a matrix is no view inside, which autograd would not let change in place (``relu_``).
-        x = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        # Not a view: the gradient of changing one in place (``relu_``) copies the whole of it three times.
+        shape = (*x.shape[:-1], weight.shape[0])
+        x = torch.ops.aten._unsafe_view(_Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias), shape)
     else:
         x = F.linear(x, weight, bias)
     return F.gelu(x) if gelu else x
@@ -80,8 +83,46 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         grad_x = fast_linear(grad, weight.t()) if for_x else None
-        grad_weight = fast_linear(grad.t(), x.t()) if for_weight else None
+        grad_weight = None
+        if for_weight:
+            # The first factor is copied to be contiguous: the narrower of the two.
+            narrow = grad.shape[1] <= x.shape[1]
+            grad_weight = fast_linear(grad.t(), x.t()) if narrow else fast_linear(x.t(), grad.t()).t()
         return grad_x, grad_weight, grad.sum(0) if for_bias else None
+
+
+class _Product(torch.autograd.Function):
+    """:func:`fast_product` with gradients. a [..., M, K], b [..., K, N], ``batch``: their common leading axes."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, batch: torch.Size) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.batch = batch
+        return _stacked([_by_onednn(x.contiguous(), y.t(), None) for x, y in _pairs(a, b, batch)], batch)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            parts = [fast_linear(g, y) for g, y in _pairs(grad, b, ctx.batch)]
+            # A matrix shared by the batch has one gradient: no stack of them.
+            grad_a = sum(parts[1:], parts[0]) if a.dim() == 2 else _stacked(parts, ctx.batch).sum_to_size(a.shape)
+        if ctx.needs_input_grad[1]:
+            parts = [fast_linear(x.t(), g.t()) for x, g in _pairs(a, grad, ctx.batch)]
+            grad_b = _stacked(parts, ctx.batch).sum_to_size(b.shape)
+        return grad_a, grad_b, None
+
+
+def _pairs(a: Tensor, b: Tensor, batch: torch.Size) -> Iterator[tuple[Tensor, Tensor]]:
+    """The matrices of two batches, broadcast without a copy."""
+    many = [x.expand(*batch, *x.shape[-2:]) for x in (a, b)]
+    return ((many[0][index], many[1][index]) for index in itertools.product(*map(range, batch)))
+
+
+def _stacked(products: list[Tensor], batch: torch.Size) -> Tensor:
+    whole = products[0][None] if len(products) == 1 else torch.stack(products)
+    return whole.view(*batch, *whole.shape[-2:])
 
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:
@@ -98,10 +139,8 @@ def fast_product(a: Tensor, b: Tensor) -> Tensor:
     if not (size >= LEAST_TRAINED and _wants_gradients(a, b)) and not (size >= LEAST_PRODUCT and _fast(a, b)):
         return a @ b
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    many = [x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b)]
-    products = [fast_linear(x.contiguous(), y.t()) for x, y in zip(*many, strict=True)]
-    whole = products[0][None] if len(products) == 1 else torch.stack(products)
-    return whole.view(*batch, *whole.shape[-2:])
+    product: Tensor = _Product.apply(a, b, batch)
+    return product
 
 
 def _captured() -> bool:
@@ -121,13 +160,26 @@ class FastLinear(nn.Linear):
 
 
 class FastConv2d(nn.Conv2d):
-    """A 1x1 convolution that uses oneDNN in one thread too, where PyTorch takes the BLAS."""
+    """A 1x1 convolution that uses oneDNN in one thread too, where PyTorch takes the BLAS; in training, a product."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        fast = torch.get_num_threads() == 1 and _fast(input, weight)
-        if not fast or input.numel() * weight.shape[0] < LEAST_CONVOLUTION:
+        size = 0 if _captured() or input.dim() != 4 else input.numel() * weight.shape[0]
+        if size >= LEAST_TRAINED and _wants_gradients(input, weight, bias):
+            return _trained_pointwise(input, weight, bias)
+        if size < LEAST_CONVOLUTION or torch.get_num_threads() > 1 or not _fast(input, weight):
             return super()._conv_forward(input, weight, bias)
         return torch.mkldnn_convolution(input, weight, bias, [0, 0], [1, 1], [1, 1], 1)
+
+
+def _trained_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution with gradients, in the layout of x: [N, K, H, W] -> [N, M, H, W]."""
+    matrix = weight.flatten(1)
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return fast_linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
+    product = fast_product(matrix, x.flatten(2))
+    if bias is not None:
+        product = product + bias[:, None]
+    return torch.ops.aten._unsafe_view(product, (x.shape[0], -1, *x.shape[2:]))
 
 
 def is_pointwise(layer: nn.Conv2d) -> bool:

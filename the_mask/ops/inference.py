@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,21 @@ def is_plain(*tensors: Tensor) -> bool:
 
 def softmax_of_few(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Softmax over a last axis of few values (sampling points): PyTorch takes five times as long for it on CPUs."""
-    if not is_plain_inference(x):
+    if not is_plain(x):
         return x.softmax(-1, dtype=dtype)
-    powers = (x - x.amax(-1, keepdim=True)).exp_()
-    return powers.div_(powers.sum(-1, keepdim=True))
+    softmax: Tensor = _SoftmaxOfFew.apply(x)
+    return softmax
+
+
+class _SoftmaxOfFew(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        powers = (x - x.amax(-1, keepdim=True)).exp_()
+        result = powers.div_(powers.sum(-1, keepdim=True))
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (result,) = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(grad, result, -1, result.dtype)

@@ -22,9 +22,9 @@ from the_mask.modeling.mask import losses
 from the_mask.modeling.mask.matched_maps import MapGroup, gather_maps
 from the_mask.modeling.mask.matching import Pairs, first_frames, match_all
 from the_mask.modeling.mask.points import (
+    grid_values,
     importance_points,
     point_generator,
-    point_sample,
     shared_index_sample,
     shared_point_blocks,
 )
@@ -333,15 +333,16 @@ class MaskCriterion(nn.Module):
             generator,
             ignored,
         )
-        values = point_sample(logits[:, None], points)[:, 0]
+        grid = 2.0 * points - 1.0
+        values = grid_values(logits[:, None], grid)[:, 0]
         truth = torch.empty_like(values, requires_grad=False)
         start = 0
         while start < len(group.targets):
             index = group.targets[start]
             stop = start + group.targets[start:].count(index)
-            truth[start:stop] = _sample_bits(target.mask(index, group.frame), points[start:stop])
+            truth[start:stop] = _sample_bits(target.mask(index, group.frame), grid[start:stop])
             start = stop
-        valid = None if ignored is None else 1 - _sample_bits(ignored, points, "border")
+        valid = None if ignored is None else 1 - _sample_bits(ignored, grid, "border")
         return losses.mask_bce_loss(values, truth, valid), losses.mask_dice_loss(values, truth, valid)
 
     def _secondary(
@@ -429,6 +430,6 @@ def _mask_terms(rounds: int) -> list[str]:
     return ["loss_mask", "loss_dice"] + (["loss_mask_secondary", "loss_dice_secondary"] if rounds > 1 else [])
 
 
-def _sample_bits(mask: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
-    """Bilinear values [M, P] of one bool mask [H, W] at points [M, P, 2]; only this mask is ever converted to float."""
-    return point_sample(mask[None, None].float(), points.reshape(1, -1, 2), padding).view(points.shape[:2])
+def _sample_bits(mask: Tensor, grid: Tensor, padding: str = "zeros") -> Tensor:
+    """Bilinear values [M, P] of one bool mask [H, W] at [M, P, 2] in -1..1; only this mask is ever made float."""
+    return grid_values(mask[None, None].float(), grid.reshape(1, -1, 2), padding).view(grid.shape[:2])

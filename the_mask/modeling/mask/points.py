@@ -19,6 +19,8 @@ from torch import Tensor
 _CANDIDATES_PER_CHUNK = {"cpu": 1 << 18, "other": 1 << 23}
 # Points per block of `shared_point_blocks`: with a hundred channels a block stays in a core's cache.
 _POINTS_PER_BLOCK = 4096
+# Added to the certainty of candidates that are taken last.
+_LAST = 1e30
 
 
 def point_generator(seed: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -52,11 +54,11 @@ def point_sample(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor
     Returns:
         [M, C, P].
     """
-    return _grid_sample(maps, (2.0 * points - 1.0).to(maps.dtype), padding)
+    return grid_values(maps, (2.0 * points - 1.0).to(maps.dtype), padding)
 
 
-def _grid_sample(maps: Tensor, grid: Tensor, padding: str) -> Tensor:
-    """`point_sample` at coordinates in -1..1."""
+def grid_values(maps: Tensor, grid: Tensor, padding: str = "zeros") -> Tensor:
+    """`point_sample` at coordinates in -1..1, for points of which several maps are sampled."""
     grid = grid.unsqueeze(1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding, align_corners=False).squeeze(2)
 
@@ -167,7 +169,7 @@ def importance_points(
     num_maps, device = maps.shape[0], maps.device
     limit = _CANDIDATES_PER_CHUNK["cpu" if device.type == "cpu" else "other"]
     chunk = max(1, limit // num_candidates)
-    ignored_map = None if ignored is None else ignored[None, None].float()
+    surrounded = None if ignored is None else _surrounded(ignored)
     parts = []
     with torch.no_grad():
         for start in range(0, num_maps, chunk):
@@ -175,16 +177,26 @@ def importance_points(
             count = logits.shape[0]
             # Drawn in grid_sample's own range -1..1: rescaling all candidates would cost as much as drawing them.
             candidates = torch.empty(count, num_candidates, 2, device=device).uniform_(-1, 1, generator=generator)
-            certainty = _grid_sample(logits[:, None], candidates, "zeros")[:, 0].abs_()
-            if ignored_map is not None:
-                mass = _grid_sample(ignored_map, candidates.view(1, -1, 2), "border").view(count, -1)
-                # The weights of a fully ignored point sum to 1 up to rounding.
-                certainty.masked_fill_(mass > 1 - 1e-4, float("inf"))
+            certainty = grid_values(logits[:, None], candidates)[:, 0].abs_()
+            if surrounded is not None:
+                # The four pixels around a candidate meet in the corner of pixels that is nearest to it.
+                grid = candidates.view(1, 1, -1, 2)
+                last = F.grid_sample(surrounded, grid, mode="nearest", align_corners=True)
+                certainty.add_(last.view(count, -1), alpha=_LAST)
             chosen = _smallest(certainty, num_uncertain)
             uncertain = candidates.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
             fresh = torch.rand(count, num_points - num_uncertain, 2, generator=generator, device=device)
             parts.append(torch.cat([(uncertain + 1) / 2, fresh], dim=1))
     return torch.cat(parts) if parts else maps.new_zeros(0, num_points, 2, dtype=torch.float32)
+
+
+def _surrounded(ignored: Tensor) -> Tensor:
+    """1 at the corners of pixels, [1, 1, H + 1, W + 1], around which all four pixels of a bool [H, W] are True, else 0.
+
+    Pixels outside are those nearest to them, as in padding with "border".
+    """
+    valid = F.pad((~ignored)[None, None].float(), (1, 1, 1, 1), mode="replicate")
+    return 1 - F.max_pool2d(valid, 2, stride=1)
 
 
 def _smallest(values: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from the_mask.ops.fast_linear import fast_linear
-from the_mask.ops.inference import is_plain_inference, softmax_of_few
+from the_mask.ops.inference import is_plain, softmax_of_few
 from the_mask.ops.linear import linear_in_float32
 from the_mask.ops.msda.op import ms_deform_attn
 
@@ -107,11 +107,12 @@ class MSDeformAttn(nn.Module):
         layer, sizes = self.sampling_offsets, (self.num_heads, self.num_levels, self.num_points, 2)
         shape = (*query.shape[:2], *sizes)
         is_spread = reference_points.dim() == 6
-        if is_spread and is_plain_inference(query, layer.weight):
+        if is_spread and is_plain(query, layer.weight):
             # Divided in the weights: a division by two numbers in turn takes longer than the sampling.
             scale = (1 / _level_extent(spatial_shapes, query)).expand(sizes).reshape(-1)
-            shifts = fast_linear(query, layer.weight * scale[:, None], layer.bias * scale)
-            return shifts.view(shape).add_(reference_points)
+            shifts = fast_linear(query, layer.weight * scale[:, None], layer.bias * scale).view(shape)
+            # In place without gradients: that of a view changed in place is slow.
+            return shifts + reference_points if shifts.requires_grad else shifts.add_(reference_points)
         offsets = linear_in_float32(layer, query).view(shape)
         places = reference_points.to(offsets.dtype)
         places = places if is_spread else places[:, :, None, :, None, :]

@@ -10,9 +10,11 @@ adds ``frame``: the same dict with ``pred_logits`` [B,T,Q,K+1].
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +28,8 @@ from the_mask.modeling.mask.mask_decoders.layers import (
     unblock_empty_rows,
 )
 from the_mask.modeling.mask.position_encoding import position_encoding
-from the_mask.ops.fast_linear import fast_product
+from the_mask.ops.fast_linear import fast_linear, fast_product
+from the_mask.ops.inference import is_plain
 
 Predictions = dict[str, Any]
 
@@ -46,6 +49,49 @@ def mask_logits(embeddings: Tensor, mask_features: Tensor) -> Tensor:
     # One product per frame: an einsum over the clip would first copy the features to [B, C, T*h*w].
     product = fast_product(embeddings, mask_features.flatten(3))
     return product.unflatten(3, mask_features.shape[3:]).transpose(1, 2)
+
+
+def mask_logits_of_layers(embeddings: Sequence[Tensor], mask_features: Tensor) -> list[Tensor]:
+    """:func:`mask_logits` of the embeddings of several layers, whose gradients are computed together."""
+    features = mask_features.flatten(3)
+    if not (torch.is_grad_enabled() and is_plain(features, *embeddings)):
+        return [mask_logits(one, mask_features) for one in embeddings]
+    frames = features.shape[1]
+    per_frame = [one if one.dim() == 4 else one[:, None].expand(-1, frames, -1, -1) for one in embeddings]
+    products: tuple[Tensor, ...] = _MaskProducts.apply(features, *per_frame)
+    return [product.unflatten(3, mask_features.shape[3:]).transpose(1, 2) for product in products]
+
+
+class _MaskProducts(torch.autograd.Function):
+    """Products [B, T, Q, P] of features [B, T, C, P] and the embeddings [B, T, Q, C] of each layer.
+
+    The losses use the few masks that are matched: most rows of a gradient are zero and left out of its products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, *embeddings: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(features, *embeddings)
+        ctx.set_materialize_grads(False)
+        return tuple(fast_product(one, features) for one in embeddings)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        features, *embeddings = ctx.saved_tensors
+        for_features = torch.zeros_like(features)
+        for_embeddings = [torch.zeros_like(one) for one in embeddings]
+        for b, t in itertools.product(*map(range, features.shape[:2])):
+            # Of each layer: its number and the rows that are not zero (or not a number).
+            used = [
+                (i, (grad[b, t].abs().sum(1) != 0).nonzero()[:, 0]) for i, grad in enumerate(grads) if grad is not None
+            ]
+            if not used:
+                continue
+            grad = torch.cat([grads[i][b, t][rows] for i, rows in used])
+            for_features[b, t] = fast_product(torch.cat([embeddings[i][b, t][rows] for i, rows in used]).t(), grad)
+            parts = fast_linear(grad, features[b, t]).split([len(rows) for _, rows in used])
+            for (i, rows), part in zip(used, parts, strict=True):
+                for_embeddings[i][b, t, rows] = part
+        return for_features, *for_embeddings
 
 
 def shrink_mask_features(mask_features: Tensor, maps: Sequence[Tensor], num_frames: int) -> list[Tensor]:

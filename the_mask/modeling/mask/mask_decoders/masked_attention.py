@@ -11,7 +11,7 @@ from the_mask.modeling.mask.mask_decoders.base import (
     MaskDecoder,
     Predictions,
     attention_mask,
-    mask_logits,
+    mask_logits_of_layers,
     nest_predictions,
 )
 from the_mask.modeling.mask.mask_decoders.registry import MASK_DECODERS
@@ -27,7 +27,7 @@ class MaskedAttentionDecoder(MaskDecoder):
     def decode(
         self, keys: list[Tensor], values: list[Tensor], small: list[Tensor], features: Tensor, shown: slice, aux: bool
     ) -> Predictions:
-        logits, masks = [], []
+        logits, kept = [], []
         queries = self.query_feat.weight.expand(features.shape[0], -1, -1)
         layers = len(self.transformer_ffn_layers)
         for layer in range(layers + 1):
@@ -35,9 +35,9 @@ class MaskedAttentionDecoder(MaskDecoder):
             embeddings = self.mask_embed(decoded)
             if aux or layer == layers:
                 logits.append(self.class_embed(decoded))
-                masks.append(mask_logits(embeddings, features))
+                kept.append(embeddings)
             if layer < layers:
                 level = layer % len(keys)
                 allowed = attention_mask(embeddings, small[level]).transpose(1, 2).flatten(2)
                 queries = self.refine(layer, queries, keys[level].flatten(1, 2), values[level].flatten(1, 2), allowed)
-        return nest_predictions(logits, masks)
+        return nest_predictions(logits, mask_logits_of_layers(kept, features))

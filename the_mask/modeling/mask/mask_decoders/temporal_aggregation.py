@@ -42,7 +42,7 @@ from the_mask.modeling.mask.mask_decoders.base import (
     MaskDecoder,
     Predictions,
     attention_mask,
-    mask_logits,
+    mask_logits_of_layers,
     nest_predictions,
 )
 from the_mask.modeling.mask.mask_decoders.layers import MLP
@@ -77,17 +77,17 @@ class TemporalAggregationDecoder(MaskDecoder):
         clip, frame = self.temporal_layer.start(
             self.query_feat.weight, self.query_embed.weight, torch.cat(keys, dim=2), torch.cat(values, dim=2)
         )
-        clip_logits, clip_masks, frame_logits, frame_masks = [], [], [], []
+        clip_logits, clip_kept, frame_logits, frame_kept = [], [], [], []
         layers = len(self.transformer_ffn_layers)
         for layer in range(layers + 1):
             decoded = self.decoder_norm(clip)
             embeddings = self.mask_embed(decoded)
             if aux or layer == layers:
                 clip_logits.append(self.class_embed(decoded))
-                clip_masks.append(mask_logits(embeddings, features))
+                clip_kept.append(embeddings)
                 decoded = self.frame_norm(frame[:, shown])
                 frame_logits.append(self.frame_class_embed(decoded))
-                frame_masks.append(mask_logits(self.frame_mask_embed(decoded), features))
+                frame_kept.append(self.frame_mask_embed(decoded))
             if layer < layers:
                 level = layer % len(keys)
                 allowed = attention_mask(embeddings, small[level]).flatten(0, 1)
@@ -96,7 +96,8 @@ class TemporalAggregationDecoder(MaskDecoder):
                     layer, frame.flatten(0, 1), keys[level].flatten(0, 1), values[level].flatten(0, 1), allowed
                 ).unflatten(0, (-1, frame.shape[1]))
                 clip = self.temporal_layer.combine(clip, frame)
+        masks = mask_logits_of_layers([*clip_kept, *frame_kept], features)
         return {
-            **nest_predictions(clip_logits, clip_masks),
-            "frame": nest_predictions(frame_logits, frame_masks),
+            **nest_predictions(clip_logits, masks[: len(clip_kept)]),
+            "frame": nest_predictions(frame_logits, masks[len(clip_kept) :]),
         }

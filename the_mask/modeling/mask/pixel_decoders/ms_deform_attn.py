@@ -19,7 +19,7 @@ from the_mask.config.keys.mask_former import PixelDecoderOptions
 from the_mask.modeling.mask.pixel_decoders.registry import PIXEL_DECODERS, PixelDecoder
 from the_mask.modeling.mask.position_encoding import sine_2d
 from the_mask.ops import MSDeformAttn
-from the_mask.ops.inference import is_plain_inference
+from the_mask.ops.inference import is_plain
 
 NORM_GROUPS = 32
 
@@ -72,7 +72,7 @@ class DeformableEncoder(nn.Module):
     def forward(
         self, tokens: Tensor, position: Tensor, reference: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        if is_plain_inference(tokens):
+        if is_plain(tokens):
             # The same for all frames and layers.
             first: Any = self.layers[0]
             reference = first.self_attn.spread(reference[:1])
