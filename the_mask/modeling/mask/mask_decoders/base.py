@@ -79,17 +79,15 @@ class _MaskProducts(torch.autograd.Function):
         features, *embeddings = ctx.saved_tensors
         for_features = torch.zeros_like(features)
         for_embeddings = [torch.zeros_like(one) for one in embeddings]
-        for b, t in itertools.product(*map(range, features.shape[:2])):
-            # Of each layer: its number and the rows that are not zero (or not a number).
-            used = [
-                (i, (grad[b, t].abs().sum(1) != 0).nonzero()[:, 0]) for i, grad in enumerate(grads) if grad is not None
-            ]
-            if not used:
-                continue
-            grad = torch.cat([grads[i][b, t][rows] for i, rows in used])
-            for_features[b, t] = fast_product(torch.cat([embeddings[i][b, t][rows] for i, rows in used]).t(), grad)
-            parts = fast_linear(grad, features[b, t]).split([len(rows) for _, rows in used])
-            for (i, rows), part in zip(used, parts, strict=True):
+        given = [(i, grad) for i, grad in enumerate(grads) if grad is not None]
+        for b, t in itertools.product(*map(range, features.shape[:2])) if given else ():
+            # Of each layer, the rows that are not zero (or not a number).
+            used = [(grad[b, t].abs().sum(1) != 0).nonzero()[:, 0] for _, grad in given]
+            grad = torch.cat([grad[b, t, rows] for (_, grad), rows in zip(given, used, strict=True)])
+            matched = torch.cat([embeddings[i][b, t, rows] for (i, _), rows in zip(given, used, strict=True)])
+            for_features[b, t] = fast_product(matched.t(), grad)
+            parts = fast_linear(grad, features[b, t]).split([len(rows) for rows in used])
+            for (i, _), rows, part in zip(given, used, parts, strict=True):
                 for_embeddings[i][b, t, rows] = part
         return for_features, *for_embeddings
 
