@@ -115,6 +115,7 @@ def test_models_by_name_by_folder_and_by_default(cfg, folder, expected, tmp_path
     [
         (["-o", "a.mp4", "-o", "b.mkv"], "one video at a time"),
         (["-o", "a.gif"], "expected a name that ends in .mp4"),
+        (["-o", "a.png"], "or / (a folder of label maps); --contact-sheet writes a picture"),
         (["-o", "full"], "full holds PNGs already"),
         (["-o", "a.mp4", "--alpha", "2"], "--alpha 2.0"),
         (["-o", "a.mp4", "--model", "smal-one"], "no model 'smal-one'"),

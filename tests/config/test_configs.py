@@ -74,7 +74,7 @@ def small_heads(cfg):
 def small_teacher(cfg, folder):
     """A distillation's teacher of random weights, as small as its student."""
     options = cfg.MODEL.DISTILLATION
-    teacher = load_config(CONFIGS.parent / options.TEACHER_CONFIG, SMALL)
+    teacher = load_config(options.TEACHER_CONFIG, SMALL)
     small_backbone(teacher)
     small_heads(teacher)
     teacher.MODEL.RESNETS.DEPTH = 18

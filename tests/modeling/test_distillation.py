@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from tolerances import approx, assert_close
 
 from the_mask.config import load_config
+from the_mask.config.compose import config_root
 from the_mask.data.clips import Clip
 from the_mask.engine.validate import validate
 from the_mask.modeling.pixel.distillation import (
@@ -19,6 +20,7 @@ from the_mask.modeling.pixel.distillation import (
     region_affinity,
 )
 from the_mask.modeling.pixel.distilled import DistilledSegmentor
+from the_mask.weights.reading import locate_weights
 
 CLASSES = 5
 
@@ -211,22 +213,35 @@ def test_teacher_moves_with_the_model(teacher_file):
     assert next(model.teacher.parameters()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", ["street_live_distilled", "kd_r18", "kd_r18_cpu"])
+def test_teachers_of_the_library_are_found_anywhere(name, tmp_path, monkeypatch):
+    """By the name of a model, of a file, or of a row of a table; the shipped teacher's weights come along."""
+    monkeypatch.chdir(tmp_path)
+    options = load_config(f"camvid/{name}").MODEL.DISTILLATION
+    assert list(missing_teacher(options)) == []
+    load_config(options.TEACHER_CONFIG)
+    if name == "street_live_distilled":
+        assert locate_weights(options.TEACHER_WEIGHTS).is_file()
+
+
 def test_bad_distillations_are_named(teacher_file, tmp_path):
     cfg = distilled(teacher_file, "MODEL.DISTILLATION.TEACHER_WEIGHTS", "")
     build_model(cfg).eval().predict(clips())  # the student runs without a teacher
     with pytest.raises(ValueError, match="TEACHER_WEIGHTS is empty"):
         build_model(cfg).losses(clips())
-    assert list(missing_teacher(distilled(tmp_path).MODEL.DISTILLATION)) == [
-        f"MODEL.DISTILLATION.TEACHER_CONFIG {tmp_path / 'teacher.yaml'} does not exist",
-        f"MODEL.DISTILLATION.TEACHER_WEIGHTS {tmp_path / 'teacher.pth'} does not exist",
-    ]
+    config = tmp_path / "teacher.yaml"
+    problem = f"config file {config} does not exist (configs are in {config_root()})"
+    missing = list(missing_teacher(distilled(tmp_path).MODEL.DISTILLATION))
+    assert missing == [f"MODEL.DISTILLATION.TEACHER_CONFIG: {problem}"]
+    with pytest.raises(ValueError, match=rf"TEACHER_WEIGHTS: weights file {tmp_path / 'teacher.pth'} does not exist"):
+        validate(distilled(tmp_path))
     with pytest.raises(ValueError, match=r"PAIR_LEVEL 'res9': the student has"):
         build_model(distilled(teacher_file, "MODEL.DISTILLATION.PAIR_LEVEL", "res9")).losses(clips())
     with pytest.raises(ValueError, match=r"5 classes .* the student 7"):
         build_model(distilled(teacher_file, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7)).losses(clips())
     with pytest.raises(ValueError, match="STUDENT_ARCHITECTURE 'MaskClassifier'"):
         build_model(distilled(teacher_file, "MODEL.DISTILLATION.STUDENT_ARCHITECTURE", "MaskClassifier"))
-    with pytest.raises(ValueError, match=r"TEACHER_CONFIG .* does not exist"):
+    with pytest.raises(ValueError, match=r"TEACHER_CONFIG: .* does not exist"):
         validate(distilled(tmp_path))
     for key, value in (("PIXEL_WEIGHT", -1.0), ("TEMPERATURE", 0.0), ("PAIR_SCALE", 1.5)):
         with pytest.raises(ValueError, match=key):

@@ -150,8 +150,10 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
     """The annotated video, and the other outputs on the command line.
 
     Raises:
-        ValueError: two videos, or a folder that is not empty.
+        ValueError: two videos, a name of no known kind, or a folder that is not empty.
     """
+    from the_mask.inference.demo import PICTURE_SUFFIXES
+    from the_mask.inference.rendering.video_writer import VideoWriter
     from the_mask.inference.sinks import ClassShares, LabelFolder
 
     videos: list[Path] = []
@@ -166,6 +168,12 @@ def sort_outputs(args: argparse.Namespace, palette: Any) -> tuple[Path | None, l
         elif given.endswith(("/", "\\")) or path.is_dir() or (not path.suffix and not path.is_file()):
             sinks.append(LabelFolder.of_video(path, len(palette.names), palette.colors if args.palette else None))
         else:
+            if path.suffix.lower() not in VideoWriter.FORMATS:
+                picture = "; --contact-sheet writes a picture" if path.suffix.lower() in PICTURE_SUFFIXES else ""
+                raise ValueError(
+                    f"output {given}: expected a name that ends in {', '.join(VideoWriter.FORMATS)} (a video), .json "
+                    f"(shares of classes) or / (a folder of label maps){picture}"
+                )
             videos.append(path)
     if len(videos) > 1:
         raise ValueError(f"outputs {', '.join(map(str, videos))}: one video at a time")

@@ -54,7 +54,7 @@ def find_config(name: str | Path) -> ConfigFile:
 
     Args:
         name: a path; or a name below the library's configs, with or without ``configs/`` and ``.yaml``, such as
-            ``vspw/the_mask_r50_1f``.
+            ``vspw/the_mask_r50_1f``; or the name of a model that comes with the library, for its config.
 
     Raises:
         FileNotFoundError: it does not exist; the message has similar names.
@@ -65,6 +65,8 @@ def find_config(name: str | Path) -> ConfigFile:
         parts = given.parts
         below = Path(*parts[parts.index("configs") + 1 :]) if "configs" in parts[:-1] else given
         found = _at(config_root() / below) or _at(config_root() / below.with_name(f"{below.name}.yaml"))
+    if found is None and len(given.parts) == 1:
+        found = _at(Path(the_mask.__file__).parent / "models" / f"{given.name}.yaml")
     if found is None:
         # By the last part, and of equals the one that resembles the whole.
         wanted = "/".join([given.parent.name, given.stem])

@@ -187,4 +187,10 @@ def _check_start(cfg: CfgNode) -> Iterable[str]:
 
 def _check_teacher(cfg: CfgNode) -> Iterable[str]:
     if cfg.MODEL.META_ARCHITECTURE == "DistilledSegmentor":
-        yield from missing_teacher(cfg.MODEL.DISTILLATION)
+        options = cfg.MODEL.DISTILLATION
+        yield from missing_teacher(options)
+        try:
+            if options.TEACHER_WEIGHTS:
+                locate_weights(options.TEACHER_WEIGHTS)
+        except (FileNotFoundError, ValueError) as error:
+            yield f"MODEL.DISTILLATION.TEACHER_WEIGHTS: {error}"

@@ -7,12 +7,13 @@ classes, C channels, h w map size, P regions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
+
+from the_mask.config.compose import find_config
 
 
 def pixel_distillation(
@@ -94,10 +95,15 @@ def content_mask(
 
 
 def missing_teacher(options: CfgNode) -> Iterator[str]:
-    """Problems that prevent a distillation with ``MODEL.DISTILLATION``, one message each."""
+    """Problems that prevent a distillation with ``MODEL.DISTILLATION``, one message each.
+
+    Whether the weights exist is not looked at: those who read them know where they may be.
+    """
     for key in ("TEACHER_CONFIG", "TEACHER_WEIGHTS"):
-        value = options[key]
-        if not value:
+        if not options[key]:
             yield f"MODEL.DISTILLATION.{key} is empty: a distillation needs a trained teacher"
-        elif not Path(value).is_file():
-            yield f"MODEL.DISTILLATION.{key} {value} does not exist"
+    if options.TEACHER_CONFIG:
+        try:
+            find_config(options.TEACHER_CONFIG)
+        except FileNotFoundError as error:
+            yield f"MODEL.DISTILLATION.TEACHER_CONFIG: {error}"
