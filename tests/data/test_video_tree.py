@@ -79,7 +79,7 @@ def test_natural_order():
 def test_missing_masks(make_tree, tmp_path):
     name = make_tree("tree_mask", {"v": 3})
     (tmp_path / name / "data" / "v" / "mask" / "001.png").unlink()
-    with pytest.raises(ValueError, match=r"has 1 defects: .*v/origin/001\.png: no mask/001\.png .*check_dataset"):
+    with pytest.raises(ValueError, match=r"has 1 defects: .*v/origin/001\.png: no mask/001\.png .*the-mask check"):
         get_records(name)
     tree = tree_of(name)
     register_video_tree(name, tree.root, "train", tree.class_list, require_labels=False)
