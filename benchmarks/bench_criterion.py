@@ -186,7 +186,9 @@ def bench_plain(args: argparse.Namespace, device: torch.device, clock: Clock) ->
     original = module.match_all
     module.match_all = lambda given, *rest: found.extend(given) or original(given, *rest)  # type: ignore[func-returns-value]
     try:
-        criterion = MaskCriterion(num_classes=args.classes, options=LossOptions(train_num_points=args.points)).to(device)
+        criterion = MaskCriterion(num_classes=args.classes, options=LossOptions(train_num_points=args.points)).to(
+            device
+        )
         criterion(outputs, targets, list(range(args.clips)))
     finally:
         module.match_all = original
