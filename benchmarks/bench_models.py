@@ -180,8 +180,6 @@ def serve(candidate: Candidate, args: argparse.Namespace) -> None:
     if candidate.mode == "channels_last":
         network, frame = network.to(memory_format=torch.channels_last), frame.to(memory_format=torch.channels_last)
     run: Any = torch.compile(network) if candidate.mode == "compile" else network
-    # Before "auto", whose parts hide them.
-    parameters = sum(p.numel() for p in network.parameters())
     chosen: object = ""
     if candidate.mode == "auto":
         from the_mask.inference.runtimes import use_runtime
@@ -201,6 +199,7 @@ def serve(candidate: Candidate, args: argparse.Namespace) -> None:
         Path("/proc/self/clear_refs").write_text("5")
     else:
         once()
+    parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"parameters": parameters, "chosen": str(chosen)}), flush=True)
     for line in sys.stdin:
         command, _, path = line.strip().partition(" ")

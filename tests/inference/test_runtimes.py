@@ -1,5 +1,6 @@
 """Parts of models in other runtimes give what PyTorch gives, in streams, and what goes wrong has a name."""
 
+import copy
 import importlib.util
 import signal
 import subprocess
@@ -204,6 +205,26 @@ def test_new_weights_end_the_sessions():
     segmentor.model.load_state_dict(other.model.state_dict())
     assert_equal(run(segmentor, frames), expected)
     assert len(report.chosen) == 2
+
+
+def test_a_copied_model_has_parts_of_its_own():
+    segmentor, frames = streaming("swiftnet_debug"), video(3)
+    use_runtime(segmentor.model, "eager")
+    expected = run(segmentor, frames)
+    copied = copy.deepcopy(segmentor.model)
+    with torch.no_grad():
+        for x in copied.parameters():
+            x.add_(0.1 * torch.randn(x.shape))
+    other = streaming("swiftnet_debug")
+    other.model.load_state_dict(copied.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found = copied.image_logits(image)
+        assert_equal([found], [other.model.image_logits(image)])
+    copied.image_logits(image).sum().backward()
+    assert any(x.grad is not None for x in copied.parameters())
+    assert all(x.grad is None for x in segmentor.model.parameters())
+    assert_equal(run(segmentor, frames), expected)
 
 
 class Branches(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,14 @@ def run_training(options: RunOptions) -> dict[str, Any]:
         return trainer.train()
 
 
+def _first_size(names: Sequence[str]) -> tuple[int, int] | None:
+    """(height, width) of the first frame of some data sets."""
+    for name in names:
+        for record in get_records(name):
+            return read_size(record["frames"][0]["file_name"])
+    return None
+
+
 def evaluate_only(
     cfg: CfgNode, resume: bool = False, trust_pickle: bool = False, runtime: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -150,11 +158,10 @@ def evaluate_only(
     """
     path = _weights_to_evaluate(cfg, resume)
     model = trained(cfg, weights=path, trust_pickle=trust_pickle)
-    first = next(
-        (frame for name in cfg.DATASETS.TEST for record in get_records(name) for frame in record["frames"]), None
-    )
-    size = None if first is None else read_size(first["file_name"])
-    report = prepare_stream(StreamingSegmentor(cfg, model), **(runtime or {}), size=size)
+    options = dict(runtime or {})
+    if options.get("calibrate"):  # only then: the list of a large data set takes seconds
+        options["size"] = _first_size(cfg.DATASETS.TEST)
+    report = prepare_stream(StreamingSegmentor(cfg, model), **options)
     results = Trainer.evaluate_model(cfg, model)
     if report is not None:
         name = classes_dataset(cfg, cfg.DATASETS.TEST)

@@ -5,6 +5,7 @@ A layout is the structure of the arguments, the shapes and types of their tensor
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import threading
@@ -84,8 +85,8 @@ class Part:
         self._open_session = open_session
         self._sessions: OrderedDict[Any, tuple[Flat, Session]] = OrderedDict()
         self._lock = threading.Lock()
-        self._weights = [x for x in (*module.parameters(), *module.buffers()) if not x.is_inference()]
-        self._version = self._count_changes()
+        self._weights: list[Tensor] = []
+        self._version = -1
         self.digest = ""
         setattr(module, function, self)
 
@@ -100,11 +101,14 @@ class Part:
 
     def _count_changes(self) -> int:
         """Number of writes into the weights so far."""
+        if not self._weights:  # listed once: to walk through the modules takes as long as a small network
+            every = (*self.module.parameters(), *self.module.buffers())
+            self._weights = [x for x in every if not x.is_inference()]
         return sum(x._version for x in self._weights)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Part:
-        """A copied model shares its parts: sessions are bound to the weights that they were made from."""
-        return self
+        """The part of a copied module, which makes sessions of its own: its weights may become others."""
+        return Part(self.name, copy.deepcopy(self.module, memo), self.function, self._open_session)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -113,8 +117,9 @@ class Part:
             return call(self.module, self.function, args, kwargs)
         layout = (spec, tuple(_describe(leaf) for leaf in leaves))
         with self._lock:
-            if self._version != self._count_changes():
-                self._version, self.digest = self._count_changes(), ""
+            changes = self._count_changes()
+            if self._version != changes:
+                self._version, self.digest = changes, ""
                 self._sessions.clear()
             if layout not in self._sessions:
                 flat = Flat(self.module, self.function, spec, leaves).eval()
